@@ -1,12 +1,10 @@
-"""Modules that quantization puts into a model: the position cursor, attention products, linears."""
+"""Where in the sequence a model is: what every static per-position table is read by."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["AttentionCore", "Cursor"]
+__all__ = ["Cursor"]
 
 
 class Cursor:
@@ -28,14 +26,3 @@ class Cursor:
         self.begin = begin
         self.tokens = tokens
         self.position.fill_(begin)
-
-
-class AttentionCore(nn.Module):
-    """The two attention products and the softmax between them, in floating point.
-
-    q [B, H, Tq, d] (already scaled), k and v [B, H, Tk, d], mask broadcastable to
-    [B, H, Tq, Tk] (boolean: True = attend; float: added). Returns [B, H, Tq, d].
-    """
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)

@@ -1,0 +1,138 @@
+"""Calibration rows: the model's own samples, decoded as at inference, and the choice among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dgc import research_ratio, select_dgc
+from .errors import closest
+
+__all__ = ["Calibration", "calibrate"]
+
+SELECTIONS = ("dgc", "random", "first", "research_code")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rows to calibrate on.
+
+    ids int64 [n, T]: the tokens of every row; labels int64 [n]: its class, ``null_label`` for
+    unconditional rows; seed, select: how they came about (empty for rows given by the caller).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    seed: int = 0
+    select: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2 or self.labels.shape != self.ids.shape[:1] or not len(self.labels):
+            raise ValueError(
+                f"Calibration: ids {list(self.ids.shape)} and labels {list(self.labels.shape)}; "
+                "wanted ids [rows, positions] and labels [rows] with at least one row"
+            )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the rows: the same rows give the same hash on every machine."""
+        digest = hashlib.sha256()
+        for tensor in (self.ids, self.labels):
+            data = tensor.detach().cpu().to(torch.int64).contiguous()
+            digest.update(repr(list(data.shape)).encode())
+            digest.update(data.numpy().tobytes())
+        return digest.hexdigest()
+
+    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """The rows as (ids, labels) pairs of at most ``size`` rows."""
+        return list(zip(self.ids.split(size), self.labels.split(size), strict=True))
+
+
+@torch.inference_mode()
+def calibrate(
+    model: torch.nn.Module,
+    samples: int = 256,
+    keep: int = 128,
+    seed: int = 0,
+    select: str = "dgc",
+    batch_size: int = 32,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Calibration:
+    """Sample ``samples`` rows from ``model`` itself and keep ``keep`` of them.
+
+    Half of the rows are conditional, half unconditional: each image that the model draws (its own
+    decoding loop with its default guidance) gives one row of each kind with the same tokens, as
+    guidance does at inference. ``select``: "dgc" (default), "random", "first", or "research_code"
+    (the ratio rule of the authors' code). The result depends on the arguments only.
+    """
+    if select not in SELECTIONS:
+        raise ValueError(
+            f"calibrate: unknown select {select!r}; wanted one of {', '.join(SELECTIONS)}. "
+            f"{closest(select, SELECTIONS)}"
+        )
+    if samples < 2 or samples % 2 or not 0 < keep <= samples:
+        raise ValueError(
+            f"calibrate: samples {samples}, keep {keep}; wanted an even number of samples "
+            "(conditional and unconditional rows) and 1 <= keep <= samples"
+        )
+    images = samples // 2
+    generator = torch.Generator().manual_seed(seed)
+    rounds = [
+        torch.randperm(model.num_classes, generator=generator)
+        for _ in range(-(-images // model.num_classes))
+    ]
+    labels = torch.cat(rounds)[:images]
+    ids = []
+    for start in range(0, images, batch_size):
+        part = labels[start : start + batch_size]
+        ids.append(model.sample_ids(part, seed=seed, first_index=start).cpu())
+        if progress:
+            progress("sample", min(start + batch_size, images), images)
+    ids = torch.cat(ids).to(torch.int64)
+    ids = torch.cat([ids, ids])  # [conditional | unconditional]
+    labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
+    chosen = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
+    return Calibration(ids[chosen], labels[chosen], seed, select)
+
+
+def _choose(model, ids, labels, keep, select, generator, batch_size, progress) -> Tensor:
+    rows = len(labels)
+    conditional = labels != model.null_label
+    if select == "random":
+        return torch.sort(torch.randperm(rows, generator=generator)[:keep]).values
+    if keep == rows:
+        return torch.arange(rows)
+    images = rows // 2
+    ratio = 0.5
+    if select != "first":
+        pooled, first = _features(model, ids, labels, batch_size, progress)
+        if select == "dgc":
+            return select_dgc(pooled, conditional, keep)
+        ratio = research_ratio(first[:images], first[images:], keep)
+    cond = min(round(ratio * keep), images)
+    return torch.cat([torch.arange(cond), images + torch.arange(min(keep - cond, images))])
+
+
+def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]:
+    """Output of the last block: (mean over positions, first position), each [rows, D]."""
+    captured = []
+    block = model.transformer.get_submodule(model.block_names()[-1])
+
+    def keep(_module, _args, output: Tensor) -> None:  # output [B, T, D]
+        captured.append((output.mean(1).double().cpu(), output[:, 0].float().cpu()))
+
+    handle = block.register_forward_hook(keep)
+    try:
+        for start in range(0, len(labels), batch_size):
+            stop = start + batch_size
+            model.replay(ids[start:stop], labels[start:stop])
+            if progress:
+                progress("select", min(stop, len(labels)), len(labels))
+    finally:
+        handle.remove()
+    pooled, first = zip(*captured, strict=True)
+    return torch.cat(pooled), torch.cat(first)

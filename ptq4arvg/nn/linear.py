@@ -1,0 +1,157 @@
+"""Quantized linears: simulated in floating point, and computed in integers from packed weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..numerics import LinearQuantization, expand_groups
+from .cursor import Cursor
+
+__all__ = ["PackedLinear", "QuantLinear"]
+
+
+class _StaticInput(nn.Module):
+    """Static per-position input grid of a linear: tables over the positions, read at the cursor."""
+
+    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = q.codes.shape
+        self.w_bits, self.a_bits, self.sink = q.w_bits, q.a_bits, tuple(q.sink)
+        self.cursor = cursor
+        self.register_buffer("w_scale", q.w_scale.float().contiguous())
+        self.register_buffer("w_zero", q.w_zero)
+        self.register_buffer("bias", None if q.bias is None else q.bias.float().contiguous())
+        self.register_buffer("input_scale", q.input_scale.float())
+        self.register_buffer("input_zero", q.input_zero.to(torch.int32))
+        self.register_buffer("position_group", q.position_group)
+        scale = expand_groups(self.input_scale, q.position_group)
+        zero = expand_groups(self.input_zero, q.position_group)
+        # Tables in the form the ops read; derived, so not part of the state.
+        self.register_buffer("a_scale", scale, persistent=False)
+        self.register_buffer("a_inv_scale", 1.0 / scale, persistent=False)
+        self.register_buffer("a_level_zero", zero, persistent=False)
+        residual = zero - 128 if q.a_bits == 8 else None
+        self.register_buffer("a_zero", residual, persistent=False)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"w_bits={self.w_bits}, a_bits={self.a_bits}, groups={len(self.input_scale)}"
+        )
+
+    def _where(self) -> tuple[Tensor | None, int]:
+        """(position, tokens) for the ops; an input without a token axis has a one-row table."""
+        if len(self.a_scale) == 1:
+            return None, 0
+        return self.cursor.position, self.cursor.tokens
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes int8 of the input x [..., K] at the cursor's positions."""
+        position, tokens = self._where()
+        return ops.quantize(
+            x, self.a_inv_scale, self.a_level_zero, self.a_bits, position=position, tokens=tokens
+        )
+
+    def _sink_rows(self, rows: int) -> Tensor | None:
+        """Indices of the rows whose position is a sink, or None."""
+        if not self.sink or len(self.a_scale) == 1:
+            return None
+        begin, tokens = self.cursor.begin, self.cursor.tokens
+        hit = [s - begin for s in self.sink if begin <= s < begin + tokens]
+        if not hit:
+            return None
+        images = torch.arange(0, rows, tokens, device=self.a_scale.device)
+        return (images[:, None] + torch.tensor(hit, device=images.device)).flatten()
+
+    def _replace_sinks(self, y: Tensor, x: Tensor) -> Tensor:
+        """Put rows computed from float activations where y [..., N] belongs to sink positions."""
+        rows = self._sink_rows(y.numel() // self.out_features)
+        if rows is None:
+            return y
+        flat = x.reshape(-1, self.in_features)[rows]
+        y.view(-1, self.out_features)[rows] = self._float_rows(flat).to(y.dtype)
+        return y
+
+
+class QuantLinear(_StaticInput):
+    """A quantized linear simulated in floating point: x [..., K] -> [..., N] in the dtype of x.
+
+    The same codes as ``PackedLinear``, multiplied after dequantization; it is what the integer
+    path is checked against, and runs in any float dtype.
+    """
+
+    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+        super().__init__(q, cursor)
+        self.register_buffer("weight", q.weight())
+
+    def dequantized_input(self, x: Tensor) -> Tensor:
+        """x [..., K] rounded to the static grid of its positions, in its own dtype."""
+        codes = self.quantize(x).to(x.dtype).reshape(-1, self.in_features)
+        position, tokens = self._where()
+        begin = 0 if position is None else self.cursor.begin
+        row = begin + torch.arange(codes.shape[0], device=x.device) % (tokens or len(self.a_scale))
+        if self.a_zero is not None:
+            codes = codes - self.a_zero[row, None].to(x.dtype)
+        return (codes * self.a_scale[row, None].to(x.dtype)).reshape(x.shape)
+
+    def _float_rows(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._replace_sinks(self._float_rows(self.dequantized_input(x)), x)
+
+
+class PackedLinear(_StaticInput):
+    """A quantized linear computed in integers: x [..., K] float, or int8 codes, -> [..., N].
+
+    Buffers: ``packed`` uint8, the weight in this device's kernel layout, ``w_scale`` [N],
+    ``w_zero`` int32 [N] or None, ``w_sum`` int32 [N], ``bias`` [N] or None, ``input_scale`` and
+    ``input_zero`` [G], ``position_group`` [T]. ``activation`` is applied in the GEMM's epilogue.
+    """
+
+    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+        super().__init__(q, cursor)
+        self.activation = "none"
+        self.out_dtype: torch.dtype | None = None
+        self.register_buffer("w_sum", q.codes.sum(1, dtype=torch.int32))
+        self.register_buffer("packed", ops.pack_weight(q.codes.contiguous(), q.w_zero, q.w_bits))
+
+    @classmethod
+    def from_quantization(cls, q: LinearQuantization, cursor: Cursor) -> PackedLinear:
+        """The integer linear of a canonical quantization."""
+        return cls(q, cursor)
+
+    def canonical(self) -> LinearQuantization:
+        """The canonical (row-major) form of this layer, as checkpoints store it."""
+        codes = ops.unpack_weight(
+            self.packed, self.w_zero, self.w_bits, self.out_features, self.in_features
+        )
+        return LinearQuantization(
+            codes, self.w_scale, self.w_zero, self.bias, self.input_scale, self.input_zero,
+            self.position_group, self.w_bits, self.a_bits, self.sink,
+        )  # fmt: skip
+
+    def weight_bytes(self) -> int:
+        """Bytes that the packed weight takes in memory."""
+        return self.packed.numel()
+
+    def _float_rows(self, x: Tensor) -> Tensor:
+        return ops.gemm_float(
+            x, self.packed, self.w_scale, w_zero=self.w_zero, bias=self.bias,
+            bits=self.w_bits, activation=self.activation,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = x if x.dtype == torch.int8 else self.quantize(x)
+        out_dtype = self.out_dtype or (torch.float32 if x.dtype == torch.int8 else x.dtype)
+        position, tokens = self._where()
+        y = ops.gemm(
+            codes, self.packed, self.a_scale, self.w_scale, a_zero=self.a_zero,
+            w_sum=self.w_sum, w_zero=self.w_zero, bias=self.bias, bits=self.w_bits,
+            position=position, tokens=tokens, activation=self.activation, out_dtype=out_dtype,
+        )  # fmt: skip
+        return self._replace_sinks(y, x) if self.sink else y

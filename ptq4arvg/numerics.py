@@ -1,0 +1,202 @@
+"""Schemes, affine grids and the search for their ranges.
+
+Every grid is ``x_hat = scale * (q - zero)`` with integer levels ``0 <= q <= 2**bits - 1`` and an
+integer zero point inside the level range, so that zero is always represented exactly. Rounding is
+to nearest even. Searches run in float32 over float64 sums; scales are returned as float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import closest
+
+__all__ = [
+    "SCHEMES",
+    "LinearQuantization",
+    "Scheme",
+    "affine_grid",
+    "expand_groups",
+    "get_scheme",
+    "quantize_weight",
+    "search_range",
+]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Bit widths of weights and activations."""
+
+    name: str
+    w_bits: int
+    a_bits: int
+
+
+SCHEMES = {s.name: s for s in (Scheme("W8A8", 8, 8), Scheme("W6A6", 6, 6), Scheme("W4A8", 4, 8))}
+
+
+def get_scheme(scheme: str | Scheme) -> Scheme:
+    """The scheme of that name (any case). ValueError names the nearest one otherwise."""
+    if isinstance(scheme, Scheme):
+        return scheme
+    found = SCHEMES.get(str(scheme).upper())
+    if found is None:
+        raise ValueError(
+            f"unknown scheme {scheme!r}; wanted one of {', '.join(SCHEMES)}. "
+            f"{closest(str(scheme).upper(), SCHEMES)}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class LinearQuantization:
+    """One quantized linear layer in canonical form (row-major, no kernel's layout).
+
+    codes int8 [N, K]: weight levels with the zero point already taken off; w_scale float32 [N];
+    w_zero int32 [N] at 6 and 4 bits, None at 8; bias float32 [N] or None; input_scale float32 [G]
+    and input_zero int32 [G] in [0, 2**a_bits - 1]: one grid per group of positions;
+    position_group int64 [T]: the group of every position; sink: positions computed from float
+    activations.
+    """
+
+    codes: Tensor
+    w_scale: Tensor
+    w_zero: Tensor | None
+    bias: Tensor | None
+    input_scale: Tensor
+    input_zero: Tensor
+    position_group: Tensor
+    w_bits: int
+    a_bits: int
+    sink: tuple[int, ...] = ()
+
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The dequantized weight [N, K]."""
+        return self.codes.to(dtype) * self.w_scale.to(dtype)[:, None]
+
+
+def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Grid over [min(lo, 0), max(hi, 0)]: (scale float32, zero int32), shaped like ``lo``.
+
+    An empty range (a constant zero, a dead channel) gets scale 1 and zero 0: it is exact.
+    """
+    lo = lo.double().clamp(max=0.0)
+    hi = hi.double().clamp(min=0.0)
+    levels = 2**bits - 1
+    scale = ((hi - lo) / levels).float()
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+    zero = torch.round(-lo / scale.double()).clamp(0, levels).to(torch.int32)
+    return scale, zero
+
+
+def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:
+    """Per-group values [G] to a contiguous table over the positions [T]."""
+    return values[position_group].contiguous()
+
+
+def _row_error(w: Tensor, lo: Tensor, hi: Tensor, bits: int, importance: Tensor | None) -> Tensor:
+    """Weighted squared rounding error of each row of ``w`` [N, K] on the grid over [lo, hi] [N]."""
+    levels = _row_levels(w, lo, hi, bits)
+    error = (levels[0] * levels[1][:, None] - w).square_()
+    return error.sum(1) if importance is None else error @ importance
+
+
+def _row_levels(w: Tensor, lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(levels less zero point [N, K] in the dtype of w, scale float32 [N], zero int32 [N])."""
+    if bits == 8:
+        scale, _ = affine_grid(torch.zeros_like(hi), torch.maximum(hi, -lo) * (255 / 127), bits)
+        return torch.round(w / scale[:, None]).clamp_(-127, 127), scale, None
+    scale, zero = affine_grid(lo, hi, bits)
+    top = (2**bits - 1 - zero)[:, None].to(w.dtype)
+    levels = torch.round(w / scale[:, None])
+    return torch.minimum(torch.maximum(levels, -zero[:, None].to(w.dtype)), top), scale, zero
+
+
+def quantize_weight(
+    weight: Tensor, bits: int, importance: Tensor | None = None, search: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Quantize a weight per output channel: (codes int8 [N, K], scale [N], zero int32 [N] or None).
+
+    8 bits: symmetric, codes in [-127, 127], no zero point. 6 and 4 bits: affine. With ``search``
+    the range of each row is shrunk to the one of least squared error, weighted per input channel
+    by ``importance`` [K] (the mean square of that channel's activation turns the weight's error
+    into the layer output's). Without it the range is the row's minimum and maximum.
+    """
+    w = weight.detach().float()
+    lo, hi = w.amin(1), w.amax(1)
+    if search:
+        importance = None if importance is None else importance.to(w.dtype)
+        lo, hi = _search_rows(w, lo, hi, bits, importance)
+    levels, scale, zero = _row_levels(w, lo, hi, bits)
+    return levels.to(torch.int8), scale, zero
+
+
+def _search_rows(
+    w: Tensor, lo: Tensor, hi: Tensor, bits: int, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Shrink both ends of each row's range together, then (affine only) each end on its own."""
+    full_lo, full_hi = lo, hi
+    best = _row_error(w, lo, hi, bits, importance)
+    best_lo, best_hi = lo.clone(), hi.clone()
+
+    def consider(lo: Tensor, hi: Tensor) -> None:
+        nonlocal best, best_lo, best_hi
+        error = _row_error(w, lo, hi, bits, importance)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_lo, best_hi = torch.where(better, lo, best_lo), torch.where(better, hi, best_hi)
+
+    floor = {8: 0.8, 6: 0.6, 4: 0.4}[bits]
+    for ratio in torch.linspace(1.0, floor, 17).tolist()[1:]:
+        consider(full_lo * ratio, full_hi * ratio)
+    if bits != 8:
+        for step in (0.08, -0.08, 0.04, -0.04):
+            consider(best_lo + step * full_lo, best_hi)
+            consider(best_lo, best_hi + step * full_hi)
+    return best_lo, best_hi
+
+
+def search_range(
+    histogram: Tensor, lo: Tensor, hi: Tensor, bits: int, candidates: int = 24
+) -> tuple[Tensor, Tensor]:
+    """Least-squares range per group from histograms: (lo, hi) float32 [G].
+
+    ``histogram`` [G, bins]: weight of the values in equal bins over [lo, hi] (float [G], with
+    lo <= 0 <= hi). Both ends shrink together first, then each on its own around the best; the
+    error of a candidate is evaluated at the centres of the bins, so ``bins`` should exceed the
+    number of levels several times. Unlike the three percentiles of the research code the unshrunk
+    range is always a candidate: a clipped outlier has to pay for itself.
+    """
+    groups, bins = histogram.shape
+    mass = histogram.double() / histogram.double().sum(1, keepdim=True).clamp_min(1e-300)
+    centre = (torch.arange(bins, dtype=torch.float64, device=lo.device) + 0.5) / bins
+    x = lo.double()[:, None] + (hi - lo).double()[:, None] * centre  # [G, bins]
+
+    def error(lo: Tensor, hi: Tensor) -> Tensor:
+        scale, zero = affine_grid(lo, hi, bits)
+        scale, zero = scale.double()[:, None], zero.double()[:, None]
+        q = torch.minimum(torch.maximum(torch.round(x / scale), -zero), 2**bits - 1 - zero)
+        return ((q * scale - x).square() * mass).sum(1)
+
+    best_lo, best_hi = lo.double().clone(), hi.double().clone()
+    best = error(best_lo, best_hi)
+
+    def consider(new_lo: Tensor, new_hi: Tensor) -> None:
+        nonlocal best, best_lo, best_hi
+        new = error(new_lo, new_hi)
+        better = new < best
+        best = torch.where(better, new, best)
+        best_lo = torch.where(better, new_lo, best_lo)
+        best_hi = torch.where(better, new_hi, best_hi)
+
+    full_lo, full_hi = lo.double(), hi.double()
+    for ratio in torch.linspace(1.0, 0.25, candidates).tolist()[1:]:
+        consider(full_lo * ratio, full_hi * ratio)
+    for step in (0.2, 0.1, 0.05, 0.025):
+        for sign in (-step, step):
+            consider((best_lo + sign * full_lo).clamp(max=0), best_hi)
+            consider(best_lo, (best_hi + sign * full_hi).clamp(min=0))
+    return best_lo.float(), best_hi.float()
