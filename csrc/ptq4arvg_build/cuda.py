@@ -1,0 +1,78 @@
+"""Find nvcc and the CUTLASS headers, and decide whether this build has CUDA kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .settings import Settings
+
+CUTLASS_HELP = (
+    "CUTLASS headers not found. Type one of:\n"
+    "  git submodule update --init third_party/cutlass\n"
+    "  pip install nvidia-cutlass==4.2.0.0 --no-deps"
+)
+
+
+def find_nvcc(environ: Mapping[str, str] | None = None) -> Path | None:
+    """nvcc from CUDA_HOME or CUDA_PATH, else from PATH, else from /usr/local/cuda."""
+    environ = os.environ if environ is None else environ
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(variable):
+            nvcc = Path(environ[variable], "bin", "nvcc")
+            if nvcc.is_file():
+                return nvcc
+    found = shutil.which("nvcc", path=environ.get("PATH", ""))
+    if found:
+        return Path(found)
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return usual if usual.is_file() else None
+
+
+def cuda_root(nvcc: Path) -> Path:
+    """The toolkit's folder, with include/ and lib64/ in it; a symbolic link to nvcc is followed."""
+    return nvcc.resolve().parent.parent
+
+
+def decide(
+    settings: Settings, has_kernels: bool, nvcc: Path | None, say: Callable[[str], None] = print
+) -> bool:
+    """Build CUDA kernels? Says in one line why not; RuntimeError when they were demanded in vain."""
+    if settings.mode == "cpu":
+        reason = "PTQ4ARVG_BUILD=cpu"
+    elif nvcc is None:
+        reason = "no nvcc on PATH or in CUDA_HOME"
+    elif not has_kernels:
+        reason = "this version has no CUDA kernels yet"
+    else:
+        return True
+    if settings.mode == "cuda":
+        raise RuntimeError(
+            f"PTQ4ARVG_BUILD=cuda, but {reason}. "
+            "Type: PTQ4ARVG_BUILD=cpu pip install .  (or put nvcc on PATH)"
+        )
+    say(f"ptq4arvg: building the CPU part only ({reason})")
+    return False
+
+
+def find_cutlass(root: Path, package: Callable[[], Path | None] | None = None) -> list[Path]:
+    """Include folders of CUTLASS: the submodule under `root`, else the package nvidia-cutlass.
+
+    `package` finds the folder of `cutlass_library`. RuntimeError says what to type when there is neither.
+    """
+    sources = [root / "third_party" / "cutlass"]
+    package_folder = (package or _cutlass_library)()
+    if package_folder is not None:
+        sources.append(package_folder / "source")
+    for source in sources:
+        if (source / "include" / "cutlass" / "cutlass.h").is_file():
+            return [source / "include", source / "tools" / "util" / "include"]
+    raise RuntimeError(CUTLASS_HELP)
+
+
+def _cutlass_library() -> Path | None:
+    spec = importlib.util.find_spec("cutlass_library")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None

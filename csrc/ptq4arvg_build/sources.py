@@ -1,0 +1,63 @@
+"""Which files make which binary, and which instruction-set flags a file gets: by folder and name only."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+AVX512_VNNI_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    *AVX2_FLAGS,
+)
+X86_NAMES = ("x86_64", "amd64")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Source files: the op library's C++ and CUDA, and the introspection module's C++."""
+
+    ops: tuple[Path, ...]
+    cuda: tuple[Path, ...]
+    info: tuple[Path, ...]
+
+
+def is_x86(machine: str | None = None) -> bool:
+    """Is this (or the named) machine a 64-bit x86?"""
+    return (machine or platform.machine()).lower() in X86_NAMES
+
+
+def isa_rank(path: Path) -> int:
+    """0 baseline, 1 AVX2, 2 AVX-512-VNNI, by file name."""
+    if "avx512_vnni" in path.name:
+        return 2
+    return 1 if "avx2" in path.name else 0
+
+
+def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
+    """Compiler flags of one file's instruction set. Never the build machine's: wheels travel."""
+    if not is_x86(machine):
+        return ()
+    # -march=x86-64 first, so that a distribution's or a user's default cannot raise the baseline.
+    return ("-march=x86-64", *((), AVX2_FLAGS, AVX512_VNNI_FLAGS)[isa_rank(path)])
+
+
+def collect(csrc: Path, machine: str | None = None) -> Sources:
+    """All source files under `csrc`, in link order.
+
+    Baseline files come first and AVX-512 ones last: of an inline function that several files emit, the
+    linker keeps the first copy, and that must be one that every processor can run.
+    """
+    kernels = [p for p in csrc.glob("kernels/**/*.cpp") if is_x86(machine) or isa_rank(p) == 0]
+    torch_files = list(csrc.glob("torch/*.cpp"))
+    return Sources(
+        ops=tuple(sorted([*torch_files, *kernels], key=lambda p: (isa_rank(p), p.as_posix()))),
+        cuda=tuple(sorted([*csrc.glob("kernels/cuda/**/*.cu"), *csrc.glob("torch/cuda/*.cpp")])),
+        info=tuple(sorted(csrc.glob("python/*.cpp"))),
+    )
+
+
+def has_cuda_kernels(sources: Sources) -> bool:
+    """Are there any .cu files in this version?"""
+    return any(path.suffix == ".cu" for path in sources.cuda)

@@ -1,0 +1,82 @@
+"""Find the torch to build against: its headers and libraries, without importing it.
+
+An isolated build runs the interpreter of the target environment but hides that environment's packages.
+The stable ABI needs only header files and a library to link, so knowing the folder is enough.
+"""
+
+from __future__ import annotations
+
+import re
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+MINIMUM = (2, 10)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """An installed torch: its folder and version, e.g. '2.13.0+cpu'."""
+
+    path: Path
+    version: str
+
+    @property
+    def include(self) -> Path:
+        """The folder that holds torch/csrc/stable."""
+        return self.path / "include"
+
+    @property
+    def lib(self) -> Path:
+        """The folder that holds libtorch_cpu.so."""
+        return self.path / "lib"
+
+
+def target_paths(prefix: str | None = None) -> list[Path]:
+    """Package folders of the environment that the package is being installed into, nearest first."""
+    prefix = prefix or sys.prefix
+    places = [sysconfig.get_path(kind) for kind in ("platlib", "purelib")]
+    config = Path(prefix, "pyvenv.cfg")
+    sees_system = True
+    if config.is_file():
+        text = config.read_text(encoding="utf-8", errors="replace").lower()
+        sees_system = re.search(r"include-system-site-packages\s*=\s*true", text) is not None
+    if sees_system:
+        if prefix != sys.base_prefix:
+            base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+            places += [sysconfig.get_path(kind, vars=base) for kind in ("platlib", "purelib")]
+        places.append(site.getusersitepackages())
+        places += site.getsitepackages([sys.base_prefix])
+    return list(dict.fromkeys(Path(place) for place in places))
+
+
+def find_torch(paths: Iterable[str | Path] | None = None) -> Torch | None:
+    """The first torch with C++ headers on `paths` (default: sys.path, then the target environment)."""
+    for place in paths if paths is not None else [*sys.path, *target_paths()]:
+        folder = Path(place or ".") / "torch"
+        version_file = folder / "version.py"
+        if version_file.is_file() and (folder / "include" / "torch").is_dir():
+            found = re.search(r"^__version__ = '([^']+)'", version_file.read_text(), re.MULTILINE)
+            if found:
+                return Torch(folder.resolve(), found.group(1))
+    return None
+
+
+def require_torch(torch: Torch | None) -> Torch:
+    """`torch`, or an error that says what to type when there is none or it is too old."""
+    wanted = ".".join(map(str, MINIMUM))
+    if torch is None:
+        raise RuntimeError(
+            "ptq4arvg is built against an installed torch and found none. "
+            f"Type: pip install 'torch>={wanted}'  (then install ptq4arvg again)"
+        )
+    number = re.match(r"(\d+)\.(\d+)", torch.version)
+    if number is None or tuple(map(int, number.groups())) < MINIMUM:
+        raise RuntimeError(
+            f"ptq4arvg needs torch {wanted} or later (stable ABI), found {torch.version} in {torch.path}. "
+            f"Type: pip install 'torch>={wanted}'"
+        )
+    return torch
