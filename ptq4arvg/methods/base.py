@@ -1,0 +1,122 @@
+"""What a quantization method is: choices that the pipeline follows, and a transform per linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import closest
+from ..numerics import Scheme
+from ..statistics import InputStatistics
+
+__all__ = ["METHODS", "LayerView", "Method", "Transform", "get_method", "register"]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One linear as a method sees it.
+
+    weight float32 [N, K]; stats: its input over the calibration rows; foldable: whether a scale
+    and a shift of that input can be absorbed upstream.
+    """
+
+    name: str
+    role: str
+    weight: Tensor
+    stats: InputStatistics
+    foldable: bool
+    sink: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Make a linear's input ``u / scale - shift`` (float64 [K] each); ``record`` is for reports."""
+
+    scale: Tensor
+    shift: Tensor
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """The weight [N, K] that goes with the transformed input."""
+        return (weight.double() * self.scale).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Choices common to all methods; subclasses add their own and ``fit``.
+
+    granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
+    "step", or per "position". activation_range and weight_range: "minmax" or "mse".
+    bias_correction: add the mean output error over the calibration sample to the bias. sink:
+    "integer" or "float", how sink positions are computed. attention: "float", or "simulated"
+    quantization of both attention products (never in the integer path).
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    granularity: str = "tensor"
+    activation_range: str = "minmax"
+    weight_range: str = "minmax"
+    bias_correction: bool = False
+    sink: str = "integer"
+    attention: str = "float"
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "granularity": ("tensor", "group", "step", "position"),
+        "activation_range": ("minmax", "mse"),
+        "weight_range": ("minmax", "mse"),
+        "sink": ("integer", "float"),
+        "attention": ("float", "simulated"),
+    }
+
+    def __post_init__(self) -> None:
+        for option, wanted in self.CHOICES.items():
+            value = getattr(self, option)
+            if value not in wanted:
+                raise ValueError(
+                    f"method {self.name!r}: {option} is {value!r}; wanted one of "
+                    f"{', '.join(wanted)}. {closest(str(value), wanted)}"
+                )
+
+    def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
+        """The transform of a linear's input, or None to leave it as it is."""
+        return None
+
+    def with_options(self, **options: Any) -> Method:
+        """A copy with some options changed; ValueError offers the nearest name for an unknown."""
+        known = [f.name for f in fields(self)]
+        for name in options:
+            if name not in known:
+                raise ValueError(
+                    f"method {self.name!r} has no option {name!r}; its options are "
+                    f"{', '.join(known)}. {closest(name, known)}"
+                )
+        return replace(self, **options)
+
+    def options(self) -> dict[str, Any]:
+        """All options and their values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make the method known by its name."""
+    METHODS[method.name] = method
+    return method
+
+
+def get_method(method: str | Method, **options: Any) -> Method:
+    """A method by name (or as given), with options changed."""
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(
+                f"unknown method {method!r}; wanted one of {', '.join(METHODS)}. "
+                f"{closest(method, METHODS)}"
+            )
+        method = METHODS[method]()
+    return method.with_options(**options)

@@ -1,0 +1,172 @@
+"""Gain-projected scaling (paper sec. 4.1, appendix A), the transform of the ptq4arvg method.
+
+Second-order expansion of the loss gives, for input channel k with scale ``s_k`` and the anchor a
+(the channel of widest range, which sets the grid of the whole tensor and of every weight row),
+
+    gain(s_k) = 1/2 [ A_k + B_k - A_k (s_k/s_a)^2 - B_k (s_a/s_k)^2 ],
+    A_k = sum_t dx_tk^2 * sum_n W_nk^2,      B_k = sum_t x_tk^2 * sum_n dW_nk^2,
+
+which is concave and largest at ``s_k = s_a (B_k / A_k)^(1/4)``; ``s_a = sqrt(R_x[a] / R_W[a])``
+makes the two ranges of the anchor equal. ``dx`` is the rounding error on the anchor's grid, ``dW``
+that of the per-row weight grid. The paper prints the L1 cousin of this; both are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..numerics import Scheme, affine_grid, quantize_weight
+from ..statistics import InputStatistics
+from .base import LayerView, Method, Transform, register
+
+__all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling", "smooth_scale"]
+
+
+@dataclass(frozen=True)
+class GPSResult:
+    """scale float64 [K]; anchor: its channel; gain: predicted, summed over channels."""
+
+    scale: Tensor
+    anchor: int
+    gain: float
+
+
+def gain_projected_scaling(
+    x: Tensor, weight: Tensor, bits: int, weight_hat: Tensor, norm: str = "l2", limit: float = 16.0
+) -> GPSResult:
+    """Closed-form scales for input x [S, K] of ``weight`` [N, K] quantized to ``weight_hat``.
+
+    ``bits``: of the activations. Ratios ``s_k / s_a`` stay within [1/limit, limit]; a channel
+    whose weights or values are all zero takes the anchor's scale, since nothing depends on it.
+    """
+    x = x.double()
+    w, dw = weight_hat.double(), (weight_hat.double() - weight.double())
+    reach = x.amax(0) - x.amin(0)
+    anchor = int(reach.argmax())
+    step, zero = affine_grid(x[:, anchor].amin(), x[:, anchor].amax(), bits)
+    level = torch.round(x / step.double()).clamp_(-int(zero), 2**bits - 1 - int(zero))
+    dx = level * step.double() - x
+    if norm == "l2":
+        a = dx.square().sum(0) * w.square().sum(0)
+        b = x.square().sum(0) * dw.square().sum(0)
+        power = 0.25
+    else:  # Eq. 16 and Algorithm 1 of the paper: square root of a ratio of L1 sums
+        a = dx.abs().sum(0) * w.abs().sum(0)
+        b = x.abs().sum(0) * dw.abs().sum(0)
+        power = 0.5
+    tiny = 1e-12 * torch.stack([a.mean(), b.mean()]).max().clamp_min(1e-300)
+    ratio = ((b + tiny) / (a + tiny)).pow(power).clamp(1 / limit, limit)
+    column = w.amax(0) - w.amin(0)
+    ratio[(reach == 0) | (column == 0)] = 1.0
+    ratio[anchor] = 1.0
+    base = (reach[anchor] / column[anchor]).sqrt() if column[anchor] > 0 and reach[anchor] > 0 else 1
+    gain = 0.5 * (a + b - a * ratio.square() - b / ratio.square()).sum().item()
+    return GPSResult(ratio * base, anchor, gain)
+
+
+def smooth_scale(reach: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """SmoothQuant's factors ``reach^alpha / max|W|^(1 - alpha)`` [K] from the inputs' reach [K].
+
+    Scaling a channel by t and its weights by 1/t scales its factor by t: what remains after the
+    division does not depend on how the two were balanced.
+    """
+    column = weight.double().abs().amax(0)
+    scale = reach.double().pow(alpha) / column.clamp_min(1e-30).pow(1 - alpha)
+    dead = (reach <= 0) | (column <= 0)
+    scale[dead] = 1.0
+    return scale
+
+
+def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
+    """(midpoint, half range) of every channel, float64 [K]: averages over the positions.
+
+    Averages, not extremes over all positions: with static scales per position each position has a
+    grid of its own, and one wide position must not stretch the others.
+    """
+    lo, hi = stats.lo.double(), stats.hi.double()
+    return ((lo + hi) / 2).mean(0), ((hi - lo) / 2).square().mean(0).sqrt()
+
+
+@register
+@dataclass(frozen=True)
+class PTQ4ARVG(Method):
+    """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges.
+
+    smooth: exponent of the SmoothQuant pre-pass, 0 for none. center: subtract each channel's
+    midpoint. gps: the gain-projected factors; norm: their "l2" or "l1" form; limit: clamp of
+    their ratio to the anchor's. A factor set that measures worse than none is dropped.
+    """
+
+    name: ClassVar[str] = "ptq4arvg"
+    summary: ClassVar[str] = "GPS folded upstream, static token-wise scales, searched ranges"
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {**Method.CHOICES, "norm": ("l2", "l1")}
+
+    granularity: str = "position"
+    activation_range: str = "mse"
+    weight_range: str = "mse"
+    bias_correction: bool = True
+    gps: bool = True
+    smooth: float = 0.5
+    center: bool = True
+    norm: str = "l2"
+    limit: float = 16.0
+
+    def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
+        """Smooth, centre, then scale by the closed form; see the module's formula."""
+        if not layer.foldable:
+            return None
+        k = layer.weight.shape[1]
+        scale, shift = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+        middle, reach = center(layer.stats)
+        if self.smooth:
+            scale = smooth_scale(reach if self.center else _reach(layer.stats), layer.weight,
+                                 self.smooth)  # fmt: skip
+        if self.center:
+            shift = middle / scale
+        base = Transform(scale, shift)
+        record = {"error_before": self._measure(layer, base, scheme)}
+        if not self.gps:
+            return Transform(scale, shift, record)
+        weight = base.weight(layer.weight)
+        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits)
+        weight_hat = codes.float() * w_scale[:, None]
+        x = layer.stats.sample.double() / scale - shift
+        result = gain_projected_scaling(
+            x, weight, scheme.a_bits, weight_hat, self.norm, self.limit
+        )
+        scaled = Transform(scale * result.scale, shift / result.scale)
+        record |= {
+            "anchor": result.anchor,
+            "gain_predicted": result.gain,
+            "error_after": self._measure(layer, scaled, scheme),
+        }
+        record["gps_kept"] = record["error_after"] <= record["error_before"]
+        best = scaled if record["gps_kept"] else base
+        return Transform(best.scale, best.shift, record)
+
+    def _measure(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:
+        """Mean squared output error on the sample, with plain ranges at the final granularity."""
+        stats = layer.stats.transformed(transform.scale, transform.shift)
+        lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [T]
+        if self.granularity == "tensor":
+            lo, hi = lo.amin(0, keepdim=True), hi.amax(0, keepdim=True)
+        step, zero = affine_grid(lo, hi, scheme.a_bits)
+        at = stats.sample_position if len(step) > 1 else torch.zeros_like(stats.sample_position)
+        step, zero = step[at, None], zero[at, None].float()
+        x = stats.sample.float()
+        level = torch.round(x / step)
+        level = torch.minimum(torch.maximum(level, -zero), 2**scheme.a_bits - 1 - zero)
+        weight = transform.weight(layer.weight).float()
+        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits)
+        exact = torch.nn.functional.linear(x, weight)
+        rounded = torch.nn.functional.linear(level * step, codes.float() * w_scale[:, None])
+        return (exact - rounded).double().square().mean().item()
+
+
+def _reach(stats: InputStatistics) -> Tensor:
+    """Largest magnitude of every channel, root mean square over the positions, float64 [K]."""
+    return torch.maximum(stats.hi, -stats.lo).double().square().mean(0).sqrt()
