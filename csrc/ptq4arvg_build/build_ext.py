@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext as SetuptoolsBuildExt
+from setuptools.errors import SetupError
 
 from . import cuda, ninja_file, sources, torch_location
 from .settings import Settings, read_settings
@@ -26,10 +27,13 @@ COMMON_FLAGS = (
 )
 # Use only what torch 2.10 has, so that one binary runs in it and in every later version.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
+# The stable ABI lives in libtorch_cpu alone; CUDA's libraries must stay optional. libstdc++ comes
+# first because torch's libraries export copies of parts of it, which another torch may not have.
+OPS_LINK_FLAGS = ("-Wl,--no-undefined", "-Wl,--as-needed", "-lstdc++")
 
 
 def extensions() -> list[Extension]:
-    """The two binaries as setuptools knows them; what really is in them is decided in `BuildExt`."""
+    """The two binaries as setuptools knows them; `BuildExt` decides what goes into them."""
     found = sources.collect(ROOT / "csrc")
     names = {OPS: [*found.ops, *found.cuda], INFO: [*found.info]}
     return [
@@ -40,7 +44,7 @@ def extensions() -> list[Extension]:
 
 
 class BuildExt(SetuptoolsBuildExt):
-    """Compiles with ninja, per-file instruction-set flags, and the torch of the target environment."""
+    """Compiles with ninja, per-file instruction-set flags, and the target environment's torch."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """The op library knows no Python, so its name has no Python tag."""
@@ -50,6 +54,12 @@ class BuildExt(SetuptoolsBuildExt):
 
     def build_extensions(self) -> None:
         """Build each extension with its own recipe."""
+        try:
+            self._build_all()
+        except (RuntimeError, ValueError) as error:  # setuptools shows its own kind in one line
+            raise SetupError(str(error)) from None
+
+    def _build_all(self) -> None:
         if not sys.platform.startswith("linux"):
             raise RuntimeError(f"ptq4arvg builds on Linux only, this is {sys.platform}")
         settings = read_settings()
@@ -75,8 +85,7 @@ class BuildExt(SetuptoolsBuildExt):
             output=output,
             cxx=_compiler(),
             cxx_flags=[*_words("CXXFLAGS"), *COMMON_FLAGS, *defines, *include],
-            # Only the CPU library: the stable ABI lives there, and CUDA ones must stay optional.
-            link_flags=["-Wl,--no-undefined", "-Wl,--as-needed", f"-L{torch.lib}", "-ltorch_cpu", "-lc10"],
+            link_flags=[*OPS_LINK_FLAGS, f"-L{torch.lib}", "-ltorch_cpu"],
             objects=[(path, sources.isa_flags(path)) for path in found.ops],
         )
         if with_cuda:
@@ -96,7 +105,10 @@ class BuildExt(SetuptoolsBuildExt):
             cxx=_compiler(),
             cxx_flags=[*_words("CXXFLAGS"), *COMMON_FLAGS, *include],
             link_flags=["-ldl", *_words("LDFLAGS")],
-            objects=[(path, sources.isa_flags(Path("baseline"))) for path in sources.collect(ROOT / "csrc").info],
+            objects=[
+                (path, sources.isa_flags(Path("baseline")))
+                for path in sources.collect(ROOT / "csrc").info
+            ],
         )
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .settings import Settings
+from .torch_location import search_paths
 
+CUTLASS_PACKAGE = "nvidia-cutlass==4.2.0.0"
 CUTLASS_HELP = (
     "CUTLASS headers not found. Type one of:\n"
     "  git submodule update --init third_party/cutlass\n"
-    "  pip install nvidia-cutlass==4.2.0.0 --no-deps"
+    f"  pip install {CUTLASS_PACKAGE} --no-deps"
 )
 
 
@@ -40,7 +41,7 @@ def cuda_root(nvcc: Path) -> Path:
 def decide(
     settings: Settings, has_kernels: bool, nvcc: Path | None, say: Callable[[str], None] = print
 ) -> bool:
-    """Build CUDA kernels? Says in one line why not; RuntimeError when they were demanded in vain."""
+    """Build CUDA kernels? Says in one line why not; RuntimeError when they were demanded."""
     if settings.mode == "cpu":
         reason = "PTQ4ARVG_BUILD=cpu"
     elif nvcc is None:
@@ -58,21 +59,15 @@ def decide(
     return False
 
 
-def find_cutlass(root: Path, package: Callable[[], Path | None] | None = None) -> list[Path]:
+def find_cutlass(root: Path, paths: Iterable[str | Path] | None = None) -> list[Path]:
     """Include folders of CUTLASS: the submodule under `root`, else the package nvidia-cutlass.
 
-    `package` finds the folder of `cutlass_library`. RuntimeError says what to type when there is neither.
+    The package is looked for on `paths` (default: sys.path, then the target environment).
+    RuntimeError says what to type when there is neither.
     """
-    sources = [root / "third_party" / "cutlass"]
-    package_folder = (package or _cutlass_library)()
-    if package_folder is not None:
-        sources.append(package_folder / "source")
-    for source in sources:
+    places = paths if paths is not None else search_paths()
+    packages = [Path(place, "cutlass_library", "source") for place in places]
+    for source in [root / "third_party" / "cutlass", *packages]:
         if (source / "include" / "cutlass" / "cutlass.h").is_file():
             return [source / "include", source / "tools" / "util" / "include"]
     raise RuntimeError(CUTLASS_HELP)
-
-
-def _cutlass_library() -> Path | None:
-    spec = importlib.util.find_spec("cutlass_library")
-    return Path(spec.origin).parent if spec is not None and spec.origin else None

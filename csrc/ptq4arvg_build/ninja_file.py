@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,8 @@ class Binary:
 
 
 def quote(text: str | Path) -> str:
-    """Escape a path or flag for a ninja file that is run by a POSIX shell."""
-    text = str(text)
-    if not text.replace("_", "").replace("-", "").replace("/", "").replace(".", "").isalnum():
-        text = "'" + text.replace("'", "'\\''") + "'" if any(c in text for c in " '\"()$;&") else text
-    return text.replace("$", "$$")
+    """Escape a path or flag for a ninja command line, which a POSIX shell runs."""
+    return shlex.quote(str(text)).replace("$", "$$")
 
 
 def path_of(path: Path) -> str:
@@ -42,7 +40,7 @@ def render(binary: Binary, folder: Path) -> str:
     """The text of build.ninja; objects go below `folder`."""
     lines = [
         "ninja_required_version = 1.3",
-        f"cxx = {binary.cxx}",
+        f"cxx = {binary.cxx.replace('$', '$$')}",
         f"cxx_flags = {_join(binary.cxx_flags)}",
         f"link_flags = {_join(binary.link_flags)}",
         "rule cxx",
@@ -86,7 +84,9 @@ def run(binary: Binary, folder: Path, jobs: int) -> None:
     sys.stdout.flush()  # so that our lines stand above the compiler's in a log
     done = subprocess.run([*find_ninja(), "-C", str(folder), f"-j{jobs}"], check=False)
     if done.returncode:
-        raise RuntimeError(f"building {binary.output.name} failed (see the compiler's messages above)")
+        raise RuntimeError(
+            f"building {binary.output.name} failed (see the compiler's messages above)"
+        )
 
 
 def find_ninja() -> list[str]:

@@ -63,7 +63,9 @@ def parse_archs(text: str) -> tuple[str, ...]:
         if arch not in archs:
             archs.append(arch)
     if not archs:
-        raise ValueError(f"PTQ4ARVG_CUDA_ARCHS={text!r}: the list is empty; unset it for the default.")
+        raise ValueError(
+            f"PTQ4ARVG_CUDA_ARCHS={text!r}: the list is empty; unset it for the default."
+        )
     return tuple(archs)
 
 
@@ -72,7 +74,9 @@ def parse_jobs(text: str) -> int:
     if not text.strip():
         return default_jobs(usable_cores(), total_memory_bytes())
     if not re.fullmatch(r"\s*[0-9]+\s*", text) or int(text) < 1:
-        raise ValueError(f"MAX_JOBS={text!r}: expected a whole number of 1 or more, e.g. MAX_JOBS=2")
+        raise ValueError(
+            f"MAX_JOBS={text!r}: expected a whole number of 1 or more, e.g. MAX_JOBS=2"
+        )
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Which files make which binary, and which instruction-set flags a file gets: by folder and name only."""
+"""Which files make which binary and which instruction set each gets: by folder and name only."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
 def collect(csrc: Path, machine: str | None = None) -> Sources:
     """All source files under `csrc`, in link order.
 
-    Baseline files come first and AVX-512 ones last: of an inline function that several files emit, the
-    linker keeps the first copy, and that must be one that every processor can run.
+    Baseline files come first and AVX-512 ones last: of an inline function that several files emit,
+    the linker keeps the first copy, and that must be one that every processor can run.
     """
     kernels = [p for p in csrc.glob("kernels/**/*.cpp") if is_x86(machine) or isa_rank(p) == 0]
     torch_files = list(csrc.glob("torch/*.cpp"))

@@ -1,7 +1,7 @@
 """Find the torch to build against: its headers and libraries, without importing it.
 
-An isolated build runs the interpreter of the target environment but hides that environment's packages.
-The stable ABI needs only header files and a library to link, so knowing the folder is enough.
+An isolated build runs the interpreter of the target environment but hides the packages of that
+environment. The stable ABI needs only header files and one library, so the folder is enough.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Torch:
 
 
 def target_paths(prefix: str | None = None) -> list[Path]:
-    """Package folders of the environment that the package is being installed into, nearest first."""
+    """Package folders of the environment that is being installed into, nearest first."""
     prefix = prefix or sys.prefix
     places = [sysconfig.get_path(kind) for kind in ("platlib", "purelib")]
     config = Path(prefix, "pyvenv.cfg")
@@ -53,16 +53,27 @@ def target_paths(prefix: str | None = None) -> list[Path]:
     return list(dict.fromkeys(Path(place) for place in places))
 
 
+def search_paths() -> list[Path]:
+    """Where the build looks for installed packages: what it can import, then the target's."""
+    return [*(Path(place or ".") for place in sys.path), *target_paths()]
+
+
 def find_torch(paths: Iterable[str | Path] | None = None) -> Torch | None:
-    """The first torch with C++ headers on `paths` (default: sys.path, then the target environment)."""
-    for place in paths if paths is not None else [*sys.path, *target_paths()]:
-        folder = Path(place or ".") / "torch"
+    """The first torch with C++ headers on `paths` (default: `search_paths()`)."""
+    for place in paths if paths is not None else search_paths():
+        folder = Path(place, "torch")
         version_file = folder / "version.py"
         if version_file.is_file() and (folder / "include" / "torch").is_dir():
             found = re.search(r"^__version__ = '([^']+)'", version_file.read_text(), re.MULTILINE)
             if found:
                 return Torch(folder.resolve(), found.group(1))
     return None
+
+
+def is_new_enough(torch: Torch) -> bool:
+    """Does it have the stable ABI that the op library uses?"""
+    number = re.match(r"(\d+)\.(\d+)", torch.version)
+    return number is not None and tuple(map(int, number.groups())) >= MINIMUM
 
 
 def require_torch(torch: Torch | None) -> Torch:
@@ -73,10 +84,9 @@ def require_torch(torch: Torch | None) -> Torch:
             "ptq4arvg is built against an installed torch and found none. "
             f"Type: pip install 'torch>={wanted}'  (then install ptq4arvg again)"
         )
-    number = re.match(r"(\d+)\.(\d+)", torch.version)
-    if number is None or tuple(map(int, number.groups())) < MINIMUM:
+    if not is_new_enough(torch):
         raise RuntimeError(
-            f"ptq4arvg needs torch {wanted} or later (stable ABI), found {torch.version} in {torch.path}. "
-            f"Type: pip install 'torch>={wanted}'"
+            f"ptq4arvg needs torch {wanted} or later (stable ABI), found {torch.version} in "
+            f"{torch.path}. Type: pip install 'torch>={wanted}'"
         )
     return torch
