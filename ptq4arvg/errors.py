@@ -9,16 +9,15 @@ from collections.abc import Iterable
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` of `candidates` that look most like `name`, best first; at least one if any.
 
-    Letter case does not matter. A candidate that contains the name, or is contained in it, is
-    close however long the rest of it is: 'head' is near 'head_nm.ada_lin'.
+    Letter case does not matter. A candidate that contains the name is close however long the rest
+    of it is: 'fc1' is near 'blocks.0.ffn.fc1'.
     """
     wanted = name.lower()
 
     def likeness(candidate: str) -> float:
         other = candidate.lower()
         ratio = difflib.SequenceMatcher(None, wanted, other).ratio()
-        contains = bool(wanted and other) and (wanted in other or other in wanted)
-        return ratio + 0.5 * contains
+        return ratio + 0.5 * bool(wanted and wanted in other)
 
     # sorted() is stable, so equally near names keep their order and a message never changes.
     ranked = sorted(dict.fromkeys(candidates), key=likeness, reverse=True)

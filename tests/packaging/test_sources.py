@@ -1,0 +1,76 @@
+"""Which files are compiled into what, with which instruction set."""
+
+from pathlib import Path
+
+import pytest
+from ptq4arvg_build import sources
+
+NAMES = [
+    "kernels/cpu/gemm_avx512_vnni.cpp",
+    "kernels/cpu/gemm_avx2.cpp",
+    "kernels/cpu/scalar.cpp",
+    "kernels/cuda/gemm_sm80.cu",
+    "torch/cuda/gemm.cpp",
+    "torch/library.cpp",
+    "python/module.cpp",
+    "kernels/gemm.h",
+]
+
+
+@pytest.fixture
+def csrc(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(csrc, paths):
+    return [path.relative_to(csrc).as_posix() for path in paths]
+
+
+def test_collect(csrc):
+    found = sources.collect(csrc, "x86_64")
+    assert names(csrc, found.info) == ["python/module.cpp"]
+    assert names(csrc, found.cuda) == ["kernels/cuda/gemm_sm80.cu", "torch/cuda/gemm.cpp"]
+    assert sources.has_cuda_kernels(found)
+
+
+def test_baseline_files_are_linked_first(csrc):
+    assert names(csrc, sources.collect(csrc, "x86_64").ops) == [
+        "kernels/cpu/scalar.cpp",
+        "torch/library.cpp",
+        "kernels/cpu/gemm_avx2.cpp",
+        "kernels/cpu/gemm_avx512_vnni.cpp",
+    ]
+
+
+def test_other_machines_leave_out_the_x86_files(csrc):
+    found = sources.collect(csrc, "aarch64")
+    assert names(csrc, found.ops) == ["kernels/cpu/scalar.cpp", "torch/library.cpp"]
+    assert sources.isa_flags(Path("scalar.cpp"), "aarch64") == ()
+
+
+def test_no_cuda_files(tmp_path):
+    (tmp_path / "torch" / "cuda").mkdir(parents=True)
+    (tmp_path / "torch" / "cuda" / "gemm.cpp").touch()
+    assert not sources.has_cuda_kernels(sources.collect(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "has_not"),
+    [
+        ("scalar.cpp", [], ["-mavx2", "-mfma", "-mavx512f"]),
+        ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f"]),
+        ("avx512_vnni.cpp", ["-mavx512vnni", "-mavx512bw", "-mavx512vl", "-mavx512dq"], []),
+    ],
+)
+def test_isa_flags_by_file_name(name, has, has_not):
+    flags = sources.isa_flags(Path("csrc/kernels/cpu", name), "x86_64")
+    assert flags[0] == "-march=x86-64"
+    assert set(has) <= set(flags)
+    assert not set(has_not) & set(flags)
+
+
+def test_folder_names_do_not_matter():
+    assert sources.isa_flags(Path("avx512_vnni/scalar.cpp"), "x86_64") == ("-march=x86-64",)
