@@ -160,28 +160,29 @@ def _search_rows(
 
 
 def search_range(
-    histogram: Tensor, lo: Tensor, hi: Tensor, bits: int, candidates: int = 24
+    histogram: Tensor, lo: Tensor, hi: Tensor, bits: int, candidates: int = 20
 ) -> tuple[Tensor, Tensor]:
     """Least-squares range per group from histograms: (lo, hi) float32 [G].
 
     ``histogram`` [G, bins]: weight of the values in equal bins over [lo, hi] (float [G], with
-    lo <= 0 <= hi). Both ends shrink together first, then each on its own around the best; the
-    error of a candidate is evaluated at the centres of the bins, so ``bins`` should exceed the
-    number of levels several times. Unlike the three percentiles of the research code the unshrunk
-    range is always a candidate: a clipped outlier has to pay for itself.
+    lo <= 0 <= hi). Both ends shrink together, then each on its own, then in small steps around the
+    best. The error of a candidate is evaluated at the centres of the bins, so ``bins`` should be
+    several times the number of levels. Unlike the three percentiles of the research code, the
+    unshrunk range is always a candidate: a clipped outlier has to pay for itself.
     """
-    groups, bins = histogram.shape
-    mass = histogram.double() / histogram.double().sum(1, keepdim=True).clamp_min(1e-300)
-    centre = (torch.arange(bins, dtype=torch.float64, device=lo.device) + 0.5) / bins
-    x = lo.double()[:, None] + (hi - lo).double()[:, None] * centre  # [G, bins]
+    bins = histogram.shape[1]
+    mass = (histogram / histogram.sum(1, keepdim=True).clamp_min(1e-300)).float()
+    centre = (torch.arange(bins, dtype=torch.float32, device=lo.device) + 0.5) / bins
+    full_lo, full_hi = lo.float(), hi.float()
+    x = full_lo[:, None] + (full_hi - full_lo)[:, None] * centre  # [G, bins]
 
     def error(lo: Tensor, hi: Tensor) -> Tensor:
         scale, zero = affine_grid(lo, hi, bits)
-        scale, zero = scale.double()[:, None], zero.double()[:, None]
+        scale, zero = scale[:, None], zero[:, None].float()
         q = torch.minimum(torch.maximum(torch.round(x / scale), -zero), 2**bits - 1 - zero)
-        return ((q * scale - x).square() * mass).sum(1)
+        return q.mul_(scale).sub_(x).square_().mul_(mass).sum(1)
 
-    best_lo, best_hi = lo.double().clone(), hi.double().clone()
+    best_lo, best_hi = full_lo, full_hi
     best = error(best_lo, best_hi)
 
     def consider(new_lo: Tensor, new_hi: Tensor) -> None:
@@ -192,11 +193,15 @@ def search_range(
         best_lo = torch.where(better, new_lo, best_lo)
         best_hi = torch.where(better, new_hi, best_hi)
 
-    full_lo, full_hi = lo.double(), hi.double()
-    for ratio in torch.linspace(1.0, 0.25, candidates).tolist()[1:]:
+    ratios = torch.linspace(1.0, 0.25, candidates).tolist()[1:]
+    for ratio in ratios:
         consider(full_lo * ratio, full_hi * ratio)
-    for step in (0.2, 0.1, 0.05, 0.025):
+    for ratio in ratios:
+        consider(best_lo, full_hi * ratio)
+    for ratio in ratios:
+        consider(full_lo * ratio, best_hi)
+    for step in (0.02, 0.01):
         for sign in (-step, step):
             consider((best_lo + sign * full_lo).clamp(max=0), best_hi)
             consider(best_lo, (best_hi + sign * full_hi).clamp(min=0))
-    return best_lo.float(), best_hi.float()
+    return best_lo, best_hi

@@ -156,7 +156,7 @@ def collect_histograms(
     model: torch.nn.Module,
     calibration: Calibration,
     ranges: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]],
-    bins: int = 2048,
+    bins: int = 1024,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:

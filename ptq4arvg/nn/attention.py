@@ -1,11 +1,14 @@
-"""The attention products, in floating point."""
+"""The attention products: in floating point, and with simulated quantization of their operands."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AttentionCore"]
+from .cursor import Cursor
+
+__all__ = ["AttentionCore", "QuantAttention", "quantize_softmax", "round_to_grid"]
 
 
 class AttentionCore(nn.Module):
@@ -17,3 +20,68 @@ class AttentionCore(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """x rounded to the affine grid (scale, zero), which broadcast against x."""
+    zero = zero.to(x.dtype)
+    level = torch.round(x / scale.to(x.dtype))
+    level = torch.minimum(torch.maximum(level, -zero), 2**bits - 1 - zero)
+    return level * scale.to(x.dtype)
+
+
+def quantize_softmax(e: Tensor, bits: int, kind: str) -> Tensor:
+    """Round ``e = exp(score - row maximum)`` in [0, 1] to 2^bits fixed levels.
+
+    "uniform": multiples of 1 / (2^bits - 1). "log_sqrt2": powers 2^(-level/2), the last level
+    standing for zero. Both hold 1 exactly, and need no calibration because the range is fixed.
+    """
+    top = 2**bits - 1
+    if kind == "uniform":
+        return torch.round(e * top) / top
+    level = torch.round(-2 * torch.log2(e))
+    return torch.where(level >= top, torch.zeros_like(e), torch.exp2(-level / 2))
+
+
+class QuantAttention(nn.Module):
+    """Attention with q, k, v and the softmax output rounded to static grids, simulated in float.
+
+    q and k have a grid per head and position ([H, T]); v one per head and channel ([H, d]), which
+    an integer product over positions can still take out of its sum. The softmax is quantized
+    before its normalization, in the fixed range [0, 1], and divided by the sum of the rounded
+    values, so that every row still sums to one.
+    """
+
+    def __init__(
+        self,
+        grids: dict[str, tuple[Tensor, Tensor]],
+        bits: int,
+        softmax: str,
+        cursor: Cursor,
+    ) -> None:
+        super().__init__()
+        self.bits, self.softmax, self.cursor = bits, softmax, cursor
+        for operand in ("q", "k", "v"):
+            scale, zero = grids[operand]
+            self.register_buffer(f"{operand}_scale", scale)
+            self.register_buffer(f"{operand}_zero", zero)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, softmax={self.softmax}"
+
+    def _by_position(self, x: Tensor, operand: str, begin: int) -> Tensor:
+        stop = begin + x.shape[2]
+        scale = getattr(self, f"{operand}_scale")[:, begin:stop, None]  # [H, Tx, 1]
+        zero = getattr(self, f"{operand}_zero")[:, begin:stop, None]
+        return round_to_grid(x, scale, zero, self.bits)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        q = self._by_position(q, "q", self.cursor.begin)
+        k = self._by_position(k, "k", 0)
+        v = round_to_grid(v, self.v_scale[:, None], self.v_zero[:, None], self.bits)
+        score = q @ k.transpose(2, 3)  # [B, H, Tq, Tk]
+        if mask is not None:
+            score = score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+        e = torch.exp(score - score.amax(-1, keepdim=True))
+        e = quantize_softmax(e, self.bits, self.softmax)
+        return (e @ v) / e.sum(-1, keepdim=True)

@@ -1,0 +1,271 @@
+"""``compat="research"``: the authors' research pipeline for VAR, in simulation, to compare with.
+
+What it does differently from this package, all of it reproduced here: the calibration forward has
+no attention mask; grids are percentile grids averaged over calibration batches (fractional zero
+points); smoothing, a zero-centring shift and GPS run as separate passes with everything
+re-calibrated in between; the softmax output has a plain per-tensor grid. The rows of a calibration
+set are taken in its order, in batches of ``batch_size``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..calibration import Calibration
+from ..numerics import Scheme
+from .research_grid import (
+    Average,
+    gps_scale,
+    percentile_grid,
+    round_to,
+    smooth_factors,
+    zero_centring_shift,
+)
+
+__all__ = ["ResearchAttention", "ResearchLinear", "research_pipeline_"]
+
+SCALED_ROLES = ("qkv", "fc1", "head")
+
+
+class _Grid:
+    """An averaged percentile grid: calibrates on what it sees while ``learning``."""
+
+    def __init__(self, bits: int, groups: Tensor | None = None) -> None:
+        self.bits, self.groups = bits, groups
+        self.delta, self.zero = Average(), Average()
+
+    def learn(self, rows: list[Tensor]) -> None:
+        """One batch: a flat tensor of values per group."""
+        grids = [percentile_grid(row.reshape(1, -1), self.bits) for row in rows]
+        self.delta(torch.cat([g[0] for g in grids]))
+        self.zero(torch.cat([g[1] for g in grids]))
+
+    def __call__(self, x: Tensor, index: Tensor | int = 0) -> Tensor:
+        """Round x; index: the group of each position (broadcast over [..., T, K]), or 0."""
+        delta, zero = self.delta.value[index], self.zero.value[index]
+        if isinstance(index, Tensor):
+            delta, zero = delta[:, None], zero[:, None]  # [T, 1]
+        return round_to(x, delta, zero, self.bits)
+
+
+class ResearchLinear(nn.Module):
+    """A fake-quantized linear as the research code has it, with its calibration state.
+
+    mode: "float"; "smooth", "gps" (collect factors, compute in float); "init" (per-channel input
+    grid, sinks left alone); "final" (token-group grid). ``learning`` switches calibration on.
+    """
+
+    def __init__(self, linear: nn.Linear, spec: Any, bits: tuple[int, int], cursor: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.spec, self.w_bits, self.a_bits, self.cursor = spec, *bits, cursor
+        self.scaled = spec.role in SCALED_ROLES
+        self.groups = torch.tensor(spec.groups)
+        self.mode, self.learning = "float", False
+        self.smooth = self.shift = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all grids; they are learned again."""
+        self.w_grid: tuple[Tensor, Tensor] | None = None
+        self.channel = (Average(), Average())
+        self.grid = _Grid(self.a_bits)
+        self.factor = Average()
+
+    def _learn_weight(self) -> None:
+        if self.w_grid is None:
+            delta, zero = percentile_grid(self.weight, self.w_bits)
+            self.w_grid = Average()(delta), Average()(zero)
+
+    def weight_hat(self) -> Tensor:
+        """The weight on its grid."""
+        return round_to(self.weight, self.w_grid[0][:, None], self.w_grid[1][:, None], self.w_bits)
+
+    def _body(self, x: Tensor) -> Tensor:
+        """Token vectors [S, K] that calibration of a scaled layer looks at: all but the sinks."""
+        return x[:, len(self.spec.sink) :].flatten(0, 1) if x.ndim == 3 else x
+
+    def _input(self, x: Tensor) -> Tensor:
+        if self.mode == "init" and self.scaled:
+            if self.learning:
+                delta, zero = percentile_grid(self._body(x).T.contiguous(), self.a_bits)
+                self.channel[0](delta), self.channel[1](zero)
+            rounded = round_to(x, self.channel[0].value, self.channel[1].value, self.a_bits)
+            sinks = len(self.spec.sink)
+            return torch.cat([x[:, :sinks], rounded[:, sinks:]], 1) if x.ndim == 3 else rounded
+        if x.ndim == 2 or len(set(self.spec.groups)) == 1:
+            if self.learning:
+                self.grid.learn([x])
+            return self.grid(x)
+        begin, tokens = self.cursor.begin, self.cursor.tokens
+        index = self.groups[begin : begin + tokens]
+        if self.learning:
+            self.grid.learn([x[:, index == g] for g in range(int(self.groups.max()) + 1)])
+        return self.grid(x, index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode in ("smooth", "gps", "float"):
+            if self.mode == "smooth":
+                self.factor(smooth_factors(self._body(x), self.weight))
+            if self.mode == "gps":
+                act = self.channel[0].value, self.channel[1].value
+                self.factor(gps_scale(self._body(x), self.weight, act, self.w_grid, self.a_bits))
+            return F.linear(x, self.weight, self.bias)
+        if self.learning:
+            self._learn_weight()
+        return F.linear(self._input(x), self.weight_hat(), self.bias)
+
+
+class ResearchAttention(nn.Module):
+    """Explicit attention products with one percentile grid per operand.
+
+    ``masked`` is False while calibrating: that forward of the research code attends to all.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.grids = {name: _Grid(bits) for name in ("q", "k", "softmax", "v")}
+        self.bits, self.quantized, self.masked, self.learning = bits, False, True, False
+
+    def forget(self) -> None:
+        """Drop all grids; they are learned again."""
+        self.grids = {name: _Grid(self.bits) for name in self.grids}
+
+    def _round(self, name: str, x: Tensor) -> Tensor:
+        if not self.quantized:
+            return x
+        if self.learning:
+            self.grids[name].learn([x])
+        return self.grids[name](x)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        score = self._round("q", q) @ self._round("k", k).transpose(2, 3)  # [B, H, Tq, Tk]
+        if mask is not None and self.masked:
+            score = score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+        return self._round("softmax", score.softmax(-1)) @ self._round("v", v)
+
+
+class _Run:
+    """The research modules of one model and passes over its calibration batches."""
+
+    def __init__(self, model: nn.Module, scheme: Scheme, calibration: Calibration,
+                 batch_size: int, attention: bool) -> None:  # fmt: skip
+        self.model, self.batches = model, calibration.batches(batch_size)
+        bits = scheme.w_bits, scheme.a_bits
+        self.linears = {
+            spec.name: ResearchLinear(
+                model.transformer.get_submodule(spec.name), spec, bits, model.cursor
+            )
+            for spec in model.linears()
+        }
+        self.cores = {name: ResearchAttention(scheme.a_bits) for name in model.attention_cores()}
+        self.attention = attention
+        for name, module in (self.linears | self.cores).items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.transformer.get_submodule(parent), leaf, module)
+
+    def scaled(self) -> Iterable[tuple[str, ResearchLinear]]:
+        """The linears that are smoothed, centred and scaled."""
+        return ((name, m) for name, m in self.linears.items() if m.scaled)
+
+    def run(self, mode: str) -> None:
+        """One pass over the calibration batches, without an attention mask."""
+        quantized = mode in ("init", "final")
+        for module in self.linears.values():
+            module.mode = mode if module.scaled or quantized else "float"
+            module.learning = quantized
+        for core in self.cores.values():
+            core.quantized, core.learning = quantized and self.attention, quantized
+            core.masked = False
+        for ids, labels in self.batches:
+            self.model.replay(ids, labels)
+        for module in self.linears.values():
+            module.learning = False
+        for core in self.cores.values():
+            core.learning, core.masked = False, True
+
+    def fold(self, name: str, scale: Tensor, shift: Tensor) -> None:
+        """Make the input of a linear u / scale - shift."""
+        module = self.linears[name]
+        self.model.fold_(name, scale.double(), shift.double())
+        weight = module.weight.detach() * scale
+        bias = F.linear(shift[None], weight)[0]
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        module.bias = nn.Parameter(
+            bias if module.bias is None else module.bias + bias, requires_grad=False
+        )
+
+
+@torch.inference_mode()
+def research_pipeline_(
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: Calibration,
+    batch_size: int = 4,
+    attention: bool = True,
+) -> dict[str, dict[str, Tensor]]:
+    """Run the research pipeline on a float model in place; returns its parameters per layer.
+
+    Afterwards ``model`` is the fake-quantized model. The dictionary has "smooth_scales", "shift",
+    "gps_scales", "act_delta", "act_zero_point", "weight_delta", "weight_zero_point", each by layer.
+    """
+    run = _Run(model, scheme, calibration, batch_size, attention)
+    record: dict[str, dict[str, Tensor]] = {}
+
+    def note(key: str, name: str, value: Tensor) -> None:
+        record.setdefault(key, {})[name] = value.clone()
+
+    run.run("smooth")
+    for name, module in run.scaled():
+        note("smooth_scales", name, module.factor.value)
+        run.fold(name, module.factor.value, torch.zeros_like(module.factor.value))
+        module.factor = Average()
+    run.run("init")
+    for name, module in run.scaled():
+        delta, zero = (average.value for average in module.channel)
+        note("shift_delta", name, delta)
+        note("shift_zero_point", name, zero)
+        shift = zero_centring_shift(delta, zero, scheme.a_bits)
+        note("shift", name, shift)
+        run.fold(name, torch.ones_like(shift), shift)
+    for module in run.linears.values():
+        module.forget()
+    for core in run.cores.values():
+        core.forget()
+    run.run("init")
+    run.run("gps")
+    for name, module in run.scaled():
+        scale = module.factor.value
+        note("gps_scales", name, scale)
+        run.fold(name, scale, torch.zeros_like(scale))
+    for module in run.linears.values():
+        module.forget()
+    for core in run.cores.values():
+        core.forget()
+    run.run("final")
+    for name, module in run.linears.items():
+        module.mode = "final"
+        note("act_delta", name, module.grid.delta.value)
+        note("act_zero_point", name, module.grid.zero.value)
+        note("weight_delta", name, module.w_grid[0])
+        note("weight_zero_point", name, module.w_grid[1])
+    for name, core in run.cores.items():
+        for operand, grid in core.grids.items():
+            if grid.delta.value is not None:
+                both = torch.cat([grid.delta.value, grid.zero.value])
+                note(f"attention_{operand}", name, both)
+    return record
+
+
+def relative_error(float_logits: Tensor, quantized: Tensor) -> float:
+    """sum (q - f)^2 / sum f^2, the error measure of the research records."""
+    if not math.prod(float_logits.shape):
+        return 0.0
+    difference = (quantized.double() - float_logits.double()).square().sum()
+    return (difference / float_logits.double().square().sum()).item()

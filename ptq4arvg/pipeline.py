@@ -1,0 +1,329 @@
+"""quantize_: plan -> collect -> fit -> fold -> token scales -> pack -> verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .attention import quantize_attention_
+from .calibration import Calibration, calibrate
+from .methods import LayerView, Method, Transform, get_method
+from .nn import PackedLinear, QuantLinear
+from .numerics import (
+    LinearQuantization,
+    Scheme,
+    affine_grid,
+    expand_groups,
+    get_scheme,
+    quantize_weight,
+    search_range,
+)
+from .plan import LayerPlan, make_plan
+from .statistics import InputStatistics, collect_histograms, collect_inputs
+
+__all__ = ["LayerReport", "QuantReport", "quantize_"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class LayerReport:
+    """What became of one linear. sqnr_db: of its output over the calibration sample, with the
+    float model's inputs; bytes_before: the weight in half precision; bytes_after: as packed."""
+
+    name: str
+    role: str
+    w_bits: int
+    a_bits: int
+    kernel: str
+    sqnr_db: float
+    bytes_before: int
+    bytes_after: int
+    transform: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class QuantReport:
+    """What ``quantize_`` did, layer by layer; ``kept`` names the linears left in float."""
+
+    model: str
+    scheme: str
+    method: str
+    options: dict[str, Any]
+    seed: int
+    stress: float
+    calibration: str
+    layers: list[LayerReport]
+    kept: list[str]
+
+    @property
+    def sqnr_db(self) -> float:
+        """Mean over the layers, in dB."""
+        return sum(layer.sqnr_db for layer in self.layers) / max(len(self.layers), 1)
+
+    @property
+    def worst(self) -> LayerReport:
+        """The layer of lowest SQNR."""
+        return min(self.layers, key=lambda layer: layer.sqnr_db)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights in memory."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, with the sums added."""
+        sums = {"sqnr_db": self.sqnr_db, "worst_sqnr_db": self.worst.sqnr_db,
+                "worst_layer": self.worst.name, "weight_bytes": self.weight_bytes}  # fmt: skip
+        return asdict(self) | sums
+
+
+@torch.inference_mode()
+def quantize_(
+    model: nn.Module,
+    scheme: str | Scheme = "W6A6",
+    method: str | Method = "ptq4arvg",
+    calibration: Calibration | None = None,
+    *,
+    ignore: Iterable[str] = (),
+    overrides: Mapping[str, str | Scheme] | None = None,
+    pack: bool = True,
+    compat: str | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    **options: Any,
+) -> QuantReport:
+    """Quantize the linears of ``model`` in place and return a report per layer.
+
+    scheme: "W8A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options`` change
+    the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, ``seed``).
+    ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack: replace the
+    linears by integer ones (False: by their simulation in floating point). compat="research":
+    reproduce the authors' code instead, in simulation only.
+    """
+    if compat not in (None, "research"):
+        raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
+    if getattr(model, "recipe", None):
+        raise ValueError(
+            "quantize_: this model is quantized already; load the float model again to start over"
+        )
+    scheme = get_scheme(scheme)
+    if compat == "research":
+        from .methods.research import quantize_research_
+
+        return quantize_research_(model, scheme, calibration, **options)
+    method = get_method(method, **options)
+    plan = make_plan(model.linears(), scheme, ignore, overrides)
+    active = [p for p in plan if p.scheme]
+    if calibration is None:
+        calibration = calibrate(model, seed=seed, progress=progress)
+    stats = collect_inputs(
+        model, calibration, [p.name for p in active], batch_size=batch_size, progress=progress
+    )
+    transforms = _fit_and_fold(model, active, stats, method, progress)
+    grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
+    if method.attention == "simulated":
+        quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
+    layers = []
+    for number, p in enumerate(active):
+        q, sqnr = _quantize_linear(model, p, stats[p.name], grids[p.name], method)
+        layers.append(_install(model, p, q, sqnr, pack, transforms.get(p.name)))
+        if progress:
+            progress("pack", number + 1, len(active))
+    if pack:
+        _verify(model, layers, calibration)
+    report = QuantReport(
+        model.name, scheme.name, method.name, method.options(), calibration.seed,
+        model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
+    )  # fmt: skip
+    model.recipe = _recipe(report, list(ignore), overrides, calibration)
+    model.report = report
+    return report
+
+
+def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
+    from . import __version__
+
+    named = {k: get_scheme(v).name for k, v in (overrides or {}).items()}
+    return {
+        "model": report.model, "stress": report.stress, "scheme": report.scheme,
+        "method": report.method, "options": report.options, "ignore": ignore, "overrides": named,
+        "calibration": {"seed": calibration.seed, "select": calibration.select,
+                        "rows": len(calibration.labels), "hash": report.calibration},
+        "version": __version__,
+    }  # fmt: skip
+
+
+# Upstream before downstream matters in one place: folding proj rescales the v rows of qkv, so proj
+# is fitted first and qkv sees its final rows.
+_FIT_ORDER = {"proj": 0, "qkv": 1, "fc1": 2}
+
+
+def _fit_and_fold(
+    model: nn.Module,
+    plan: list[LayerPlan],
+    stats: dict[str, InputStatistics],
+    method: Method,
+    progress: Progress | None,
+) -> dict[str, Transform]:
+    """Fit the method's transforms, fold them into the model, and transform the statistics."""
+    transforms = {}
+    order = sorted(plan, key=lambda p: (p.spec.block, _FIT_ORDER.get(p.spec.role, 3)))
+    for number, p in enumerate(order):
+        linear = model.transformer.get_submodule(p.name)
+        sink = p.spec.sink if method.sink == "float" else ()
+        view = LayerView(p.name, p.spec.role, linear.weight.detach(), stats[p.name],
+                         p.spec.fold is not None, sink)  # fmt: skip
+        transform = method.fit(view, p.scheme)
+        if transform is not None:
+            apply_transform_(model, p.name, transform)
+            stats[p.name] = stats[p.name].transformed(
+                transform.scale.float(), transform.shift.float()
+            )
+            transforms[p.name] = transform
+        if progress:
+            progress(f"fit {method.name}", number + 1, len(order))
+    return transforms
+
+
+def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
+    """Fold a transform upstream and into the linear itself; the float function stays the same."""
+    model.fold_(name, transform.scale, transform.shift)
+    linear = model.transformer.get_submodule(name)
+    weight = linear.weight.detach().double() * transform.scale
+    bias = weight @ transform.shift
+    if linear.bias is not None:
+        bias += linear.bias.double()
+    linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+    linear.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
+
+
+def _position_group(spec: Any, granularity: str) -> Tensor:
+    """Group of each position int64 [T] at a granularity."""
+    positions = len(spec.groups)
+    groups = {
+        "tensor": lambda: [0] * positions,
+        "group": lambda: spec.groups,
+        "step": lambda: spec.scale_groups,
+        "position": lambda: range(positions),
+    }[granularity]()
+    return torch.tensor(list(groups), dtype=torch.int64)
+
+
+def _input_grids(
+    model: nn.Module,
+    plan: list[LayerPlan],
+    stats: dict[str, InputStatistics],
+    method: Method,
+    calibration: Calibration,
+    batch_size: int,
+    progress: Progress | None,
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """(scale [G], zero [G], position_group [T]) of every planned linear's input."""
+    ranges = {}
+    for p in plan:
+        group = _position_group(p.spec, method.granularity)
+        count = int(group.max()) + 1
+        lo = torch.zeros(count).scatter_reduce(0, group, stats[p.name].lo.amin(1), "amin")
+        hi = torch.zeros(count).scatter_reduce(0, group, stats[p.name].hi.amax(1), "amax")
+        # An error in channel k reaches the output multiplied by column k of the weight.
+        weight = model.transformer.get_submodule(p.name).weight.float().square().sum(0)
+        ranges[p.name] = (lo, hi, group, weight)
+    if method.activation_range == "mse":
+        histograms = collect_histograms(
+            model, calibration, ranges, batch_size=batch_size, progress=progress
+        )
+    grids = {}
+    for p in plan:
+        lo, hi, group, _ = ranges[p.name]
+        if method.activation_range == "mse":
+            lo, hi = search_range(histograms[p.name], lo, hi, p.scheme.a_bits)
+        grids[p.name] = (*affine_grid(lo, hi, p.scheme.a_bits), group)
+    return grids
+
+
+def _quantize_linear(
+    model: nn.Module,
+    p: LayerPlan,
+    stats: InputStatistics,
+    grid: tuple[Tensor, Tensor, Tensor],
+    method: Method,
+) -> tuple[LinearQuantization, float]:
+    """Quantize one linear's weight; returns it and the SQNR of its output in dB."""
+    linear = model.transformer.get_submodule(p.name)
+    weight = linear.weight.detach().float()
+    scale, zero, group = grid
+    x = stats.sample
+    search = method.weight_range == "mse"
+    codes, w_scale, w_zero = quantize_weight(
+        weight, p.scheme.w_bits, x.square().mean(0) if search else None, search
+    )
+    table = expand_groups(scale, group), expand_groups(zero, group)
+    step = table[0][stats.sample_position, None]
+    z = table[1][stats.sample_position, None].float()
+    level = torch.round(x / step)
+    level = torch.minimum(torch.maximum(level, -z), 2**p.scheme.a_bits - 1 - z)
+    exact = nn.functional.linear(x, weight)
+    error = nn.functional.linear(level * step, codes.float() * w_scale[:, None]) - exact
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    if bias is not None:
+        exact = exact + bias
+    if method.bias_correction:
+        mean = error.double().mean(0).float()
+        error = error - mean
+        bias = -mean if bias is None else bias - mean
+    signal, noise = exact.double().square().sum(), error.double().square().sum()
+    sqnr = (10 * torch.log10(signal / noise.clamp_min(1e-300))).item()
+    sink = p.spec.sink if method.sink == "float" else ()
+    q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,
+                           p.scheme.w_bits, p.scheme.a_bits, tuple(sink))  # fmt: skip
+    return q, sqnr
+
+
+def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, transform):
+    """Put the quantized module in the linear's place; the float weight goes with the old one."""
+    kind = PackedLinear if pack else QuantLinear
+    module = kind(q, model.cursor)
+    parent, _, leaf = p.name.rpartition(".")
+    setattr(model.transformer.get_submodule(parent), leaf, module)
+    half = 2 * q.codes.numel()
+    after = module.weight_bytes() if pack else half * q.w_bits // 16
+    record = transform.record if transform else {}
+    return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,
+                       record)  # fmt: skip
+
+
+def _verify(model: nn.Module, layers: list[LayerReport], calibration: Calibration) -> None:
+    """Check, layer by layer on a real pass, that the integer path equals its simulation."""
+
+    def check(layer: LayerReport):
+        def hook(module: PackedLinear, args, output: Tensor) -> None:
+            layer.kernel = ops.last_kernel()
+            simulated = QuantLinear(module.canonical(), module.cursor)(args[0])
+            worst = (simulated - output).abs().max().item()
+            # Float32 summation of up to 10^4 terms against exact integer sums.
+            bound = 1e-4 * simulated.abs().max().item() + 1e-6
+            if not worst <= bound:
+                raise RuntimeError(
+                    f"verify: {layer.name}: integer and simulated outputs differ by {worst:.3g} "
+                    f"(bound {bound:.3g}) with kernel {layer.kernel}; please report this"
+                )
+
+        return hook
+
+    handles = [
+        model.transformer.get_submodule(layer.name).register_forward_hook(check(layer))
+        for layer in layers
+    ]
+    try:
+        ends = [0, len(calibration.labels) - 1]
+        model.replay(calibration.ids[ends], calibration.labels[ends])
+    finally:
+        for handle in handles:
+            handle.remove()
