@@ -1,0 +1,125 @@
+"""The closed form of GPS, its edge cases, and the transform as a whole on a synthetic layer."""
+
+import pytest
+import torch
+
+from ptq4arvg.methods import LayerView, get_method
+from ptq4arvg.methods.gps import gain_projected_scaling, smooth_scale
+from ptq4arvg.numerics import get_scheme, quantize_weight
+from ptq4arvg.statistics import InputStatistics
+
+
+def layer(seed=0, n=96, k=64, tokens=20, rows=40, outliers=30.0):
+    """A linear layer whose input has heavy-tailed channel gains, offsets and dead channels."""
+    g = torch.Generator().manual_seed(seed)
+    gain = torch.exp(torch.randn(k, generator=g))
+    gain[:3] *= outliers
+    x = torch.randn(rows, tokens, k, generator=g) * gain + 2 * gain * torch.randn(k, generator=g)
+    x[..., 5] = 0
+    weight = torch.randn(n, k, generator=g) / gain.clamp_min(0.1)
+    weight[:, 7] = 0
+    flat = x.flatten(0, 1)
+    position = torch.arange(tokens).repeat(rows)
+    stats = InputStatistics(x.amin(0), x.amax(0), flat, position, rows)
+    return LayerView("layer", "qkv", weight, stats, True)
+
+
+def hat(weight, bits):
+    codes, scale, _ = quantize_weight(weight, bits)
+    return codes.float() * scale[:, None]
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_scales_are_finite_positive_and_clamped(bits, norm):
+    view = layer()
+    x = view.stats.sample
+    result = gain_projected_scaling(x, view.weight, bits, hat(view.weight, bits), norm, limit=4.0)
+    assert torch.isfinite(result.scale).all()
+    ratio = result.scale / result.scale[result.anchor]
+    assert ratio.min() >= 0.25 - 1e-9 and ratio.max() <= 4 + 1e-9
+    assert ratio[5] == 1 and ratio[7] == 1  # dead channel, dead column: the anchor's scale
+
+
+def test_closed_form_is_the_maximum_of_the_gain():
+    view, bits = layer(), 6
+    x, w_hat = view.stats.sample.double(), hat(view.weight, bits).double()
+    result = gain_projected_scaling(x, view.weight, bits, w_hat, limit=1e6)
+    step = (x.amax(0) - x.amin(0))[result.anchor] / 63
+    zero = torch.round(-x[:, result.anchor].min() / step)
+    dx = torch.round(x / step).clamp(-zero, 63 - zero) * step - x
+    a = dx.square().sum(0) * w_hat.square().sum(0)
+    b = x.square().sum(0) * (w_hat - view.weight).square().sum(0)
+    ratio = result.scale / result.scale[result.anchor]
+
+    def gain(r):
+        return 0.5 * (a + b - a * r.square() - b / r.square())
+
+    live = torch.ones(64, dtype=torch.bool)
+    live[[5, 7, result.anchor]] = False
+    for factor in (0.9, 0.99, 1.01, 1.1):
+        assert (gain(ratio * factor) <= gain(ratio) * (1 + 1e-6) + 1e-6)[live].all()
+    assert result.gain == pytest.approx(gain(ratio).sum().item(), rel=1e-3)
+    assert result.gain > 0
+
+
+def test_all_zero_layer_does_not_break():
+    result = gain_projected_scaling(torch.zeros(8, 4), torch.zeros(6, 4), 6, torch.zeros(6, 4))
+    assert result.scale.tolist() == [1.0] * 4 and result.gain == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
+def test_smoothing_undoes_any_balance_between_input_and_weight(alpha):
+    view = layer()
+    reach = view.stats.hi.amax(0).double().clamp_min(0)
+    t = torch.exp(torch.randn(64, generator=torch.Generator().manual_seed(3))).double()
+    plain = smooth_scale(reach, view.weight, alpha)
+    moved = smooth_scale(reach * t, view.weight.double() / t, alpha)
+    dead = (reach <= 0) | (view.weight == 0).all(0)
+    torch.testing.assert_close((moved / t)[~dead], plain[~dead])
+
+
+def fit_error(view, **options):
+    method = get_method("ptq4arvg", **options)
+    transform = method.fit(view, get_scheme("W6A6"))
+    return method._measure(view, transform, get_scheme("W6A6")), transform
+
+
+def test_transform_reduces_the_output_error_and_reports_both_gains():
+    view = layer()
+    nothing, _ = fit_error(view, smooth=0, center=False, gps=False)
+    full, transform = fit_error(view)
+    assert full < 0.1 * nothing
+    record = transform.record
+    assert record["gain_predicted"] > 0
+    assert full == pytest.approx(min(record["error_before"], record["error_after"]))
+
+
+def test_factors_that_measure_worse_are_dropped():
+    for seed in range(6):
+        view = layer(seed)
+        with_gps, transform = fit_error(view)
+        without, _ = fit_error(view, gps=False)
+        assert with_gps <= without * (1 + 1e-6)
+        kept = transform.record["error_after"] <= transform.record["error_before"]
+        assert transform.record["gps_kept"] is kept
+
+
+def test_layer_without_a_fold_target_is_left_alone():
+    view = layer()
+    bare = LayerView(view.name, "fc2", view.weight, view.stats, False)
+    assert get_method("ptq4arvg").fit(bare, get_scheme("W6A6")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ptq4arv", {}, "unknown method 'ptq4arv'.*ptq4arvg"),
+        ("ptq4arvg", {"smoth": 0.5}, "has no option 'smoth'.*smooth"),
+        ("ptq4arvg", {"norm": "l3"}, "norm is 'l3'; wanted one of l2, l1"),
+        ("rtn", {"granularity": "positions"}, "granularity is 'positions'.*position"),
+    ],
+)
+def test_bad_names_offer_the_nearest(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        get_method(name, **options)
