@@ -116,9 +116,9 @@ def _add_cuda(
     binary: ninja_file.Binary, settings: Settings, found: sources.Sources, nvcc: Path
 ) -> None:
     """Add the .cu files, and the C++ files that call them, to the op library."""
-    toolkit = cuda.cuda_root(nvcc)
-    include = ["-isystem", str(toolkit / "include")]
-    for folder in cuda.find_cutlass(ROOT):
+    headers, libraries = cuda.toolkit_folders(nvcc)
+    include = []
+    for folder in [*headers, *cuda.find_cutlass(ROOT)]:
         include += ["-isystem", str(folder)]
     archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in settings.cuda_archs]
     defines = ["-DPTQ4ARVG_WITH_CUDA", f'-DPTQ4ARVG_CUDA_ARCHS="{";".join(settings.cuda_archs)}"']
@@ -138,7 +138,8 @@ def _add_cuda(
     # The static runtime: whichever CUDA torch brings, or none, is no concern of ours.
     binary.link_flags = [
         *binary.link_flags,
-        *(f"-L{toolkit / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"),
+        *(f"-L{folder}" for folder in libraries),
+        *("-lcudart_static", "-ldl", "-lrt", "-lpthread"),
     ]
 
 

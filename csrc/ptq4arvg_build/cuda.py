@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +21,7 @@ CUTLASS_HELP = (
 
 
 def find_nvcc(environ: Mapping[str, str] | None = None) -> Path | None:
-    """nvcc from CUDA_HOME or CUDA_PATH, else from PATH, else from /usr/local/cuda."""
+    """nvcc from CUDA_HOME or CUDA_PATH, else from PATH; None where neither has it."""
     environ = os.environ if environ is None else environ
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if environ.get(variable):
@@ -27,15 +29,32 @@ def find_nvcc(environ: Mapping[str, str] | None = None) -> Path | None:
             if nvcc.is_file():
                 return nvcc
     found = shutil.which("nvcc", path=environ.get("PATH", ""))
-    if found:
-        return Path(found)
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return usual if usual.is_file() else None
+    return Path(found) if found else None
 
 
-def cuda_root(nvcc: Path) -> Path:
-    """The toolkit's folder, with include/ and lib64/ in it; a symbolic link to nvcc is followed."""
-    return nvcc.resolve().parent.parent
+def toolkit_folders(nvcc: Path) -> tuple[list[str], list[str]]:
+    """Header and library folders of the toolkit behind `nvcc`, as nvcc itself tells them.
+
+    Guessing from nvcc's own path fails where it is a script or a distribution's package.
+    """
+    command = [str(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    headers: list[str] = []
+    libraries: list[str] = []
+    for line in (told.stdout + told.stderr).splitlines():
+        name, _, value = line.removeprefix("#$ ").partition("=")
+        words = [word.removeprefix("-I").removeprefix("-L") for word in shlex.split(value)]
+        folders = [os.path.normpath(word) for word in words if os.path.isdir(word)]
+        if name in ("INCLUDES", "SYSTEM_INCLUDES"):
+            headers += folders
+        elif name == "LIBRARIES":
+            libraries += folders
+    if not headers or not libraries:
+        raise RuntimeError(
+            f"{nvcc} does not tell where its headers and libraries are. Type: "
+            f"{shlex.join(command)}  (it should print INCLUDES and LIBRARIES)"
+        )
+    return headers, libraries
 
 
 def decide(

@@ -53,12 +53,26 @@ def test_cuda_home_comes_before_path(tmp_path):
     environ = {"CUDA_HOME": str(tmp_path / "home"), "PATH": str(other.parent)}
     assert cuda.find_nvcc(environ) == home
     assert cuda.find_nvcc({"PATH": str(other.parent)}) == other
+    assert cuda.find_nvcc({"CUDA_HOME": str(tmp_path), "PATH": str(other.parent)}) == other
+    assert cuda.find_nvcc({"PATH": str(tmp_path)}) is None
 
 
-def test_toolkit_behind_a_link(tmp_path):
-    nvcc = make_nvcc(tmp_path / "cuda-13.0")
-    (tmp_path / "nvcc").symlink_to(nvcc)
-    assert cuda.cuda_root(tmp_path / "nvcc") == (tmp_path / "cuda-13.0").resolve()
+def test_toolkit_folders_are_asked_of_nvcc(tmp_path):
+    nvcc = make_nvcc(tmp_path)
+    for folder in ("include", "lib"):
+        (tmp_path / "a b" / folder).mkdir(parents=True)
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f"""echo '#$ INCLUDES="-I{tmp_path}/bin/../a b/include" ' >&2\n"""
+        f"""echo '#$ LIBRARIES=  "-L{tmp_path}/none" "-L{tmp_path}/bin/../a b/lib"' >&2\n"""
+    )
+    folders = [str(tmp_path / "a b" / "include")], [str(tmp_path / "a b" / "lib")]
+    assert cuda.toolkit_folders(nvcc) == folders
+
+
+def test_silent_nvcc_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"does not tell where its headers.*--dryrun"):
+        cuda.toolkit_folders(make_nvcc(tmp_path))
 
 
 def make_cutlass(folder):
