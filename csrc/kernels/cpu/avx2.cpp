@@ -1,0 +1,13 @@
+#include "kernels/cpu/avx2_kernels.h"
+#include "kernels/cpu/lanes_avx2.h"
+#include "kernels/cpu/rowwise.h"
+
+namespace ptq4arvg::cpu {
+
+const KernelTable& avx2_table() {
+  static const KernelTable table{"avx2", gemm_avx2, gemm_float_avx2, quantize_rows<Avx2Lanes>,
+                                 norm_quantize_rows<Avx2Lanes>};
+  return table;
+}
+
+}  // namespace ptq4arvg::cpu

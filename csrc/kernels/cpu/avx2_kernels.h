@@ -1,0 +1,11 @@
+// Kernels that avx2.cpp puts in its table and that avx512_vnni.cpp borrows.
+#pragma once
+
+#include "kernels/cpu/isa.h"
+
+namespace ptq4arvg::cpu {
+
+void gemm_avx2(const GemmProblem& problem);
+void gemm_float_avx2(const GemmFloatProblem& problem);
+
+}  // namespace ptq4arvg::cpu

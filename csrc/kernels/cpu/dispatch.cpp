@@ -1,0 +1,143 @@
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/cpu/isa.h"
+
+#if defined(PTQ4ARVG_X86)
+#include <cpuid.h>
+#endif
+
+namespace ptq4arvg::cpu {
+namespace {
+
+bool always() { return true; }
+
+#if defined(PTQ4ARVG_X86)
+// Which register files the operating system saves (XCR0): without that the instructions fault.
+bool system_saves(uint64_t wanted) {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((static_cast<uint64_t>(high) << 32 | low) & wanted) == wanted;
+}
+
+bool has_avx2() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_F16C)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return false;
+  return system_saves(0x6);  // xmm, ymm
+}
+
+bool has_avx512_vnni() {
+  unsigned a, b, c, d;
+  if (!has_avx2() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+  return (b & wanted) == wanted && (c & bit_AVX512VNNI) && system_saves(0xe6);  // and opmask, zmm
+}
+#endif
+
+const IsaChoice kChoices[] = {
+#if defined(PTQ4ARVG_X86)
+    {"avx512_vnni", has_avx512_vnni, avx512_vnni_table},
+    {"avx2", has_avx2, avx2_table},
+#endif
+    {"scalar", always, scalar_table},
+};
+
+const KernelTable* find(const std::string& name, const char* source) {
+  std::string known;
+  for (const IsaChoice& choice : kChoices) {
+    if (name == choice.name) {
+      if (choice.available()) return &choice.table();
+      throw std::invalid_argument(std::string(source) + ": this processor or operating system has no " + name +
+                                  "; leave it empty for the best that there is");
+    }
+    known += (known.empty() ? "" : ", ") + std::string(choice.name);
+  }
+  throw std::invalid_argument(std::string(source) + ": '" + name + "' is not known; wanted one of " + known +
+                              ", or nothing for the best that there is");
+}
+
+const KernelTable* choose_default() {
+  const char* forced = std::getenv("PTQ4ARVG_CPU_ISA");
+  if (forced && *forced) return find(forced, "PTQ4ARVG_CPU_ISA");
+  for (const IsaChoice& choice : kChoices) {
+    if (choice.available()) return &choice.table();
+  }
+  return &scalar_table();
+}
+
+std::atomic<const KernelTable*> current{nullptr};
+std::atomic<const char*> last{""};
+
+// Names are literals, so that reporting costs a store.
+struct Names {
+  const char *isa, *gemm[3], *gemm_float[3], *quantize, *norm_quantize;
+};
+
+#define PTQ4ARVG_NAMES(isa)                                                                    \
+  {#isa,                                                                                       \
+   {"gemm.w4." #isa, "gemm.w6." #isa, "gemm.w8." #isa},                                        \
+   {"gemm_float.w4." #isa, "gemm_float.w6." #isa, "gemm_float.w8." #isa},                      \
+   "quantize." #isa,                                                                           \
+   "norm_quantize." #isa}
+
+const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx512_vnni)};
+
+const Names& names_of(const KernelTable& table) {
+  for (const Names& names : kNames) {
+    if (std::string(names.isa) == table.isa) return names;
+  }
+  return kNames[0];
+}
+
+}  // namespace
+
+const IsaChoice* isa_choices(int* count) {
+  *count = static_cast<int>(sizeof kChoices / sizeof kChoices[0]);
+  return kChoices;
+}
+
+const KernelTable& kernels() {
+  const KernelTable* table = current.load(std::memory_order_acquire);
+  if (!table) {
+    table = choose_default();
+    current.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+void set_isa(const char* name) {
+  current.store(name && *name ? find(name, "set_isa") : choose_default(), std::memory_order_release);
+}
+
+const char* last_kernel() { return last.load(std::memory_order_relaxed); }
+
+void gemm(const GemmProblem& problem) {
+  const KernelTable& table = kernels();
+  last.store(names_of(table).gemm[problem.bits / 2 - 2], std::memory_order_relaxed);
+  table.gemm(problem);
+}
+
+void gemm_float(const GemmFloatProblem& problem) {
+  const KernelTable& table = kernels();
+  last.store(names_of(table).gemm_float[problem.bits / 2 - 2], std::memory_order_relaxed);
+  table.gemm_float(problem);
+}
+
+void quantize(const QuantizeProblem& problem) {
+  const KernelTable& table = kernels();
+  last.store(names_of(table).quantize, std::memory_order_relaxed);
+  table.quantize(problem);
+}
+
+void norm_quantize(const NormQuantizeProblem& problem) {
+  const KernelTable& table = kernels();
+  last.store(names_of(table).norm_quantize, std::memory_order_relaxed);
+  table.norm_quantize(problem);
+}
+
+}  // namespace ptq4arvg::cpu

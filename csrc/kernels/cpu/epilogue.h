@@ -1,0 +1,56 @@
+// The GEMM epilogue on a strip of one row: int32 sums in, floats or codes out.
+#pragma once
+
+#include "kernels/cpu/lanes_scalar.h"
+#include "kernels/gemm.h"
+
+namespace ptq4arvg::cpu {
+namespace {  // compiled for several instruction sets: internal linkage, see real.h
+
+struct EpilogueRow {
+  int64_t row, image;
+  float a_scale;
+  int32_t a_zero;
+  QuantizeRow requantize;
+};
+
+PTQ4ARVG_FN EpilogueRow epilogue_row(const GemmProblem& p, int64_t row) {
+  const Epilogue& e = p.epilogue;
+  const int64_t t = position_of(p.rows, row);
+  EpilogueRow out{row, row / p.rows.tokens, e.a_scale[t], e.a_zero ? e.a_zero[t] : 0, {}};
+  if (e.requantize) out.requantize = quantize_row(e.out_table.inv_scale[t], e.out_table.zero[t], e.out_table.bits);
+  return out;
+}
+
+template <class L>
+PTQ4ARVG_FN void epilogue_lanes(const GemmProblem& p, const EpilogueRow& r, int64_t n, const int32_t* sums,
+                                const int32_t* column_sums) {
+  using F = typename L::F;
+  const Epilogue& e = p.epilogue;
+  const F sum = L::dot_correction(L::load_int(sums), r.a_zero, L::load_int(column_sums));
+  F y = dequantize(sum, L::load(e.w_scale + n), F(r.a_scale));
+  if (e.bias) y = add(y, L::load(e.bias + n));
+  y = activate(e.activation, y);
+  if (e.gate.data) y = mul(L::load_any(e.gate, r.image * e.gate.row_stride + n), y);
+  if (e.residual.data) y = add(L::load_any(e.residual, r.row * e.residual.row_stride + n), y);
+  const int64_t at = r.row * p.n + n;
+  if (e.requantize) {
+    L::store_codes(static_cast<int8_t*>(e.out) + at, quantize(y, r.requantize));
+  } else {
+    L::store_any(e.out, e.out_dtype, at, y);
+  }
+}
+
+// Columns [n, end) of one row. sums and packed_sums start at column n; the packed sums serve where w_sum is absent.
+template <class L>
+static inline void epilogue(const GemmProblem& p, int64_t row, int64_t n, int64_t end, const int32_t* sums,
+                            const int32_t* packed_sums) {
+  const EpilogueRow r = epilogue_row(p, row);
+  const int32_t* column_sums = p.epilogue.w_sum ? p.epilogue.w_sum + n : packed_sums;
+  int64_t i = 0;
+  for (; n + i + L::width <= end; i += L::width) epilogue_lanes<L>(p, r, n + i, sums + i, column_sums + i);
+  for (; n + i < end; ++i) epilogue_lanes<ScalarLanes>(p, r, n + i, sums + i, column_sums + i);
+}
+
+}  // namespace
+}  // namespace ptq4arvg::cpu

@@ -1,0 +1,12 @@
+// x86 intrinsics. PTQ4ARVG_EMULATE takes them from SIMDe instead, so that AVX-512 code can be tested for its results
+// on processors that lack it (tests/csrc); nothing that is installed is built this way.
+#pragma once
+
+#if defined(PTQ4ARVG_EMULATE)
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+#else
+#include <immintrin.h>
+#endif

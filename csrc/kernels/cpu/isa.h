@@ -1,0 +1,45 @@
+// One table of functions per instruction set, and the choice among them.
+#pragma once
+
+#include "kernels/gemm.h"
+#include "kernels/gemm_float.h"
+#include "kernels/norm_quantize.h"
+#include "kernels/quantize.h"
+
+namespace ptq4arvg::cpu {
+
+struct KernelTable {
+  const char* isa;
+  void (*gemm)(const GemmProblem&);
+  void (*gemm_float)(const GemmFloatProblem&);
+  void (*quantize)(const QuantizeProblem&);
+  void (*norm_quantize)(const NormQuantizeProblem&);
+};
+
+const KernelTable& scalar_table();
+#if defined(__x86_64__) || defined(_M_X64)
+#define PTQ4ARVG_X86 1
+const KernelTable& avx2_table();
+const KernelTable& avx512_vnni_table();
+#endif
+
+struct IsaChoice {
+  const char* name;
+  bool (*available)();  // does this processor (and operating system) have it?
+  const KernelTable& (*table)();
+};
+
+// Every compiled instruction set, best first.
+const IsaChoice* isa_choices(int* count);
+
+// The table in use: PTQ4ARVG_CPU_ISA, else the best that is available. Throws std::invalid_argument where the
+// variable names an unknown set or one that the processor lacks.
+const KernelTable& kernels();
+
+// Choose by name from now on; "" goes back to the default. Throws as above and then changes nothing.
+void set_isa(const char* name);
+
+// Name of the kernel that ran last ("" before the first), for tests and reports: "gemm.w6.avx2".
+const char* last_kernel();
+
+}  // namespace ptq4arvg::cpu

@@ -1,0 +1,84 @@
+// Eight floats at a time, with the same operations in the same order as ScalarLanes.
+#pragma once
+
+#include "kernels/cpu/intrinsics.h"
+#include "kernels/format.h"
+
+namespace ptq4arvg {
+namespace {  // compiled for several instruction sets: internal linkage, see real.h
+
+struct Float8 {
+  __m256 v;
+  explicit Float8(float x) : v(_mm256_set1_ps(x)) {}
+  explicit Float8(__m256 x) : v(x) {}
+};
+
+inline Float8 add(Float8 a, Float8 b) { return Float8(_mm256_add_ps(a.v, b.v)); }
+inline Float8 sub(Float8 a, Float8 b) { return Float8(_mm256_sub_ps(a.v, b.v)); }
+inline Float8 mul(Float8 a, Float8 b) { return Float8(_mm256_mul_ps(a.v, b.v)); }
+inline Float8 div(Float8 a, Float8 b) { return Float8(_mm256_div_ps(a.v, b.v)); }
+inline Float8 larger(Float8 a, Float8 b) { return Float8(_mm256_max_ps(a.v, b.v)); }
+inline Float8 smaller(Float8 a, Float8 b) { return Float8(_mm256_min_ps(a.v, b.v)); }
+
+inline Float8 if_negative(Float8 x, Float8 then, Float8 otherwise) {
+  return Float8(_mm256_blendv_ps(otherwise.v, then.v, _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ)));
+}
+
+inline Float8 magnitude(Float8 x) { return Float8(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)); }
+
+inline Float8 round_even(Float8 x) { return sub(add(x, Float8(kRoundingShift)), Float8(kRoundingShift)); }
+
+inline Float8 power_of_two(Float8 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvttps_epi32(n.v), _mm256_set1_epi32(127));
+  return Float8(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+// Round to nearest even on the bits, NaN to 0x7fc0, as float_to_bf16.
+inline __m128i floats_to_bf16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i top = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  top = _mm256_blendv_epi8(top, _mm256_set1_epi32(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+}
+
+struct Avx2Lanes {
+  using F = Float8;
+  using I = __m256i;
+  static constexpr int width = 8;
+
+  static F load(const float* p) { return Float8(_mm256_loadu_ps(p)); }
+  static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+  static F dot_correction(I sum, int32_t zero, I column_sum) {
+    const I correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sum);
+    return Float8(_mm256_cvtepi32_ps(_mm256_sub_epi32(sum, correction)));
+  }
+
+  static F load_any(const FloatMatrix& x, int64_t index) {
+    if (x.dtype == DType::f32) return load(static_cast<const float*>(x.data) + index);
+    const auto* half = reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x.data) + index);
+    const __m128i bits = _mm_loadu_si128(half);
+    if (x.dtype == DType::f16) return Float8(_mm256_cvtph_ps(bits));
+    return Float8(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+  }
+
+  static void store_any(void* out, DType dtype, int64_t index, F x) {
+    if (dtype == DType::f32) {
+      _mm256_storeu_ps(static_cast<float*>(out) + index, x.v);
+      return;
+    }
+    const __m128i half = dtype == DType::f16 ? _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT) : floats_to_bf16(x.v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(out) + index), half);
+  }
+
+  static void store_codes(int8_t* out, F code) {
+    const __m256i wide = _mm256_cvttps_epi32(code.v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
+  }
+};
+
+}  // namespace
+}  // namespace ptq4arvg

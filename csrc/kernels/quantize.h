@@ -1,0 +1,26 @@
+// Floats to stored activation codes by a table of scales and zero points.
+#pragma once
+
+#include "kernels/format.h"
+
+namespace ptq4arvg {
+
+struct QuantizeTable {
+  const float* inv_scale = nullptr;  // [T]
+  const int32_t* zero = nullptr;     // [T], the level of zero
+  int bits = 8;
+};
+
+struct QuantizeProblem {
+  int64_t m = 0, k = 0;
+  FloatMatrix x;  // [m, k]
+  RowPositions rows;
+  QuantizeTable table;
+  int8_t* out = nullptr;  // [m, k] contiguous
+};
+
+namespace cpu {
+void quantize(const QuantizeProblem& problem);
+}
+
+}  // namespace ptq4arvg

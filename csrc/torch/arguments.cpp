@@ -1,0 +1,241 @@
+#include "torch/arguments.h"
+
+#include <cmath>
+#include <initializer_list>
+
+#include "kernels/pack.h"
+
+namespace ptq4arvg {
+namespace {
+
+std::string device_text(const torch::stable::Device& device) {
+  using torch::headeronly::DeviceType;
+  if (device.type() == DeviceType::CPU) return "cpu";
+  const std::string kind = device.type() == DeviceType::CUDA   ? "cuda"
+                           : device.type() == DeviceType::Meta ? "meta"
+                                                               : "another kind of device";
+  return device.index() >= 0 ? kind + ":" + std::to_string(device.index()) : kind;
+}
+
+bool one_of(ScalarType dtype, std::initializer_list<ScalarType> wanted) {
+  for (ScalarType each : wanted) {
+    if (dtype == each) return true;
+  }
+  return false;
+}
+
+bool is_float(ScalarType dtype) {
+  return one_of(dtype, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
+}
+
+// The common stride of the joined leading dimensions, if they have one and the last dimension is contiguous.
+bool joined_stride(const Tensor& tensor, int64_t* stride) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  const int64_t last = tensor.dim() - 1;
+  if (sizes[last] != 1 && strides[last] != 1) return false;
+  int64_t expected = -1;
+  *stride = sizes[last];
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    if (expected < 0) *stride = strides[d];
+    else if (strides[d] != expected) return false;
+    expected = strides[d] * sizes[d];
+  }
+  return true;
+}
+
+Rows rows_of(const Tensor& tensor, int64_t stride) {
+  const int64_t columns = tensor.size(tensor.dim() - 1);
+  const int64_t count = columns ? tensor.numel() / columns : 0;
+  return {tensor.const_data_ptr(), tensor.scalar_type(), count, columns, stride};
+}
+
+}  // namespace
+
+std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
+DType kernel_dtype(ScalarType dtype) {
+  if (dtype == ScalarType::Half) return DType::f16;
+  return dtype == ScalarType::BFloat16 ? DType::bf16 : DType::f32;
+}
+
+FloatMatrix as_matrix(const Rows& rows) { return {rows.data, kernel_dtype(rows.dtype), rows.stride}; }
+
+Arguments::Arguments(const char* op, const char* lead_name, const Tensor& lead)
+    : op_(op), lead_name_(lead_name), device_(lead.device()), cpu_(lead.is_cpu()) {}
+
+int Arguments::bits(const char* name, int64_t value) const {
+  require(value == 4 || value == 6 || value == 8, name, " is ", value, ", wanted 4, 6 or 8");
+  return static_cast<int>(value);
+}
+
+Activation Arguments::activation(const std::string& value) const {
+  if (value == "none") return Activation::none;
+  if (value == "gelu") return Activation::gelu;
+  if (value == "gelu_tanh") return Activation::gelu_tanh;
+  if (value == "silu") return Activation::silu;
+  fail("activation is '", value, "', wanted one of none, gelu, gelu_tanh, silu");
+}
+
+DType Arguments::out_dtype(ScalarType value) const {
+  require(is_float(value), "out_dtype is ", dtype_name(value), ", wanted float32, float16 or bfloat16");
+  return kernel_dtype(value);
+}
+
+Tensor Arguments::keep(Tensor tensor) {
+  kept_.push_back(tensor);
+  return tensor;
+}
+
+void Arguments::same_device(const char* name, const Tensor& tensor) const {
+  const auto device = tensor.device();
+  require(device == device_, name, " is on ", device_text(device), ", but ", lead_name_, " is on ",
+          device_text(device_), "; wanted all on one device");
+}
+
+Rows Arguments::codes(const char* name, const Tensor& tensor) {
+  require(tensor.scalar_type() == ScalarType::Char, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted int8");
+  same_device(name, tensor);
+  require(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) >= 1, name, " has shape ", shape_text(tensor),
+          ", wanted [..., K] with K of 1 or more");
+  int64_t stride;
+  if (joined_stride(tensor, &stride)) return rows_of(tensor, stride);
+  return rows_of(keep(torch::stable::contiguous(tensor)), tensor.size(tensor.dim() - 1));
+}
+
+Rows Arguments::floats(const char* name, const Tensor& tensor) {
+  require(is_float(tensor.scalar_type()), name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted float32, float16 or bfloat16");
+  same_device(name, tensor);
+  require(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) >= 1, name, " has shape ", shape_text(tensor),
+          ", wanted [..., K] with K of 1 or more");
+  int64_t stride;
+  if (joined_stride(tensor, &stride)) return rows_of(tensor, stride);
+  return rows_of(keep(torch::stable::contiguous(tensor)), tensor.size(tensor.dim() - 1));
+}
+
+FloatMatrix Arguments::matrix(const char* name, const OptionalTensor& tensor, int64_t rows, int64_t columns,
+                              const char* meaning) {
+  if (!tensor) return {};
+  const Rows found = floats(name, *tensor);
+  require(found.count == rows && found.columns == columns, name, " has shape ", shape_text(*tensor), ", wanted ", rows,
+          " rows of ", columns, " (", meaning, ")");
+  return as_matrix(found);
+}
+
+void Arguments::one_dimension(const char* name, const Tensor& tensor, int64_t length, const char* length_name) const {
+  same_device(name, tensor);
+  require(tensor.dim() == 1, name, " has shape ", shape_text(tensor), ", wanted one dimension");
+  if (length < 0) {
+    require(tensor.numel() > 0, name, " is empty, wanted one entry or more");
+  } else {
+    require(tensor.numel() == length, name, " has ", tensor.numel(), " entries, wanted ", length, " (", length_name,
+            ")");
+  }
+}
+
+const float* Arguments::scales(const char* name, const Tensor& tensor, int64_t length) {
+  require(tensor.scalar_type() == ScalarType::Float, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted float32");
+  one_dimension(name, tensor, length, "N");
+  const Tensor dense = keep(torch::stable::contiguous(tensor));
+  const float* data = dense.const_data_ptr<float>();
+  if (cpu_) {
+    for (int64_t i = 0; i < dense.numel(); ++i) {
+      // Written so that NaN fails.
+      require(data[i] > 0.0f && std::isfinite(data[i]), name, "[", i, "] is ", data[i],
+              ", wanted finite numbers above 0");
+    }
+  }
+  return data;
+}
+
+const float* Arguments::vector(const char* name, const OptionalTensor& tensor, int64_t length) {
+  if (!tensor) return nullptr;
+  require(is_float(tensor->scalar_type()), name, " has dtype ", dtype_name(tensor->scalar_type()),
+          ", wanted float32, float16 or bfloat16");
+  one_dimension(name, *tensor, length, "one for each column");
+  Tensor dense = torch::stable::contiguous(*tensor);
+  if (dense.scalar_type() != ScalarType::Float) dense = torch::stable::to(dense, ScalarType::Float);
+  return keep(dense).const_data_ptr<float>();
+}
+
+const int32_t* Arguments::integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low,
+                                   int64_t high, const char* length_name) {
+  if (!tensor) return nullptr;
+  require(tensor->scalar_type() == ScalarType::Int, name, " has dtype ", dtype_name(tensor->scalar_type()),
+          ", wanted int32");
+  one_dimension(name, *tensor, length, length_name);
+  const Tensor dense = keep(torch::stable::contiguous(*tensor));
+  const int32_t* data = dense.const_data_ptr<int32_t>();
+  if (cpu_) {
+    for (int64_t i = 0; i < dense.numel(); ++i) {
+      require(data[i] >= low && data[i] <= high, name, "[", i, "] is ", data[i], ", wanted ", low, " to ", high);
+    }
+  }
+  return data;
+}
+
+const uint8_t* Arguments::packed(const char* name, const Tensor& tensor, int64_t n, int64_t k, int bits) {
+  require(tensor.scalar_type() == ScalarType::Byte, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted uint8 as pack_weight returns it");
+  same_device(name, tensor);
+  const int64_t wanted = cpu::packed_bytes(n, k, bits);
+  require(tensor.dim() == 1 && tensor.numel() == wanted, name, " has shape ", shape_text(tensor), ", wanted [", wanted,
+          "]: N ", n, ", K ", k, ", ", bits, " bits as pack_weight lays them out");
+  return keep(torch::stable::contiguous(tensor)).const_data_ptr<uint8_t>();
+}
+
+RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length) {
+  require(tokens >= 0, "tokens is ", tokens, ", wanted 0 (the whole table) or more");
+  RowPositions rows;
+  rows.tokens = tokens == 0 ? length : tokens;
+  if (position) {
+    require(position->scalar_type() == ScalarType::Int, "position has dtype ", dtype_name(position->scalar_type()),
+            ", wanted int32");
+    same_device("position", *position);
+    require(position->numel() == 1, "position has shape ", shape_text(*position), ", wanted one element");
+    rows.position = keep(*position).const_data_ptr<int32_t>();
+    if (cpu_) require(*rows.position >= 0, "position is ", *rows.position, ", wanted 0 or more");
+  }
+  covers(table, length, rows);
+  return rows;
+}
+
+void Arguments::covers(const char* table, int64_t length, const RowPositions& rows) const {
+  const int64_t first = cpu_ && rows.position ? *rows.position : 0;
+  require(first + rows.tokens <= length, table, " has ", length, " positions, but position ", first, " + tokens ",
+          rows.tokens, " = ", first + rows.tokens, " are needed");
+}
+
+Tensor Arguments::empty(const Tensor& lead, int64_t columns, ScalarType dtype) const {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d + 1 < lead.dim(); ++d) sizes.push_back(lead.size(d));
+  sizes.push_back(columns);
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype,
+                              torch::headeronly::Layout::Strided, device_);
+}
+
+}  // namespace ptq4arvg

@@ -1,0 +1,147 @@
+#include "torch/calls.h"
+
+#include <cmath>
+
+namespace ptq4arvg {
+namespace {
+
+QuantizeTable table_of(Arguments& args, const char* scale_name, const char* zero_name, const Tensor& inv_scale,
+                       const Tensor& zero, int bits) {
+  QuantizeTable table;
+  table.bits = bits;
+  table.inv_scale = args.scales(scale_name, inv_scale);
+  table.zero = args.integers(zero_name, zero, inv_scale.numel(), 0, levels(bits) - 1, "one for each scale");
+  return table;
+}
+
+// Everything of a GEMM but its output; leaves n, k and the epilogue filled in.
+GemmProblem gemm_problem(Arguments& args, const GemmArguments& given) {
+  GemmProblem p;
+  p.bits = args.bits("bits", given.bits);
+  const Rows a = args.codes("a", given.a);
+  p.a = static_cast<const int8_t*>(a.data);
+  p.a_stride = a.stride;
+  p.m = a.count;
+  p.k = a.columns;
+  args.require(p.k <= kMaxDepth, "a has K ", p.k, ", wanted at most ", kMaxDepth, " so that sums fit in int32");
+  Epilogue& e = p.epilogue;
+  e.w_scale = args.scales("w_scale", given.w_scale);
+  p.n = given.w_scale.numel();
+  p.w = args.packed("w", given.w, p.n, p.k, p.bits);
+  const int64_t top = levels(p.bits) - 1;
+  const int32_t* w_zero = args.integers("w_zero", given.w_zero, p.n, p.bits == 8 ? -128 : 0, p.bits == 8 ? 127 : top, "N");
+  p.w_zero = p.bits == 8 ? nullptr : w_zero;
+  e.w_sum = args.integers("w_sum", given.w_sum, p.n, INT32_MIN, INT32_MAX, "N");
+  e.bias = args.vector("bias", given.bias, p.n);
+  e.a_scale = args.scales("a_scale", given.a_scale);
+  const int64_t positions = given.a_scale.numel();
+  e.a_zero = args.integers("a_zero", given.a_zero, positions, -128, 127, "one for each position of a_scale");
+  p.rows = args.positions(given.position, given.tokens, "a_scale", positions);
+  e.activation = args.activation(given.activation);
+  e.residual = args.matrix("residual", given.residual, p.m, p.n, "as the output");
+  if (given.gate) {
+    args.require(p.m % p.rows.tokens == 0, "gate needs whole images, but ", p.m, " rows are not a multiple of tokens ",
+                 p.rows.tokens);
+    e.gate = args.matrix("gate", given.gate, p.m / p.rows.tokens, p.n, "images, N");
+  }
+  return p;
+}
+
+}  // namespace
+
+Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, void (*run)(const GemmProblem&)) {
+  Arguments args("gemm", "a", given.a);
+  GemmProblem p = gemm_problem(args, given);
+  p.epilogue.out_dtype = args.out_dtype(out_dtype);
+  Tensor out = args.empty(given.a, p.n, out_dtype);
+  p.epilogue.out = out.mutable_data_ptr();
+  if (p.m > 0) run(p);
+  return out;
+}
+
+Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, void (*run)(const GemmProblem&)) {
+  Arguments args("gemm_quantize", "a", given.a);
+  GemmProblem p = gemm_problem(args, given);
+  p.epilogue.requantize = true;
+  p.epilogue.out_table =
+      table_of(args, "out_inv_scale", "out_zero", to.inv_scale, to.zero, args.bits("out_bits", to.bits));
+  args.covers("out_inv_scale", to.inv_scale.numel(), p.rows);
+  Tensor out = args.empty(given.a, p.n, ScalarType::Char);
+  p.epilogue.out = out.mutable_data_ptr();
+  if (p.m > 0) run(p);
+  return out;
+}
+
+Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
+                     const OptionalTensor& position, int64_t tokens, void (*run)(const QuantizeProblem&)) {
+  Arguments args("quantize", "x", x);
+  QuantizeProblem p;
+  const int checked_bits = args.bits("bits", bits);
+  const Rows rows = args.floats("x", x);
+  p.m = rows.count;
+  p.k = rows.columns;
+  p.x = as_matrix(rows);
+  p.table = table_of(args, "inv_scale", "zero", inv_scale, zero, checked_bits);
+  p.rows = args.positions(position, tokens, "inv_scale", inv_scale.numel());
+  Tensor out = args.empty(x, p.k, ScalarType::Char);
+  p.out = static_cast<int8_t*>(out.mutable_data_ptr());
+  if (p.m > 0) run(p);
+  return out;
+}
+
+Tensor call_norm_quantize(const NormArguments& given, void (*run)(const NormQuantizeProblem&)) {
+  Arguments args("norm_quantize", "x", given.x);
+  NormQuantizeProblem p;
+  const int bits = args.bits("bits", given.bits);
+  const Rows rows = args.floats("x", given.x);
+  p.m = rows.count;
+  p.k = rows.columns;
+  p.x = as_matrix(rows);
+  p.table = table_of(args, "inv_scale", "zero", given.inv_scale, given.zero, bits);
+  p.rows = args.positions(given.position, given.tokens, "inv_scale", given.inv_scale.numel());
+  p.weight = args.vector("weight", given.weight, p.k);
+  p.bias = args.vector("bias", given.bias, p.k);
+  p.constant = args.vector("constant", given.constant, p.k);
+  p.post_scale = args.vector("post_scale", given.post_scale, p.k);
+  p.post_shift = args.vector("post_shift", given.post_shift, p.k);
+  if (given.scale || given.shift) {
+    args.require(p.m % p.rows.tokens == 0, "scale and shift need whole images, but ", p.m,
+                 " rows are not a multiple of tokens ", p.rows.tokens);
+    p.scale = args.matrix("scale", given.scale, p.m / p.rows.tokens, p.k, "images, K");
+    p.shift = args.matrix("shift", given.shift, p.m / p.rows.tokens, p.k, "images, K");
+  }
+  args.require(given.eps >= 0.0 && std::isfinite(given.eps), "eps is ", given.eps, ", wanted a finite number, 0 or more");
+  p.eps = given.eps;
+  p.rms = given.rms;
+  Tensor out = args.empty(given.x, p.k, ScalarType::Char);
+  p.out = static_cast<int8_t*>(out.mutable_data_ptr());
+  if (p.m > 0) run(p);
+  return out;
+}
+
+Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
+                       const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
+                       void (*run)(const GemmFloatProblem&)) {
+  Arguments args("gemm_float", "x", x);
+  GemmFloatProblem p;
+  p.bits = args.bits("bits", bits);
+  const Rows rows = args.floats("x", x);
+  p.m = rows.count;
+  p.k = rows.columns;
+  p.x = as_matrix(rows);
+  p.w_scale = args.scales("w_scale", w_scale);
+  p.n = w_scale.numel();
+  p.w = args.packed("w", w, p.n, p.k, p.bits);
+  const int32_t* zeros = args.integers("w_zero", w_zero, p.n, p.bits == 8 ? -128 : 0,
+                                       p.bits == 8 ? 127 : levels(p.bits) - 1, "N");
+  p.w_zero = p.bits == 8 ? nullptr : zeros;
+  p.bias = args.vector("bias", bias, p.n);
+  p.activation = args.activation(activation);
+  p.out_dtype = args.out_dtype(out_dtype);
+  Tensor out = args.empty(x, p.n, out_dtype);
+  p.out = out.mutable_data_ptr();
+  if (p.m > 0) run(p);
+  return out;
+}
+
+}  // namespace ptq4arvg

@@ -1,0 +1,50 @@
+// From checked operator arguments to a kernel's problem. The same for every device; `run` is the device's kernel.
+#pragma once
+
+#include "kernels/gemm.h"
+#include "kernels/gemm_float.h"
+#include "kernels/norm_quantize.h"
+#include "kernels/pack.h"
+#include "kernels/quantize.h"
+#include "torch/arguments.h"
+
+namespace ptq4arvg {
+
+struct GemmArguments {
+  const Tensor &a, &w, &a_scale, &w_scale;
+  const OptionalTensor &a_zero, &w_sum, &w_zero, &bias;
+  int64_t bits;
+  const OptionalTensor& position;
+  int64_t tokens;
+  const std::string& activation;
+  const OptionalTensor &residual, &gate;
+};
+
+struct Requantize {
+  const Tensor &inv_scale, &zero;
+  int64_t bits;
+};
+
+Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, void (*run)(const GemmProblem&));
+Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, void (*run)(const GemmProblem&));
+
+Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
+                     const OptionalTensor& position, int64_t tokens, void (*run)(const QuantizeProblem&));
+
+struct NormArguments {
+  const Tensor &x, &inv_scale, &zero;
+  int64_t bits;
+  const OptionalTensor &weight, &bias, &scale, &shift, &constant, &post_scale, &post_shift;
+  double eps;
+  bool rms;
+  const OptionalTensor& position;
+  int64_t tokens;
+};
+
+Tensor call_norm_quantize(const NormArguments& given, void (*run)(const NormQuantizeProblem&));
+
+Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
+                       const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
+                       void (*run)(const GemmFloatProblem&));
+
+}  // namespace ptq4arvg
