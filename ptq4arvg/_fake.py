@@ -1,0 +1,182 @@
+"""Fake (meta) kernels: shapes and dtypes of the operators' results, for torch.compile and export.
+
+They check what can be known without data, with the texts of the real kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .reference import ACTIVATIONS
+
+PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def packed_bytes(n: int, k: int, bits: int) -> int:
+    """Size of a packed [n, k] weight: whole panels of whole groups, and a column sum each."""
+    panels, groups = (n + PANEL - 1) // PANEL, (k + GROUP - 1) // GROUP
+    return panels * (groups * PANEL * GROUP * bits // 8 + 4 * PANEL)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_dtype(op: str, name: str, x: Tensor | None, *wanted: torch.dtype) -> None:
+    if x is not None and x.dtype not in wanted:
+        *most, last = [_name(dtype) for dtype in wanted]
+        text = f"{', '.join(most)} or {last}" if most else last
+        raise RuntimeError(f"{op}: {name} has dtype {_name(x.dtype)}, wanted {text}")
+
+
+def _check_bits(op: str, name: str, bits: int) -> None:
+    if bits not in (4, 6, 8):
+        raise RuntimeError(f"{op}: {name} is {bits}, wanted 4, 6 or 8")
+
+
+def _check_activation(op: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise RuntimeError(
+            f"{op}: activation is '{activation}', wanted one of {', '.join(ACTIVATIONS)}"
+        )
+
+
+def _check_out_dtype(op: str, out_dtype: torch.dtype) -> None:
+    if out_dtype not in FLOATS:
+        raise RuntimeError(
+            f"{op}: out_dtype is {_name(out_dtype)}, wanted float32, float16 or bfloat16"
+        )
+
+
+def _check_length(op: str, name: str, x: Tensor | None, length: int, meaning: str) -> None:
+    if x is None:
+        return
+    if x.dim() != 1:
+        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted one dimension")
+    torch._check(
+        x.numel() == length,
+        lambda: f"{op}: {name} has {x.numel()} entries, wanted {length} ({meaning})",
+    )
+
+
+def _check_packed(op: str, w: Tensor, n: int, k: int, bits: int) -> None:
+    _check_dtype(op, "w", w, torch.uint8)
+    if w.device.type != "cpu":
+        return  # another device, another layout
+    wanted = packed_bytes(n, k, bits)
+    torch._check(
+        w.numel() == wanted,
+        lambda: (
+            f"{op}: w has shape {list(w.shape)}, wanted [{wanted}]: N {n}, K {k}, {bits} bits as "
+            "pack_weight lays them out"
+        ),
+    )
+
+
+def _check_table(op: str, name: str, scale: Tensor, tokens: int) -> None:
+    _check_dtype(op, name, scale, torch.float32)
+    if scale.dim() != 1:
+        raise RuntimeError(f"{op}: {name} has shape {list(scale.shape)}, wanted one dimension")
+    torch._check(
+        tokens <= scale.numel(),
+        lambda: (
+            f"{op}: {name} has {scale.numel()} positions, but position 0 + tokens {tokens} = "
+            f"{tokens} are needed"
+        ),
+    )
+
+
+def _fake_product(
+    op: str, a: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor | None, bias: Tensor | None,
+    bits: int, activation: str, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Checks that all products share, and their output [..., N]."""
+    _check_bits(op, "bits", bits)
+    _check_dtype(op, "w_scale", w_scale, torch.float32)
+    n = w_scale.shape[0]
+    _check_packed(op, w, n, a.shape[-1], bits)
+    _check_dtype(op, "w_zero", w_zero, torch.int32)
+    _check_length(op, "w_zero", w_zero, n, "N")
+    _check_dtype(op, "bias", bias, *FLOATS)
+    _check_length(op, "bias", bias, n, "one for each column")
+    _check_activation(op, activation)
+    return a.new_empty((*a.shape[:-1], n), dtype=dtype)
+
+
+@torch.library.register_fake("ptq4arvg::pack_weight")
+def _(codes, zero, bits):
+    _check_bits("pack_weight", "bits", bits)
+    _check_dtype("pack_weight", "codes", codes, torch.int8)
+    if codes.dim() != 2:
+        raise RuntimeError(f"pack_weight: codes has shape {list(codes.shape)}, wanted [N, K]")
+    n, k = codes.shape
+    _check_length("pack_weight", "zero", zero, n, "N")
+    return codes.new_empty((packed_bytes(n, k, bits),), dtype=torch.uint8)
+
+
+@torch.library.register_fake("ptq4arvg::unpack_weight")
+def _(packed, zero, bits, n, k):
+    _check_bits("unpack_weight", "bits", bits)
+    _check_packed("unpack_weight", packed, n, k, bits)
+    return packed.new_empty((n, k), dtype=torch.int8)
+
+
+@torch.library.register_fake("ptq4arvg::quantize")
+def _(x, inv_scale, zero, bits, position=None, tokens=0):
+    _check_bits("quantize", "bits", bits)
+    _check_dtype("quantize", "x", x, *FLOATS)
+    _check_table("quantize", "inv_scale", inv_scale, tokens)
+    _check_dtype("quantize", "zero", zero, torch.int32)
+    _check_dtype("quantize", "position", position, torch.int32)
+    return x.new_empty(x.shape, dtype=torch.int8)
+
+
+@torch.library.register_fake("ptq4arvg::gemm")
+def _(
+    a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, bits=8,
+    position=None, tokens=0, activation="none", residual=None, gate=None,
+    out_dtype=torch.float32,
+):  # fmt: skip
+    _check_dtype("gemm", "a", a, torch.int8)
+    _check_table("gemm", "a_scale", a_scale, tokens)
+    _check_out_dtype("gemm", out_dtype)
+    return _fake_product("gemm", a, w, w_scale, w_zero, bias, bits, activation, out_dtype)
+
+
+@torch.library.register_fake("ptq4arvg::gemm_quantize")
+def _(
+    a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, out_inv_scale,
+    out_zero, out_bits, bits=8, position=None, tokens=0, activation="none", residual=None,
+    gate=None,
+):  # fmt: skip
+    op = "gemm_quantize"
+    _check_dtype(op, "a", a, torch.int8)
+    _check_table(op, "a_scale", a_scale, tokens)
+    _check_bits(op, "out_bits", out_bits)
+    _check_table(op, "out_inv_scale", out_inv_scale, tokens)
+    return _fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
+
+
+@torch.library.register_fake("ptq4arvg::norm_quantize")
+def _(
+    x, inv_scale, zero, bits, *, weight=None, bias=None, scale=None, shift=None, constant=None,
+    post_scale=None, post_shift=None, eps=1e-6, rms=False, position=None, tokens=0,
+):  # fmt: skip
+    op = "norm_quantize"
+    _check_bits(op, "bits", bits)
+    _check_dtype(op, "x", x, *FLOATS)
+    _check_table(op, "inv_scale", inv_scale, tokens)
+    columns = {"weight": weight, "bias": bias, "constant": constant}
+    for name, value in {**columns, "post_scale": post_scale, "post_shift": post_shift}.items():
+        _check_dtype(op, name, value, *FLOATS)
+        _check_length(op, name, value, x.shape[-1], "one for each column")
+    return x.new_empty(x.shape, dtype=torch.int8)
+
+
+@torch.library.register_fake("ptq4arvg::gemm_float")
+def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_dtype=torch.float32):
+    _check_dtype("gemm_float", "x", x, *FLOATS)
+    _check_out_dtype("gemm_float", out_dtype)
+    return _fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)

@@ -1,0 +1,214 @@
+"""The integer operators: typed face of ``torch.ops.ptq4arvg``, on CPU and under torch.compile.
+
+Rows of an activation are laid out [images, tokens]; row m uses entry ``position + m % tokens`` of a
+layer's tables over the positions of the sequence. ``tokens=0`` means the whole table; ``position``
+is None for 0, or an int32 tensor of one element on the same device. Codes are int8: a level q is
+stored as q - 128 at 8 bits and as q - zero at 6 and 4 bits. A weight's codes have their zero point
+taken off. `reference` is the specification in plain torch.
+
+Bad arguments raise ValueError with the operator, the argument, what came and what was wanted
+(``torch.ops.ptq4arvg`` itself raises RuntimeError with the same text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+__all__ = [
+    "ACTIVATIONS",
+    "build_info",
+    "gemm",
+    "gemm_float",
+    "gemm_quantize",
+    "isa",
+    "last_kernel",
+    "list_kernels",
+    "norm_quantize",
+    "pack_weight",
+    "quantize",
+    "reference",
+    "set_isa",
+    "unpack_weight",
+]
+
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
+
+_LIBRARY = Path(__file__).with_name("_C.so")
+
+
+def _load() -> Any:
+    """Load the op library and connect the introspection module to it."""
+    if not _LIBRARY.is_file():
+        raise ImportError(
+            f"ptq4arvg's compiled operators are missing ({_LIBRARY} does not exist). Build them: "
+            "`pip install .` in the source folder, or `python setup.py build_ext --inplace`."
+        )
+    torch.ops.load_library(str(_LIBRARY))
+    try:
+        from . import _info
+    except ImportError as error:
+        raise ImportError(
+            f"ptq4arvg's introspection module cannot be imported ({error}). It is built for one "
+            "version of Python: run `pip install .` again with this one."
+        ) from error
+    _info.load(str(_LIBRARY))
+    _info.isa()  # a bad PTQ4ARVG_CPU_ISA is an error now, not in the middle of a run
+    return _info
+
+
+_info = _load()
+
+from . import _fake  # noqa: E402, F401 - registers the fake kernels of the operators just loaded
+
+
+def _call(name: str, op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Call the operator; our own messages become ValueError, anything else passes."""
+    if torch.compiler.is_compiling():
+        return op(*args, **kwargs)
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError as error:
+        if str(error).startswith(f"{name}: "):
+            raise ValueError(str(error)) from None
+        raise
+
+
+def pack_weight(codes: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """Weight codes int8 [N, K] -> 1-D uint8 in the kernel layout of their device.
+
+    At 8 bits codes lie in [-127, 127]. At 6 and 4 bits code + zero is a level in [0, 2^bits - 1];
+    zero is int32 [N], None means 2^(bits - 1) throughout. ``bits`` bits a weight, plus padding to
+    16 columns and 4 k, plus 64 bytes for each 16 columns.
+    """
+    return _call("pack_weight", torch.ops.ptq4arvg.pack_weight, codes, zero, bits)
+
+
+def unpack_weight(packed: Tensor, zero: Tensor | None, bits: int, n: int, k: int) -> Tensor:
+    """The inverse of `pack_weight`: int8 [n, k]."""
+    return _call("unpack_weight", torch.ops.ptq4arvg.unpack_weight, packed, zero, bits, n, k)
+
+
+def quantize(
+    x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int,
+    position: Tensor | None = None, tokens: int = 0,
+) -> Tensor:  # fmt: skip
+    """Codes int8 of x [..., K] (float32, bfloat16 or float16).
+
+    q = clamp(rne(x * inv_scale[t]) + zero[t], 0, 2^bits - 1); inv_scale float32 [T], zero int32 [T].
+    NaN becomes level 0.
+    """
+    return _call(
+        "quantize", torch.ops.ptq4arvg.quantize, x, inv_scale, zero, bits, position, tokens
+    )
+
+
+def gemm(
+    a: Tensor, w: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None = None,
+    w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
+    bits: int = 8, position: Tensor | None = None, tokens: int = 0, activation: str = "none",
+    residual: Tensor | None = None, gate: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """residual + gate * activation(y), y = a_scale[t] (w_scale[n] (acc - a_zero[t] w_sum[n])) + bias.
+
+    Codes a int8 [..., K] times the packed weight w of ``bits`` bits -> [..., N] in out_dtype
+    (float32, bfloat16, float16). acc is the exact int32 sum. Tables a_scale float32 [T], a_zero
+    int32 [T] (the residual zero point of the stored codes: level of zero - 128 at 8 bits, None at 6
+    and 4 bits). Columns: w_scale float32 [N], w_zero int32 [N] as packed, w_sum int32 [N] (None: the
+    sums kept in w), bias [N]. gate [images, N], residual [..., N].
+    """
+    return _call(
+        "gemm", torch.ops.ptq4arvg.gemm, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,
+        bits=bits, position=position, tokens=tokens, activation=activation, residual=residual,
+        gate=gate, out_dtype=out_dtype,
+    )  # fmt: skip
+
+
+def gemm_quantize(
+    a: Tensor, w: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None = None,
+    w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
+    out_inv_scale: Tensor, out_zero: Tensor, out_bits: int, bits: int = 8,
+    position: Tensor | None = None, tokens: int = 0, activation: str = "none",
+    residual: Tensor | None = None, gate: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`gemm`, its float32 result quantized to the next layer's codes: int8 [..., N].
+
+    out_inv_scale float32 [T'], out_zero int32 [T']: that layer's tables, at the same positions.
+    """
+    return _call(
+        "gemm_quantize", torch.ops.ptq4arvg.gemm_quantize, a, w, a_scale, w_scale, a_zero, w_sum,
+        w_zero, bias, out_inv_scale=out_inv_scale, out_zero=out_zero, out_bits=out_bits, bits=bits,
+        position=position, tokens=tokens, activation=activation, residual=residual, gate=gate,
+    )  # fmt: skip
+
+
+def norm_quantize(
+    x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int, *, weight: Tensor | None = None,
+    bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
+    constant: Tensor | None = None, post_scale: Tensor | None = None,
+    post_shift: Tensor | None = None, eps: float = 1e-6, rms: bool = False,
+    position: Tensor | None = None, tokens: int = 0,
+) -> Tensor:  # fmt: skip
+    """LayerNorm (or RMSNorm), AdaLN modulation and `quantize` of x [..., K] in one pass: int8.
+
+    n = (x - mean) rstd, statistics in float64; n = n weight + bias; u = n (constant + scale[image])
+    + shift[image]; u = u post_scale + post_shift. All optional: weight, bias, constant (1 where
+    absent), post_scale, post_shift [K]; scale, shift [images, K], for images * tokens rows.
+    """
+    return _call(
+        "norm_quantize", torch.ops.ptq4arvg.norm_quantize, x, inv_scale, zero, bits, weight=weight,
+        bias=bias, scale=scale, shift=shift, constant=constant, post_scale=post_scale,
+        post_shift=post_shift, eps=eps, rms=rms, position=position, tokens=tokens,
+    )  # fmt: skip
+
+
+def gemm_float(
+    x: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor | None = None,
+    bias: Tensor | None = None, *, bits: int = 8, activation: str = "none",
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """Float activations x [..., K] on the packed weight: activation(w_scale (x . w) + bias).
+
+    The result of a row does not depend on the other rows of the call.
+    """
+    return _call(
+        "gemm_float", torch.ops.ptq4arvg.gemm_float, x, w, w_scale, w_zero, bias, bits=bits,
+        activation=activation, out_dtype=out_dtype,
+    )  # fmt: skip
+
+
+def packed_bytes(n: int, k: int, bits: int) -> int:
+    """Size of a packed [n, k] weight on the CPU, in bytes."""
+    return _fake.packed_bytes(n, k, bits)
+
+
+def isa() -> str:
+    """The CPU instruction set in use: avx512_vnni, avx2 or scalar (see PTQ4ARVG_CPU_ISA)."""
+    return _info.isa()
+
+
+def set_isa(name: str) -> str:
+    """Use this CPU instruction set from now on, '' for the default; ValueError if it is not there."""
+    return _info.set_isa(name)
+
+
+def last_kernel() -> str:
+    """Name of the kernel that ran last in this process, such as 'gemm.w6.avx2'; '' before any."""
+    return _info.last_kernel()
+
+
+def list_kernels() -> list[dict[str, Any]]:
+    """All compiled kernels: name, op, device, isa, weight_bits (or None), available (here)."""
+    return _info.list_kernels()
+
+
+def build_info() -> dict[str, Any]:
+    """version, compiler, torch_headers, compiled_isas, available_isas, cuda, cuda_archs, ..."""
+    return _info.build_info()
