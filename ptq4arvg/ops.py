@@ -65,15 +65,21 @@ def _load() -> Any:
 
 _info = _load()
 
-from . import _fake  # noqa: E402, F401 - registers the fake kernels of the operators just loaded
+_OPS = torch.ops.ptq4arvg
+
+from . import _fake  # noqa: E402 - registers the fake kernels of the operators just loaded
 
 
 def _call(name: str, op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Call the operator; our own messages become ValueError, anything else passes."""
+    """Call the operator; our own messages become ValueError, anything else passes.
+
+    Absent options are left out, since torch takes about a microsecond to parse each.
+    """
+    given = {key: value for key, value in kwargs.items() if value is not None}
     if torch.compiler.is_compiling():
-        return op(*args, **kwargs)
+        return op(*args, **given)
     try:
-        return op(*args, **kwargs)
+        return op(*args, **given)
     except RuntimeError as error:
         if str(error).startswith(f"{name}: "):
             raise ValueError(str(error)) from None
@@ -87,12 +93,12 @@ def pack_weight(codes: Tensor, zero: Tensor | None, bits: int) -> Tensor:
     zero is int32 [N], None means 2^(bits - 1) throughout. ``bits`` bits a weight, plus padding to
     16 columns and 4 k, plus 64 bytes for each 16 columns.
     """
-    return _call("pack_weight", torch.ops.ptq4arvg.pack_weight, codes, zero, bits)
+    return _call("pack_weight", _OPS.pack_weight.default, codes, zero, bits)
 
 
 def unpack_weight(packed: Tensor, zero: Tensor | None, bits: int, n: int, k: int) -> Tensor:
     """The inverse of `pack_weight`: int8 [n, k]."""
-    return _call("unpack_weight", torch.ops.ptq4arvg.unpack_weight, packed, zero, bits, n, k)
+    return _call("unpack_weight", _OPS.unpack_weight.default, packed, zero, bits, n, k)
 
 
 def quantize(
@@ -101,11 +107,11 @@ def quantize(
 ) -> Tensor:  # fmt: skip
     """Codes int8 of x [..., K] (float32, bfloat16 or float16).
 
-    q = clamp(rne(x * inv_scale[t]) + zero[t], 0, 2^bits - 1); inv_scale float32 [T], zero int32 [T].
-    NaN becomes level 0.
+    q = clamp(rne(x * inv_scale[t]) + zero[t], 0, 2^bits - 1). Tables inv_scale float32 [T] and zero
+    int32 [T], the level of zero. NaN becomes level 0.
     """
     return _call(
-        "quantize", torch.ops.ptq4arvg.quantize, x, inv_scale, zero, bits, position, tokens
+        "quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens
     )
 
 
@@ -116,18 +122,18 @@ def gemm(
     residual: Tensor | None = None, gate: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
-    """residual + gate * activation(y), y = a_scale[t] (w_scale[n] (acc - a_zero[t] w_sum[n])) + bias.
+    """Codes a int8 [..., K] times the packed weight w of ``bits`` bits -> [..., N] in out_dtype.
 
-    Codes a int8 [..., K] times the packed weight w of ``bits`` bits -> [..., N] in out_dtype
-    (float32, bfloat16, float16). acc is the exact int32 sum. Tables a_scale float32 [T], a_zero
-    int32 [T] (the residual zero point of the stored codes: level of zero - 128 at 8 bits, None at 6
-    and 4 bits). Columns: w_scale float32 [N], w_zero int32 [N] as packed, w_sum int32 [N] (None: the
-    sums kept in w), bias [N]. gate [images, N], residual [..., N].
+    residual + gate * activation(y), y = a_scale[t] (w_scale[n] (acc - a_zero[t] w_sum[n])) + bias,
+    with acc the exact int32 sum; out_dtype is float32, bfloat16 or float16. Tables: a_scale float32
+    [T]; a_zero int32 [T], the residual zero point of the stored codes (level of zero - 128 at 8
+    bits, None at 6 and 4 bits). Columns: w_scale float32 [N]; w_zero int32 [N] as packed; w_sum
+    int32 [N], None for the sums kept in w; bias [N]. gate [images, N], residual [..., N].
     """
     return _call(
-        "gemm", torch.ops.ptq4arvg.gemm, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,
+        "gemm", _OPS.gemm.default, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,
         bits=bits, position=position, tokens=tokens, activation=activation, residual=residual,
-        gate=gate, out_dtype=out_dtype,
+        gate=gate, out_dtype=None if out_dtype == torch.float32 else out_dtype,
     )  # fmt: skip
 
 
@@ -143,7 +149,7 @@ def gemm_quantize(
     out_inv_scale float32 [T'], out_zero int32 [T']: that layer's tables, at the same positions.
     """
     return _call(
-        "gemm_quantize", torch.ops.ptq4arvg.gemm_quantize, a, w, a_scale, w_scale, a_zero, w_sum,
+        "gemm_quantize", _OPS.gemm_quantize.default, a, w, a_scale, w_scale, a_zero, w_sum,
         w_zero, bias, out_inv_scale=out_inv_scale, out_zero=out_zero, out_bits=out_bits, bits=bits,
         position=position, tokens=tokens, activation=activation, residual=residual, gate=gate,
     )  # fmt: skip
@@ -163,7 +169,7 @@ def norm_quantize(
     absent), post_scale, post_shift [K]; scale, shift [images, K], for images * tokens rows.
     """
     return _call(
-        "norm_quantize", torch.ops.ptq4arvg.norm_quantize, x, inv_scale, zero, bits, weight=weight,
+        "norm_quantize", _OPS.norm_quantize.default, x, inv_scale, zero, bits, weight=weight,
         bias=bias, scale=scale, shift=shift, constant=constant, post_scale=post_scale,
         post_shift=post_shift, eps=eps, rms=rms, position=position, tokens=tokens,
     )  # fmt: skip
@@ -179,8 +185,8 @@ def gemm_float(
     The result of a row does not depend on the other rows of the call.
     """
     return _call(
-        "gemm_float", torch.ops.ptq4arvg.gemm_float, x, w, w_scale, w_zero, bias, bits=bits,
-        activation=activation, out_dtype=out_dtype,
+        "gemm_float", _OPS.gemm_float.default, x, w, w_scale, w_zero, bias, bits=bits,
+        activation=activation, out_dtype=None if out_dtype == torch.float32 else out_dtype,
     )  # fmt: skip
 
 
@@ -195,7 +201,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> str:
-    """Use this CPU instruction set from now on, '' for the default; ValueError if it is not there."""
+    """Use this CPU instruction set from now on, '' for the default; ValueError if there is none."""
     return _info.set_isa(name)
 
 

@@ -45,6 +45,9 @@ bool joined_stride(const Tensor& tensor, int64_t* stride) {
   return true;
 }
 
+// A dispatched call costs microseconds, so only where there is something to copy.
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
 Rows rows_of(const Tensor& tensor, int64_t stride) {
   const int64_t columns = tensor.size(tensor.dim() - 1);
   const int64_t count = columns ? tensor.numel() / columns : 0;
@@ -122,7 +125,7 @@ Rows Arguments::codes(const char* name, const Tensor& tensor) {
           ", wanted [..., K] with K of 1 or more");
   int64_t stride;
   if (joined_stride(tensor, &stride)) return rows_of(tensor, stride);
-  return rows_of(keep(torch::stable::contiguous(tensor)), tensor.size(tensor.dim() - 1));
+  return rows_of(keep(dense(tensor)), tensor.size(tensor.dim() - 1));
 }
 
 Rows Arguments::floats(const char* name, const Tensor& tensor) {
@@ -133,7 +136,7 @@ Rows Arguments::floats(const char* name, const Tensor& tensor) {
           ", wanted [..., K] with K of 1 or more");
   int64_t stride;
   if (joined_stride(tensor, &stride)) return rows_of(tensor, stride);
-  return rows_of(keep(torch::stable::contiguous(tensor)), tensor.size(tensor.dim() - 1));
+  return rows_of(keep(dense(tensor)), tensor.size(tensor.dim() - 1));
 }
 
 FloatMatrix Arguments::matrix(const char* name, const OptionalTensor& tensor, int64_t rows, int64_t columns,
@@ -160,10 +163,10 @@ const float* Arguments::scales(const char* name, const Tensor& tensor, int64_t l
   require(tensor.scalar_type() == ScalarType::Float, name, " has dtype ", dtype_name(tensor.scalar_type()),
           ", wanted float32");
   one_dimension(name, tensor, length, "N");
-  const Tensor dense = keep(torch::stable::contiguous(tensor));
-  const float* data = dense.const_data_ptr<float>();
+  const Tensor values = keep(dense(tensor));
+  const float* data = values.const_data_ptr<float>();
   if (cpu_) {
-    for (int64_t i = 0; i < dense.numel(); ++i) {
+    for (int64_t i = 0; i < values.numel(); ++i) {
       // Written so that NaN fails.
       require(data[i] > 0.0f && std::isfinite(data[i]), name, "[", i, "] is ", data[i],
               ", wanted finite numbers above 0");
@@ -177,9 +180,9 @@ const float* Arguments::vector(const char* name, const OptionalTensor& tensor, i
   require(is_float(tensor->scalar_type()), name, " has dtype ", dtype_name(tensor->scalar_type()),
           ", wanted float32, float16 or bfloat16");
   one_dimension(name, *tensor, length, "one for each column");
-  Tensor dense = torch::stable::contiguous(*tensor);
-  if (dense.scalar_type() != ScalarType::Float) dense = torch::stable::to(dense, ScalarType::Float);
-  return keep(dense).const_data_ptr<float>();
+  Tensor values = dense(*tensor);
+  if (values.scalar_type() != ScalarType::Float) values = torch::stable::to(values, ScalarType::Float);
+  return keep(values).const_data_ptr<float>();
 }
 
 const int32_t* Arguments::integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low,
@@ -188,10 +191,10 @@ const int32_t* Arguments::integers(const char* name, const OptionalTensor& tenso
   require(tensor->scalar_type() == ScalarType::Int, name, " has dtype ", dtype_name(tensor->scalar_type()),
           ", wanted int32");
   one_dimension(name, *tensor, length, length_name);
-  const Tensor dense = keep(torch::stable::contiguous(*tensor));
-  const int32_t* data = dense.const_data_ptr<int32_t>();
+  const Tensor values = keep(dense(*tensor));
+  const int32_t* data = values.const_data_ptr<int32_t>();
   if (cpu_) {
-    for (int64_t i = 0; i < dense.numel(); ++i) {
+    for (int64_t i = 0; i < values.numel(); ++i) {
       require(data[i] >= low && data[i] <= high, name, "[", i, "] is ", data[i], ", wanted ", low, " to ", high);
     }
   }
@@ -205,7 +208,7 @@ const uint8_t* Arguments::packed(const char* name, const Tensor& tensor, int64_t
   const int64_t wanted = cpu::packed_bytes(n, k, bits);
   require(tensor.dim() == 1 && tensor.numel() == wanted, name, " has shape ", shape_text(tensor), ", wanted [", wanted,
           "]: N ", n, ", K ", k, ", ", bits, " bits as pack_weight lays them out");
-  return keep(torch::stable::contiguous(tensor)).const_data_ptr<uint8_t>();
+  return keep(dense(tensor)).const_data_ptr<uint8_t>();
 }
 
 RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length) {
