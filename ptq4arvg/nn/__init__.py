@@ -1,6 +1,7 @@
 """Modules that quantization puts into a model. Only these modules call ops."""
 
-from .attention import AttentionCore
+from .attention import AttentionCore, QuantAttention
 from .cursor import Cursor
+from .linear import PackedLinear, QuantLinear
 
-__all__ = ["AttentionCore", "Cursor"]
+__all__ = ["AttentionCore", "Cursor", "PackedLinear", "QuantAttention", "QuantLinear"]

@@ -51,8 +51,11 @@ class _StaticInput(nn.Module):
     def quantize(self, x: Tensor) -> Tensor:
         """Codes int8 of the input x [..., K] at the cursor's positions."""
         position, tokens = self._where()
+        inv_scale = self.a_inv_scale
+        if x.dtype == torch.float64:  # a simulation in double precision: the codes are the same
+            x, inv_scale = x.float(), inv_scale.float()
         return ops.quantize(
-            x, self.a_inv_scale, self.a_level_zero, self.a_bits, position=position, tokens=tokens
+            x, inv_scale, self.a_level_zero, self.a_bits, position=position, tokens=tokens
         )
 
     def _sink_rows(self, rows: int) -> Tensor | None:

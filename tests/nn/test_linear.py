@@ -1,0 +1,93 @@
+"""Packed linears compute in integers what their simulation computes in floating point."""
+
+import pytest
+import torch
+
+from ptq4arvg import ops
+from ptq4arvg.nn import Cursor, PackedLinear, QuantLinear
+from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
+
+
+def quantization(w_bits, a_bits, n=40, k=52, tokens=9, sink=(), seed=0):
+    g = torch.Generator().manual_seed(seed)
+    codes, w_scale, w_zero = quantize_weight(torch.randn(n, k, generator=g), w_bits)
+    groups = min(4, tokens)
+    reach = 1 + torch.rand(groups, generator=g)
+    scale, zero = affine_grid(-reach, 2 * reach, a_bits)
+    position_group = torch.arange(tokens) % groups
+    bias = torch.randn(n, generator=g)
+    return LinearQuantization(
+        codes, w_scale, w_zero, bias, scale, zero, position_group, w_bits, a_bits, sink
+    )
+
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(8, 8), (6, 6), (4, 8)])
+@pytest.mark.parametrize(("begin", "tokens"), [(0, 9), (4, 5), (8, 1)])
+def test_integer_path_equals_simulation(w_bits, a_bits, begin, tokens):
+    cursor = Cursor()
+    q = quantization(w_bits, a_bits)
+    packed, simulated = PackedLinear(q, cursor), QuantLinear(q, cursor)
+    cursor.set(begin, tokens)
+    x = 2 * torch.randn(3, tokens, 52, generator=torch.Generator().manual_seed(1))
+    y = packed(x)
+    exact = QuantLinear(q, cursor).double()(x.double())
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y, simulated(x), rtol=1e-4, atol=1e-4)
+    assert torch.equal(packed.quantize(x), simulated.quantize(x))
+    assert torch.equal(packed(packed.quantize(x)), y)
+
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(8, 8), (6, 6), (4, 8)])
+def test_canonical_form_survives_packing(w_bits, a_bits):
+    q = quantization(w_bits, a_bits)
+    back = PackedLinear(q, Cursor()).canonical()
+    assert torch.equal(back.codes, q.codes)
+    assert (back.w_zero is None) == (q.w_zero is None)
+    assert torch.equal(back.input_scale, q.input_scale)
+
+
+def test_sink_positions_are_computed_from_float_activations():
+    cursor = Cursor()
+    q = quantization(6, 6, sink=(0, 2))
+    packed = PackedLinear(q, cursor)
+    plain = PackedLinear(quantization(6, 6), cursor)
+    x = torch.randn(2, 5, 52, generator=torch.Generator().manual_seed(2))
+    cursor.set(0, 5)
+    y, expected = packed(x), plain(x)
+    exact = torch.nn.functional.linear(x.double(), q.weight(torch.float64), q.bias.double())
+    expected[:, [0, 2]] = exact[:, [0, 2]].float()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(QuantLinear(q, cursor)(x), y, rtol=1e-4, atol=1e-4)
+    cursor.set(3, 5)
+    assert torch.equal(packed(x), plain(x))  # no sink among positions 3..7
+
+
+def test_input_without_positions_ignores_the_cursor():
+    cursor = Cursor()
+    packed = PackedLinear(quantization(8, 8, tokens=1), cursor)
+    x = torch.randn(4, 52, generator=torch.Generator().manual_seed(3))
+    cursor.set(7, 3)
+    first = packed(x)
+    cursor.set(0, 1)
+    assert torch.equal(first, packed(x))
+
+
+def test_position_outside_the_table_is_an_error():
+    cursor = Cursor()
+    packed = PackedLinear(quantization(8, 8), cursor)
+    cursor.set(6, 4)
+    with pytest.raises((RuntimeError, ValueError), match="9"):
+        packed(torch.zeros(1, 4, 52))
+
+
+def test_the_kernel_that_ran_can_be_asked_for():
+    cursor = Cursor()
+    cursor.set(0, 9)
+    PackedLinear(quantization(6, 6), cursor)(torch.zeros(1, 9, 52))
+    assert "gemm" in ops.last_kernel()
+
+
+def test_weight_memory_follows_the_bits():
+    for w_bits in (8, 6, 4):
+        q = quantization(w_bits, 8, n=256, k=256)
+        assert PackedLinear(q, Cursor()).weight_bytes() <= 1.05 * 256 * 256 * w_bits / 8 + 4 * 256
