@@ -201,6 +201,11 @@ const int32_t* Arguments::integers(const char* name, const OptionalTensor& tenso
   return data;
 }
 
+const int32_t* Arguments::weight_zeros(const char* name, const OptionalTensor& tensor, int64_t n, int bits) {
+  require(!tensor || bits != 8, name, " is given, wanted None: 8-bit weights are symmetric");
+  return integers(name, tensor, n, 0, levels(bits) - 1, "N");
+}
+
 const uint8_t* Arguments::packed(const char* name, const Tensor& tensor, int64_t n, int64_t k, int bits) {
   require(tensor.scalar_type() == ScalarType::Byte, name, " has dtype ", dtype_name(tensor.scalar_type()),
           ", wanted uint8 as pack_weight returns it");

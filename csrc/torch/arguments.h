@@ -59,6 +59,8 @@ class Arguments {
   // int32 [length] with values in [low, high]; null where absent.
   const int32_t* integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low, int64_t high,
                           const char* length_name);
+  // Zero points of a weight's columns, levels of `bits` bits; 8-bit weights are symmetric and have none.
+  const int32_t* weight_zeros(const char* name, const OptionalTensor& tensor, int64_t n, int bits);
   const uint8_t* packed(const char* name, const Tensor& tensor, int64_t n, int64_t k, int bits);
 
   // The rows' places in tables of `length` positions called `table`.

@@ -28,9 +28,7 @@ GemmProblem gemm_problem(Arguments& args, const GemmArguments& given) {
   e.w_scale = args.scales("w_scale", given.w_scale);
   p.n = given.w_scale.numel();
   p.w = args.packed("w", given.w, p.n, p.k, p.bits);
-  const int64_t top = levels(p.bits) - 1;
-  const int32_t* w_zero = args.integers("w_zero", given.w_zero, p.n, p.bits == 8 ? -128 : 0, p.bits == 8 ? 127 : top, "N");
-  p.w_zero = p.bits == 8 ? nullptr : w_zero;
+  p.w_zero = args.weight_zeros("w_zero", given.w_zero, p.n, p.bits);
   e.w_sum = args.integers("w_sum", given.w_sum, p.n, INT32_MIN, INT32_MAX, "N");
   e.bias = args.vector("bias", given.bias, p.n);
   e.a_scale = args.scales("a_scale", given.a_scale);
@@ -132,9 +130,7 @@ Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, 
   p.w_scale = args.scales("w_scale", w_scale);
   p.n = w_scale.numel();
   p.w = args.packed("w", w, p.n, p.k, p.bits);
-  const int32_t* zeros = args.integers("w_zero", w_zero, p.n, p.bits == 8 ? -128 : 0,
-                                       p.bits == 8 ? 127 : levels(p.bits) - 1, "N");
-  p.w_zero = p.bits == 8 ? nullptr : zeros;
+  p.w_zero = args.weight_zeros("w_zero", w_zero, p.n, p.bits);
   p.bias = args.vector("bias", bias, p.n);
   p.activation = args.activation(activation);
   p.out_dtype = args.out_dtype(out_dtype);

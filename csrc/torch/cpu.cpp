@@ -16,8 +16,7 @@ Tensor pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits
   p.k = rows.columns;
   args.require(p.n > 0, "codes has shape ", shape_text(codes), ", wanted N of 1 or more");
   const int64_t top = levels(p.bits) - 1;
-  const int32_t* zeros = args.integers("zero", zero, p.n, p.bits == 8 ? -128 : 0, p.bits == 8 ? 127 : top, "N");
-  p.zero = p.bits == 8 ? nullptr : zeros;
+  p.zero = args.weight_zeros("zero", zero, p.n, p.bits);
   const int8_t* data = static_cast<const int8_t*>(rows.data);
   for (int64_t n = 0; n < p.n; ++n) {
     const int64_t shift = p.bits == 8 ? 0 : p.zero ? p.zero[n] : default_weight_zero(p.bits);
@@ -42,9 +41,7 @@ Tensor unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t b
   args.require(n > 0 && k > 0, "n is ", n, " and k is ", k, ", wanted 1 or more");
   p.n = n;
   p.k = k;
-  const int32_t* zeros =
-      args.integers("zero", zero, n, p.bits == 8 ? -128 : 0, p.bits == 8 ? 127 : levels(p.bits) - 1, "N");
-  p.zero = p.bits == 8 ? nullptr : zeros;
+  p.zero = args.weight_zeros("zero", zero, n, p.bits);
   const uint8_t* data = args.packed("packed", packed, n, k, p.bits);
   Tensor codes = torch::stable::empty({n, k}, ScalarType::Char, torch::headeronly::Layout::Strided, packed.device());
   cpu::unpack_weight(p, data, static_cast<int8_t*>(codes.mutable_data_ptr()));

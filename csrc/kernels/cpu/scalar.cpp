@@ -30,7 +30,7 @@ void for_each_panel(const Problem& p, const Body& body) {
     for (int64_t i = begin; i < end; ++i) {
       const uint8_t* panel = p.w + i * layout.panel_bytes;
       int8_t zeros[kPanel];
-      panel_zeros(p.bits == 8 ? nullptr : p.w_zero, p.bits, p.n, i, zeros);
+      panel_zeros(p.w_zero, p.bits, p.n, i, zeros);
       columns_of_panel(panel, layout, p.bits, zeros, p.k, codes);
       const int64_t first = i * kPanel;
       body(panel + layout.sums, codes, first, first + kPanel < p.n ? first + kPanel : p.n);
