@@ -49,15 +49,16 @@ keeps_torch() { # keeps_torch NAME BEFORE: same version, and pip fetched no torc
   echo "    $now kept, none fetched"
 }
 
-works() { # works NAME: the op library and the introspection module load, outside the source tree
+works() { # works NAME: the operators load and compute, away from the source tree
   (cd "$work" && "$work/$1/bin/python" - <<'PY'
-import pathlib, torch, ptq4arvg
-library = pathlib.Path(ptq4arvg.__file__).with_name("_C.so")
-torch.ops.load_library(str(library))
-import ptq4arvg._info
-print("    loads in torch", torch.__version__, "python tag", pathlib.Path(ptq4arvg._info.__file__).name)
+import torch
+from ptq4arvg import ops
+x, inv_scale = torch.arange(-32.0, 32).reshape(4, 16), torch.full((4,), 3.0)
+arguments = (x, inv_scale, torch.full((4,), 30, dtype=torch.int32), 6)
+assert torch.equal(ops.quantize(*arguments), ops.reference.quantize(*arguments))
+print("    computes in torch", torch.__version__, "on", ops.isa(), ops.build_info())
 PY
-  ) || { echo "FAILED: $1: the installed package does not load"; exit 1; }
+  ) || { echo "FAILED: $1: the installed package does not work"; exit 1; }
 }
 
 finish() { rm -rf "${work:?}/$1" "$work/$1-src"; }
