@@ -31,6 +31,17 @@ def _check_dtype(op: str, name: str, x: Tensor | None, *wanted: torch.dtype) -> 
         raise RuntimeError(f"{op}: {name} has dtype {_name(x.dtype)}, wanted {text}")
 
 
+def _check_device(op: str, **tensors: Tensor | None) -> None:
+    """All on the device of the first."""
+    (lead_name, lead), *others = tensors.items()
+    for name, x in others:
+        if x is not None and x.device != lead.device:
+            raise RuntimeError(
+                f"{op}: {name} is on {x.device}, but {lead_name} is on {lead.device}; wanted all "
+                "on one device"
+            )
+
+
 def _check_bits(op: str, name: str, bits: int) -> None:
     if bits not in (4, 6, 8):
         raise RuntimeError(f"{op}: {name} is {bits}, wanted 4, 6 or 8")
@@ -61,16 +72,16 @@ def _check_length(op: str, name: str, x: Tensor | None, length: int, meaning: st
     )
 
 
-def _check_packed(op: str, w: Tensor, n: int, k: int, bits: int) -> None:
-    _check_dtype(op, "w", w, torch.uint8)
+def _check_packed(op: str, name: str, w: Tensor, n: int, k: int, bits: int) -> None:
+    _check_dtype(op, name, w, torch.uint8)
     if w.device.type != "cpu":
         return  # another device, another layout
     wanted = packed_bytes(n, k, bits)
     torch._check(
         w.numel() == wanted,
         lambda: (
-            f"{op}: w has shape {list(w.shape)}, wanted [{wanted}]: N {n}, K {k}, {bits} bits as "
-            "pack_weight lays them out"
+            f"{op}: {name} has shape {list(w.shape)}, wanted [{wanted}]: N {n}, K {k}, {bits} bits "
+            "as pack_weight lays them out"
         ),
     )
 
@@ -96,7 +107,7 @@ def _fake_product(
     _check_bits(op, "bits", bits)
     _check_dtype(op, "w_scale", w_scale, torch.float32)
     n = w_scale.shape[0]
-    _check_packed(op, w, n, a.shape[-1], bits)
+    _check_packed(op, "w", w, n, a.shape[-1], bits)
     _check_dtype(op, "w_zero", w_zero, torch.int32)
     _check_length(op, "w_zero", w_zero, n, "N")
     _check_dtype(op, "bias", bias, *FLOATS)
@@ -107,6 +118,7 @@ def _fake_product(
 
 @torch.library.register_fake("ptq4arvg::pack_weight")
 def _(codes, zero, bits):
+    _check_device("pack_weight", codes=codes, zero=zero)
     _check_bits("pack_weight", "bits", bits)
     _check_dtype("pack_weight", "codes", codes, torch.int8)
     if codes.dim() != 2:
@@ -118,13 +130,15 @@ def _(codes, zero, bits):
 
 @torch.library.register_fake("ptq4arvg::unpack_weight")
 def _(packed, zero, bits, n, k):
+    _check_device("unpack_weight", packed=packed, zero=zero)
     _check_bits("unpack_weight", "bits", bits)
-    _check_packed("unpack_weight", packed, n, k, bits)
+    _check_packed("unpack_weight", "packed", packed, n, k, bits)
     return packed.new_empty((n, k), dtype=torch.int8)
 
 
 @torch.library.register_fake("ptq4arvg::quantize")
 def _(x, inv_scale, zero, bits, position=None, tokens=0):
+    _check_device("quantize", x=x, inv_scale=inv_scale, zero=zero, position=position)
     _check_bits("quantize", "bits", bits)
     _check_dtype("quantize", "x", x, *FLOATS)
     _check_table("quantize", "inv_scale", inv_scale, tokens)
@@ -139,6 +153,10 @@ def _(
     position=None, tokens=0, activation="none", residual=None, gate=None,
     out_dtype=torch.float32,
 ):  # fmt: skip
+    _check_device(
+        "gemm", a=a, w=w, a_scale=a_scale, w_scale=w_scale, a_zero=a_zero, w_sum=w_sum,
+        w_zero=w_zero, bias=bias, position=position, residual=residual, gate=gate,
+    )  # fmt: skip
     _check_dtype("gemm", "a", a, torch.int8)
     _check_table("gemm", "a_scale", a_scale, tokens)
     _check_out_dtype("gemm", out_dtype)
@@ -152,6 +170,11 @@ def _(
     gate=None,
 ):  # fmt: skip
     op = "gemm_quantize"
+    _check_device(
+        op, a=a, w=w, a_scale=a_scale, w_scale=w_scale, a_zero=a_zero, w_sum=w_sum, w_zero=w_zero,
+        bias=bias, out_inv_scale=out_inv_scale, out_zero=out_zero, position=position,
+        residual=residual, gate=gate,
+    )  # fmt: skip
     _check_dtype(op, "a", a, torch.int8)
     _check_table(op, "a_scale", a_scale, tokens)
     _check_bits(op, "out_bits", out_bits)
@@ -165,11 +188,18 @@ def _(
     post_scale=None, post_shift=None, eps=1e-6, rms=False, position=None, tokens=0,
 ):  # fmt: skip
     op = "norm_quantize"
+    columns = {
+        "weight": weight, "bias": bias, "constant": constant, "post_scale": post_scale,
+        "post_shift": post_shift,
+    }  # fmt: skip
+    _check_device(
+        op, x=x, inv_scale=inv_scale, zero=zero, scale=scale, shift=shift, position=position,
+        **columns,
+    )  # fmt: skip
     _check_bits(op, "bits", bits)
     _check_dtype(op, "x", x, *FLOATS)
     _check_table(op, "inv_scale", inv_scale, tokens)
-    columns = {"weight": weight, "bias": bias, "constant": constant}
-    for name, value in {**columns, "post_scale": post_scale, "post_shift": post_shift}.items():
+    for name, value in columns.items():
         _check_dtype(op, name, value, *FLOATS)
         _check_length(op, name, value, x.shape[-1], "one for each column")
     return x.new_empty(x.shape, dtype=torch.int8)
@@ -177,6 +207,7 @@ def _(
 
 @torch.library.register_fake("ptq4arvg::gemm_float")
 def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_dtype=torch.float32):
+    _check_device("gemm_float", x=x, w=w, w_scale=w_scale, w_zero=w_zero, bias=bias)
     _check_dtype("gemm_float", "x", x, *FLOATS)
     _check_out_dtype("gemm_float", out_dtype)
     return _fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)

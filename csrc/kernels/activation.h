@@ -1,6 +1,6 @@
 // Activation functions: polynomials in float32 with a fixed order of operations, one text for scalars and vectors.
 //
-// F is float or a vector type with the overloads of real.h. Errors against float64 (tests/test_ops_reference.py):
+// F is float or a vector type with the overloads of real.h. Errors against float64 (tests/ops/test_reference.py):
 // silu, gelu_tanh and gelu stay within 4e-7 * max(1, |x|).
 #pragma once
 

@@ -11,7 +11,8 @@ Tensor pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits
   PackProblem p;
   p.bits = args.bits("bits", bits);
   args.require(codes.dim() == 2, "codes has shape ", shape_text(codes), ", wanted [N, K]");
-  const Rows rows = args.codes("codes", torch::stable::contiguous(codes));
+  const Tensor dense = torch::stable::contiguous(codes);
+  const Rows rows = args.codes("codes", dense);
   p.n = rows.count;
   p.k = rows.columns;
   args.require(p.n > 0, "codes has shape ", shape_text(codes), ", wanted N of 1 or more");

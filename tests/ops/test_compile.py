@@ -1,0 +1,138 @@
+"""opcheck, torch.compile without graph breaks or repeated compiling, and export."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ptq4arvg import ops
+
+
+def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
+    """Arguments of every operator, plain and with all options."""
+    maker = make(0)
+    n, k, t = 21, 10, 6
+    position = torch.tensor([2], dtype=torch.int32)
+    six, eight = maker.weight(n, k, 6), maker.weight(n, k, 8)
+    a, x = maker.codes(2, 3, k), maker.normal(2, 3, k)
+    a_scale, a_zero = maker.uniform(0.1, 1, t), maker.integers(-128, 127, t)
+    zero = maker.integers(0, 63, t)
+    epilogue = {
+        "bits": 6, "position": position, "tokens": 3, "activation": "gelu",
+        "residual": maker.normal(2, 3, n), "gate": maker.normal(2, n),
+    }  # fmt: skip
+    out = {"out_inv_scale": a_scale, "out_zero": zero, "out_bits": 6}
+    six_args = (six.packed, a_scale, six.scale, a_zero, six.w_sum, six.zero, maker.normal(n))
+    eight_args = (eight.packed, a_scale, eight.scale)
+    modulation = {"scale": maker.normal(2, k), "shift": maker.normal(2, k)}
+    vectors = ("weight", "bias", "constant", "post_scale", "post_shift")
+    return {
+        "pack_weight": [((six.codes, six.zero, 6), {}), ((eight.codes, None, 8), {})],
+        "unpack_weight": [((six.packed, six.zero, 6, n, k), {})],
+        "quantize": [((x, a_scale, zero, 6), {}), ((x.half(), a_scale, zero, 8, position, 3), {})],
+        "gemm": [
+            ((a, *eight_args), {}),
+            ((a, *six_args), {**epilogue, "out_dtype": torch.bfloat16}),
+            ((a[:, :0], *eight_args), {}),
+        ],
+        "gemm_quantize": [((a, *eight_args), out), ((a, *six_args), {**epilogue, **out})],
+        "norm_quantize": [
+            ((x, a_scale, zero, 6), {"rms": True}),
+            (
+                (x, a_scale, zero, 6),
+                {**modulation, **{name: maker.normal(k) for name in vectors}, "tokens": 3},
+            ),
+        ],
+        "gemm_float": [
+            ((x, eight.packed, eight.scale), {}),
+            (
+                (x.bfloat16(), six.packed, six.scale, six.zero, maker.normal(n)),
+                {"bits": 6, "activation": "silu", "out_dtype": torch.float16},
+            ),
+        ],
+    }
+
+
+NAMES = (
+    "pack_weight", "unpack_weight", "quantize", "gemm", "gemm_quantize", "norm_quantize",
+    "gemm_float",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(make, name):
+    op = getattr(torch.ops.ptq4arvg, name).default
+    for args, kwargs in _calls(make)[name]:
+        torch.library.opcheck(op, args, kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_to_the_same_result(make, name):
+    face = getattr(ops, name)
+    compiled = torch.compile(face, fullgraph=True, backend="aot_eager")
+    for args, kwargs in _calls(make)[name]:
+        assert torch.equal(compiled(*args, **kwargs), face(*args, **kwargs))
+
+
+def _layer(make):
+    """quantize, gemm with re-quantization, gemm: one function of x, position and tokens."""
+    maker = make(1)
+    first, second = maker.weight(40, 24, 6), maker.weight(12, 40, 8)
+    table = maker.uniform(0.05, 0.1, 600), maker.integers(0, 63, 600)
+    inner = maker.uniform(0.05, 0.1, 600), maker.integers(0, 255, 600)
+
+    def layer(x, position, tokens):
+        place = {"position": position, "tokens": tokens}
+        codes = ops.quantize(x, 1 / table[0], table[1], 6, **place)
+        hidden = ops.gemm_quantize(
+            codes, first.packed, table[0], first.scale, w_zero=first.zero, bits=6,
+            activation="gelu_tanh", out_inv_scale=1 / inner[0], out_zero=inner[1], out_bits=8,
+            **place,
+        )  # fmt: skip
+        y = ops.gemm(
+            hidden, second.packed, inner[0], second.scale, inner[1] - 128, residual=x[..., :12],
+            **place,
+        )  # fmt: skip
+        return y * 2
+
+    return layer
+
+
+def test_dynamic_rows_and_tokens_compile_once(make):
+    layer, maker = _layer(make), make(2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for images, tokens, first in ((3, 5, 2), (2, 7, 0), (4, 16, 9), (6, 100, 31), (7, 256, 300)):
+        x, position = maker.normal(images, tokens, 24), torch.tensor([first], dtype=torch.int32)
+        assert torch.equal(compiled(x, position, tokens), layer(x, position, tokens))
+    assert counter.frame_count == 1
+
+
+def test_no_rows_compiled(make):
+    layer = _layer(make)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert compiled(torch.zeros(0, 5, 24), None, 5).shape == (0, 5, 12)
+
+
+@pytest.mark.slow
+def test_inductor(make):
+    layer, maker = _layer(make), make(3)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for images in (3, 5):
+        x = maker.normal(images, 4, 24)
+        torch.testing.assert_close(compiled(x, None, 4), layer(x, None, 4), rtol=1e-6, atol=1e-6)
+
+
+def test_export(make):
+    layer = _layer(make)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, position):
+            return layer(x, position, 4)
+
+    x, position = make(4).normal(3, 4, 24), torch.tensor([7], dtype=torch.int32)
+    shapes = {"x": {0: torch.export.Dim("images", min=1, max=4096)}, "position": None}
+    program = torch.export.export(Module(), (x, position), dynamic_shapes=shapes)
+    more = make(5).normal(9, 4, 24)
+    assert torch.equal(program.module()(more, position), layer(more, position, 4))
