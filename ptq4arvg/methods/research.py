@@ -28,7 +28,7 @@ from .research_grid import (
     zero_centring_shift,
 )
 
-__all__ = ["ResearchAttention", "ResearchLinear", "research_pipeline_"]
+__all__ = ["ResearchAttention", "ResearchLinear", "relative_error", "research_pipeline_"]
 
 SCALED_ROLES = ("qkv", "fc1", "head")
 
@@ -68,7 +68,7 @@ class ResearchLinear(nn.Module):
         self.scaled = spec.role in SCALED_ROLES
         self.groups = torch.tensor(spec.groups)
         self.mode, self.learning = "float", False
-        self.smooth = self.shift = None
+        self.smooth: Tensor | None = None  # divides the input until it is folded upstream
         self.forget()
 
     def forget(self) -> None:
@@ -79,17 +79,21 @@ class ResearchLinear(nn.Module):
         self.factor = Average()
 
     def _learn_weight(self) -> None:
-        if self.w_grid is None:
-            delta, zero = percentile_grid(self.weight, self.w_bits)
-            self.w_grid = Average()(delta), Average()(zero)
+        delta, zero = percentile_grid(self.weight, self.w_bits)
+        self.w_grid = Average()(delta), Average()(zero)
 
     def weight_hat(self) -> Tensor:
         """The weight on its grid."""
         return round_to(self.weight, self.w_grid[0][:, None], self.w_grid[1][:, None], self.w_bits)
 
+    @property
+    def _sinks(self) -> int:
+        """Leading positions that the initial passes of a scaled layer leave out (not the head's)."""
+        return 0 if self.spec.role == "head" else len(self.spec.sink)
+
     def _body(self, x: Tensor) -> Tensor:
         """Token vectors [S, K] that calibration of a scaled layer looks at: all but the sinks."""
-        return x[:, len(self.spec.sink) :].flatten(0, 1) if x.ndim == 3 else x
+        return x[:, self._sinks :].flatten(0, 1)
 
     def _input(self, x: Tensor) -> Tensor:
         if self.mode == "init" and self.scaled:
@@ -97,8 +101,7 @@ class ResearchLinear(nn.Module):
                 delta, zero = percentile_grid(self._body(x).T.contiguous(), self.a_bits)
                 self.channel[0](delta), self.channel[1](zero)
             rounded = round_to(x, self.channel[0].value, self.channel[1].value, self.a_bits)
-            sinks = len(self.spec.sink)
-            return torch.cat([x[:, :sinks], rounded[:, sinks:]], 1) if x.ndim == 3 else rounded
+            return torch.cat([x[:, : self._sinks], rounded[:, self._sinks :]], 1)
         if x.ndim == 2 or len(set(self.spec.groups)) == 1:
             if self.learning:
                 self.grid.learn([x])
@@ -110,6 +113,8 @@ class ResearchLinear(nn.Module):
         return self.grid(x, index)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.smooth is not None:
+            x = x / self.smooth
         if self.mode in ("smooth", "gps", "float"):
             if self.mode == "smooth":
                 self.factor(smooth_factors(self._body(x), self.weight))
@@ -117,7 +122,7 @@ class ResearchLinear(nn.Module):
                 act = self.channel[0].value, self.channel[1].value
                 self.factor(gps_scale(self._body(x), self.weight, act, self.w_grid, self.a_bits))
             return F.linear(x, self.weight, self.bias)
-        if self.learning:
+        if self.w_grid is None:
             self._learn_weight()
         return F.linear(self._input(x), self.weight_hat(), self.bias)
 
@@ -174,14 +179,18 @@ class _Run:
         """The linears that are smoothed, centred and scaled."""
         return ((name, m) for name, m in self.linears.items() if m.scaled)
 
-    def run(self, mode: str) -> None:
-        """One pass over the calibration batches, without an attention mask."""
+    def run(self, mode: str, only_scaled: bool = False) -> None:
+        """One pass over the calibration batches, without an attention mask.
+
+        only_scaled: the input grids of all other linears and of attention stay as they are.
+        """
         quantized = mode in ("init", "final")
         for module in self.linears.values():
             module.mode = mode if module.scaled or quantized else "float"
-            module.learning = quantized
+            module.learning = quantized and (module.scaled or not only_scaled)
         for core in self.cores.values():
-            core.quantized, core.learning = quantized and self.attention, quantized
+            core.quantized = quantized and self.attention
+            core.learning = quantized and not only_scaled
             core.masked = False
         for ids, labels in self.batches:
             self.model.replay(ids, labels)
@@ -189,17 +198,6 @@ class _Run:
             module.learning = False
         for core in self.cores.values():
             core.learning, core.masked = False, True
-
-    def fold(self, name: str, scale: Tensor, shift: Tensor) -> None:
-        """Make the input of a linear u / scale - shift."""
-        module = self.linears[name]
-        self.model.fold_(name, scale.double(), shift.double())
-        weight = module.weight.detach() * scale
-        bias = F.linear(shift[None], weight)[0]
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        module.bias = nn.Parameter(
-            bias if module.bias is None else module.bias + bias, requires_grad=False
-        )
 
 
 @torch.inference_mode()
@@ -224,8 +222,8 @@ def research_pipeline_(
     run.run("smooth")
     for name, module in run.scaled():
         note("smooth_scales", name, module.factor.value)
-        run.fold(name, module.factor.value, torch.zeros_like(module.factor.value))
-        module.factor = Average()
+        module.smooth, module.factor = module.factor.value, Average()
+        module.weight = nn.Parameter(module.weight * module.smooth, requires_grad=False)
     run.run("init")
     for name, module in run.scaled():
         delta, zero = (average.value for average in module.channel)
@@ -233,17 +231,24 @@ def research_pipeline_(
         note("shift_zero_point", name, zero)
         shift = zero_centring_shift(delta, zero, scheme.a_bits)
         note("shift", name, shift)
-        run.fold(name, torch.ones_like(shift), shift)
+        module.bias = nn.Parameter(
+            module.bias + F.linear(shift[None], module.weight)[0], requires_grad=False
+        )
+        model.fold_(name, module.smooth.double(), shift.double())
+        module.smooth = None
+    # Only what the shift has moved is calibrated anew; all other grids stay as they are.
     for module in run.linears.values():
-        module.forget()
-    for core in run.cores.values():
-        core.forget()
-    run.run("init")
+        if module.scaled:
+            module.channel = (Average(), Average())
+        elif module.spec.role in ("ada_lin", "head_ada_lin"):
+            module.w_grid = None
+    run.run("init", only_scaled=True)
     run.run("gps")
     for name, module in run.scaled():
         scale = module.factor.value
         note("gps_scales", name, scale)
-        run.fold(name, scale, torch.zeros_like(scale))
+        module.weight = nn.Parameter(module.weight * scale, requires_grad=False)
+        model.fold_(name, scale.double(), torch.zeros_like(scale).double())
     for module in run.linears.values():
         module.forget()
     for core in run.cores.values():
