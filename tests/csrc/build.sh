@@ -1,0 +1,48 @@
+#!/bin/sh
+# Build the kernel test without torch and Python: build.sh OUTPUT [compiler flags]
+#
+# With AVX-512 emulated by SIMDe where its headers are installed (Debian: libsimde-dev) and the processor has AVX2 but
+# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. CXX names the compiler (default g++).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+csrc=$here/../../csrc
+output=$1
+shift
+cxx=${CXX:-g++}
+objects=$(mktemp -d)
+trap 'rm -rf "$objects"' EXIT
+
+has() { grep -q -m1 -w "$1" /proc/cpuinfo 2>/dev/null; }
+emulate=${PTQ4ARVG_EMULATE:-}
+if [ -z "$emulate" ]; then
+    emulate=0
+    if ! has avx512_vnni && has avx2 && echo '#include <simde/x86/avx512.h>' | $cxx -E -x c++ - >/dev/null 2>&1; then
+        emulate=1
+    fi
+fi
+
+flags="-std=c++20 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -I$csrc $*"
+avx2="-mavx2 -mfma -mf16c"
+avx512="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+define=
+if [ "$emulate" = 1 ]; then
+    define=-DPTQ4ARVG_EMULATE
+    avx512="$define -Wno-psabi"
+fi
+x86=0
+case $(uname -m) in x86_64 | amd64) x86=1 ;; esac
+
+for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kernels.cpp; do
+    name=$(basename "$source" .cpp)
+    isa=
+    case $name in
+        *avx512_vnni*) isa="$avx2 $avx512" ;;
+        *avx2*) isa=$avx2 ;;
+        test_kernels) isa=$define ;;
+    esac
+    case $name in *avx*) [ $x86 = 1 ] || continue ;; esac
+    # shellcheck disable=SC2086 - words on purpose
+    $cxx $flags $isa -c "$source" -o "$objects/$name.o"
+done
+# shellcheck disable=SC2086
+$cxx $flags "$objects"/*.o -pthread -o "$output"

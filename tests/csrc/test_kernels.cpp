@@ -1,0 +1,200 @@
+// The kernels without torch or Python: every instruction set against the scalar table, byte for byte.
+//
+// Buffers have exactly the size that is needed, so that the sanitizers see one byte too many. Built with
+// PTQ4ARVG_EMULATE the AVX-512-VNNI source runs on SIMDe's emulation of its instructions: that checks its arithmetic,
+// not the hardware. Prints a line for each table and "ok"; exits with 1 at the first difference.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/pack.h"
+#include "kernels/parallel.h"
+
+using namespace ptq4arvg;
+
+namespace {
+
+std::mt19937 generator(1);
+
+int uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+float real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(generator); }
+
+// A heap block of exactly `count` elements.
+template <class T>
+struct Exact {
+  explicit Exact(size_t count) : data(new T[count]), count(count) {}
+  template <class F>
+  Exact(size_t count, F make) : Exact(count) {
+    for (size_t i = 0; i < count; ++i) data[i] = static_cast<T>(make());
+  }
+  T* get() const { return data.get(); }
+  std::unique_ptr<T[]> data;
+  size_t count;
+};
+
+Exact<float> floats(size_t count, float low, float high) {
+  return Exact<float>(count, [=] { return real(low, high); });
+}
+
+struct Threads {
+  static void run(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (middle - begin < grain) return function(begin, end, context);
+    std::thread other(function, begin, middle, context);
+    function(middle, end, context);
+    other.join();
+  }
+  static int count() { return 2; }
+};
+
+[[noreturn]] void fail(const char* isa, const char* what, int64_t m, int64_t n, int64_t k, int bits) {
+  std::printf("FAILED: %s %s m=%d n=%d k=%d bits=%d\n", isa, what, int(m), int(n), int(k), bits);
+  std::exit(1);
+}
+
+struct Weights {
+  PackProblem problem;
+  Exact<int8_t> codes;
+  Exact<int32_t> zero;
+  Exact<uint8_t> packed;
+};
+
+// Codes at random, or each the largest or smallest that there is.
+Weights make_weights(int64_t n, int64_t k, int bits, bool extreme) {
+  const int top = levels(bits) - 1;
+  Weights w{{}, Exact<int8_t>(n * k), Exact<int32_t>(n, [=] { return extreme ? top * uniform(0, 1) : uniform(0, top); }),
+            Exact<uint8_t>(cpu::packed_bytes(n, k, bits))};
+  for (int64_t i = 0; i < n * k; ++i) {
+    const int zero = bits == 8 ? 0 : w.zero.get()[i / k];
+    const int low = bits == 8 ? -127 : -zero, high = bits == 8 ? 127 : top - zero;
+    w.codes.get()[i] = static_cast<int8_t>(extreme ? (uniform(0, 1) ? low : high) : uniform(low, high));
+  }
+  w.problem = {n, k, bits, bits == 8 ? nullptr : w.zero.get()};
+  cpu::pack_weight(w.problem, w.codes.get(), w.packed.get());
+  Exact<int8_t> back(n * k);
+  cpu::unpack_weight(w.problem, w.packed.get(), back.get());
+  if (std::memcmp(back.get(), w.codes.get(), n * k)) fail("pack", "round trip", 0, n, k, bits);
+  return w;
+}
+
+constexpr int kPositions = 9;
+
+void check_gemm(const cpu::KernelTable& table, int64_t m, int64_t n, int64_t k, int bits, bool extreme, bool requantize,
+                DType dtype, Activation activation) {
+  const Weights w = make_weights(n, k, bits, extreme);
+  const int64_t stride = k + uniform(0, 3), tokens = uniform(1, 5), images = (m + tokens - 1) / tokens;
+  const Exact<int8_t> a(m ? (m - 1) * stride + k : 0,
+                        [=] { return extreme ? (uniform(0, 1) ? 127 : -128) : uniform(-128, 127); });
+  const auto a_scale = floats(kPositions, 0.01f, 0.1f), w_scale = floats(n, 1e-3f, 1e-2f), bias = floats(n, -1, 1);
+  const auto gate = floats(images * n, -1, 1), residual = floats(m * n, -1, 1), inv = floats(kPositions, 1, 40);
+  const Exact<int32_t> a_zero(kPositions, [] { return uniform(-128, 127); });
+  const Exact<int32_t> position(1, [=] { return uniform(0, kPositions - static_cast<int>(tokens)); });
+  const Exact<int32_t> out_zero(kPositions, [=] { return uniform(0, levels(bits) - 1); });
+  GemmProblem p;
+  p.m = m, p.n = n, p.k = k, p.bits = bits;
+  p.a = a.get(), p.a_stride = stride;
+  p.w = w.packed.get(), p.w_zero = w.problem.zero;
+  p.rows = {tokens, position.get()};
+  Epilogue& e = p.epilogue;
+  e.a_scale = a_scale.get(), e.a_zero = a_zero.get(), e.w_scale = w_scale.get(), e.bias = bias.get();
+  e.activation = activation;
+  e.gate = {gate.get(), DType::f32, n}, e.residual = {residual.get(), DType::f32, n};
+  e.requantize = requantize, e.out_dtype = dtype;
+  e.out_table = {inv.get(), out_zero.get(), bits};
+  const size_t bytes = m * n * (requantize ? 1 : dtype == DType::f32 ? 4 : 2);
+  const Exact<uint8_t> expected(bytes), actual(bytes);
+  e.out = expected.get();
+  cpu::scalar_table().gemm(p);
+  e.out = actual.get();
+  table.gemm(p);
+  if (bytes && std::memcmp(expected.get(), actual.get(), bytes)) fail(table.isa, "gemm", m, n, k, bits);
+
+  GemmFloatProblem f;
+  const auto x = floats(m * k, -2, 2);
+  f.m = m, f.n = n, f.k = k, f.bits = bits;
+  f.x = {x.get(), DType::f32, k};
+  f.w = p.w, f.w_zero = p.w_zero, f.w_scale = w_scale.get(), f.bias = bias.get(), f.activation = activation;
+  const Exact<float> exact(m * n), close(m * n);
+  f.out = exact.get();
+  cpu::scalar_table().gemm_float(f);
+  f.out = close.get();
+  table.gemm_float(f);
+  for (int64_t i = 0; i < m * n; ++i) {
+    const float difference = exact.get()[i] - close.get()[i];
+    if (!(difference < 1e-3f && difference > -1e-3f)) fail(table.isa, "gemm_float", m, n, k, bits);
+  }
+}
+
+void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, DType dtype) {
+  const Exact<uint32_t> noise(dtype == DType::f32 ? m * k : (m * k + 1) / 2,
+                              [] { return uniform(0x3d00, 0x4100) * 0x10001u | (uniform(0, 1) ? 0x80008000u : 0u); });
+  const auto inv = floats(kPositions, 1, 40), vector = floats(k, -1, 1), rows = floats((m + 1) * k, -1, 1);
+  const Exact<int32_t> zero(kPositions, [=] { return uniform(0, levels(bits) - 1); });
+  const Exact<int8_t> expected(m * k), actual(m * k);
+  QuantizeProblem q;
+  q.m = m, q.k = k, q.x = {noise.get(), dtype, k}, q.rows = {1 + m % kPositions, nullptr};
+  q.table = {inv.get(), zero.get(), bits};
+  q.out = expected.get();
+  cpu::scalar_table().quantize(q);
+  q.out = actual.get();
+  table.quantize(q);
+  if (m && std::memcmp(expected.get(), actual.get(), m * k)) fail(table.isa, "quantize", m, 0, k, bits);
+
+  NormQuantizeProblem p;
+  p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;
+  p.weight = p.bias = p.constant = p.post_scale = p.post_shift = vector.get();
+  p.scale = p.shift = {rows.get(), DType::f32, k};
+  p.rms = m % 2;
+  p.out = expected.get();
+  cpu::scalar_table().norm_quantize(p);
+  p.out = actual.get();
+  table.norm_quantize(p);
+  if (m && std::memcmp(expected.get(), actual.get(), m * k)) fail(table.isa, "norm_quantize", m, 0, k, bits);
+}
+
+void check_table(const cpu::KernelTable& table, const char* how) {
+  int count = 0;
+  for (int bits : {8, 6, 4}) {
+    for (bool extreme : {false, true}) {
+      for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 13, 24, 50}) {
+        const int64_t n = uniform(1, 150), k = uniform(1, 90);
+        check_gemm(table, m, n, k, bits, extreme, count % 2, DType(count % 3), Activation(count % 4));
+        check_rows(table, m, k, bits, DType(count % 3));
+        ++count;
+      }
+      check_gemm(table, 7, 16, 4, bits, extreme, false, DType::f32, Activation::none);
+      check_gemm(table, 40, 64, 64, bits, extreme, true, DType::f32, Activation::gelu);
+      check_gemm(table, 100, 130, 2051, bits, extreme, false, DType::f32, Activation::none);
+      count += 3;
+    }
+  }
+  std::printf("%s: %d cases agree (%s)\n", table.isa, count, how);
+}
+
+}  // namespace
+
+int main() {
+  set_parallel({Threads::run, Threads::count});
+  check_table(cpu::scalar_table(), "itself");
+#if defined(PTQ4ARVG_X86)
+  int count;
+  const cpu::IsaChoice* choices = cpu::isa_choices(&count);
+  for (int i = 0; i < count; ++i) {
+    const std::string name = choices[i].name;
+    if (name == "scalar") continue;
+#if defined(PTQ4ARVG_EMULATE)
+    check_table(choices[i].table(), name == "avx2" ? "on hardware" : "emulated by SIMDe, not on hardware");
+#else
+    if (choices[i].available()) check_table(choices[i].table(), "on hardware");
+    else std::printf("%s: not on this processor, not checked\n", choices[i].name);
+#endif
+  }
+#endif
+  std::printf("ok\n");
+  return 0;
+}
