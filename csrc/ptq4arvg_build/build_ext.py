@@ -78,7 +78,6 @@ class BuildExt(SetuptoolsBuildExt):
         defines = [
             STABLE_ABI,
             f'-DPTQ4ARVG_VERSION="{self.distribution.get_version()}"',
-            f'-DPTQ4ARVG_TORCH_VERSION="{torch.version}"',
         ]
         include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch.include)]
         binary = ninja_file.Binary(
