@@ -1,7 +1,7 @@
 #include "torch/arguments.h"
 
-#include <cmath>
 #include <initializer_list>
+#include <limits>
 
 #include "kernels/pack.h"
 
@@ -43,6 +43,17 @@ bool joined_stride(const Tensor& tensor, int64_t* stride) {
     expected = strides[d] * sizes[d];
   }
   return true;
+}
+
+// Index of the first element that is not good, or -1. The first pass has no exit, so that it is vectorized.
+template <class T, class Good>
+int64_t first_bad(const T* data, int64_t count, const Good& good) {
+  int bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= !good(data[i]);
+  for (int64_t i = 0; bad && i < count; ++i) {
+    if (!good(data[i])) return i;
+  }
+  return -1;
 }
 
 // A dispatched call costs microseconds, so only where there is something to copy.
@@ -166,11 +177,9 @@ const float* Arguments::scales(const char* name, const Tensor& tensor, int64_t l
   const Tensor values = keep(dense(tensor));
   const float* data = values.const_data_ptr<float>();
   if (cpu_) {
-    for (int64_t i = 0; i < values.numel(); ++i) {
-      // Written so that NaN fails.
-      require(data[i] > 0.0f && std::isfinite(data[i]), name, "[", i, "] is ", data[i],
-              ", wanted finite numbers above 0");
-    }
+    const auto good = [](float x) { return x > 0.0f && x <= std::numeric_limits<float>::max(); };  // not NaN
+    const int64_t i = first_bad(data, values.numel(), good);
+    if (i >= 0) fail(name, "[", i, "] is ", data[i], ", wanted finite numbers above 0");
   }
   return data;
 }
@@ -194,9 +203,9 @@ const int32_t* Arguments::integers(const char* name, const OptionalTensor& tenso
   const Tensor values = keep(dense(*tensor));
   const int32_t* data = values.const_data_ptr<int32_t>();
   if (cpu_) {
-    for (int64_t i = 0; i < values.numel(); ++i) {
-      require(data[i] >= low && data[i] <= high, name, "[", i, "] is ", data[i], ", wanted ", low, " to ", high);
-    }
+    const int32_t least = static_cast<int32_t>(low), most = static_cast<int32_t>(high);
+    const int64_t i = first_bad(data, values.numel(), [=](int32_t x) { return x >= least && x <= most; });
+    if (i >= 0) fail(name, "[", i, "] is ", data[i], ", wanted ", low, " to ", high);
   }
   return data;
 }
