@@ -21,7 +21,9 @@ __all__ = [
     "affine_grid",
     "expand_groups",
     "get_scheme",
+    "grid_error",
     "quantize_weight",
+    "round_to_grid",
     "search_range",
 ]
 
@@ -92,6 +94,14 @@ def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return scale, zero
 
 
+def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """x rounded to the affine grid (scale, zero), which broadcast against x."""
+    zero = zero.to(x.dtype)
+    level = torch.round(x / scale.to(x.dtype))
+    level = torch.minimum(torch.maximum(level, -zero), 2**bits - 1 - zero)
+    return level * scale.to(x.dtype)
+
+
 def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:
     """Per-group values [G] to a contiguous table over the positions [T]."""
     return values[position_group].contiguous()
@@ -159,35 +169,54 @@ def _search_rows(
     return best_lo, best_hi
 
 
+def grid_error(
+    histogram: Tensor, over_lo: Tensor, over_hi: Tensor, lo: Tensor, hi: Tensor, bits: int
+) -> Tensor:
+    """Squared error [G] of rounding the histograms' mass to the grids over [lo, hi].
+
+    ``histogram`` [G, bins] in equal bins over [over_lo, over_hi]; taken at the bins' centres, so
+    ``bins`` should be several times the number of levels.
+    """
+    bins = histogram.shape[1]
+    centre = (torch.arange(bins, dtype=torch.float32, device=lo.device) + 0.5) / bins
+    x = over_lo[:, None] + (over_hi - over_lo)[:, None] * centre  # [G, bins]
+    return _mass_error(x, histogram, lo, hi, bits)
+
+
+def _mass_error(x: Tensor, mass: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
+    scale, zero = affine_grid(lo, hi, bits)
+    scale, low = scale[:, None], -zero[:, None].float()
+    q = torch.clamp(torch.round(x / scale), low, low + (2**bits - 1))
+    return q.mul_(scale).sub_(x).square_().mul_(mass).sum(1)
+
+
 def search_range(
-    histogram: Tensor, lo: Tensor, hi: Tensor, bits: int, candidates: int = 20
+    histogram: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    candidates: int = 16,
+    over: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Least-squares range per group from histograms: (lo, hi) float32 [G].
 
-    ``histogram`` [G, bins]: weight of the values in equal bins over [lo, hi] (float [G], with
-    lo <= 0 <= hi). Both ends shrink together, then each on its own, then in small steps around the
-    best. The error of a candidate is evaluated at the centres of the bins, so ``bins`` should be
-    several times the number of levels. Unlike the three percentiles of the research code, the
-    unshrunk range is always a candidate: a clipped outlier has to pay for itself.
+    ``histogram`` [G, bins]: weight of the values in equal bins over ``over`` (two [G], default lo
+    and hi); lo <= 0 <= hi [G]: the full range to start from. Both ends shrink together, then each
+    on its own, then in small steps around the best. Unlike the three percentiles of the research
+    code, the full range is always a candidate: a clipped outlier has to pay for itself.
     """
     bins = histogram.shape[1]
-    mass = (histogram / histogram.sum(1, keepdim=True).clamp_min(1e-300)).float()
-    centre = (torch.arange(bins, dtype=torch.float32, device=lo.device) + 0.5) / bins
     full_lo, full_hi = lo.float(), hi.float()
-    x = full_lo[:, None] + (full_hi - full_lo)[:, None] * centre  # [G, bins]
-
-    def error(lo: Tensor, hi: Tensor) -> Tensor:
-        scale, zero = affine_grid(lo, hi, bits)
-        scale, zero = scale[:, None], zero[:, None].float()
-        q = torch.minimum(torch.maximum(torch.round(x / scale), -zero), 2**bits - 1 - zero)
-        return q.mul_(scale).sub_(x).square_().mul_(mass).sum(1)
-
+    over_lo, over_hi = over or (full_lo, full_hi)
+    centre = (torch.arange(bins, dtype=torch.float32, device=lo.device) + 0.5) / bins
+    x = over_lo[:, None] + (over_hi - over_lo)[:, None] * centre  # [G, bins]
+    mass = histogram.float()
     best_lo, best_hi = full_lo, full_hi
-    best = error(best_lo, best_hi)
+    best = _mass_error(x, mass, best_lo, best_hi, bits)
 
     def consider(new_lo: Tensor, new_hi: Tensor) -> None:
         nonlocal best, best_lo, best_hi
-        new = error(new_lo, new_hi)
+        new = _mass_error(x, mass, new_lo, new_hi, bits)
         better = new < best
         best = torch.where(better, new, best)
         best_lo = torch.where(better, new_lo, best_lo)

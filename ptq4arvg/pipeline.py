@@ -17,14 +17,13 @@ from .nn import PackedLinear, QuantLinear
 from .numerics import (
     LinearQuantization,
     Scheme,
-    affine_grid,
-    expand_groups,
     get_scheme,
     quantize_weight,
-    search_range,
+    round_to_grid,
 )
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_histograms, collect_inputs
+from .token_scales import input_grid, position_groups, step_ranges
 
 __all__ = ["LayerReport", "QuantReport", "quantize_"]
 
@@ -123,9 +122,8 @@ def quantize_(
     active = [p for p in plan if p.scheme]
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
-    stats = collect_inputs(
-        model, calibration, [p.name for p in active], batch_size=batch_size, progress=progress
-    )
+    steps = {p.name: position_groups(p.spec, "step") for p in active}
+    stats = collect_inputs(model, calibration, steps, batch_size=batch_size, progress=progress)
     transforms = _fit_and_fold(model, active, stats, method, progress)
     grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
     if method.attention == "simulated":
@@ -133,7 +131,10 @@ def quantize_(
     layers = []
     for number, p in enumerate(active):
         q, sqnr = _quantize_linear(model, p, stats[p.name], grids[p.name], method)
-        layers.append(_install(model, p, q, sqnr, pack, transforms.get(p.name)))
+        record = dict(transforms[p.name].record) if p.name in transforms else {}
+        if grids[p.name][3] is not None:
+            record["position_blend"] = grids[p.name][3]
+        layers.append(_install(model, p, q, sqnr, pack, record))
         if progress:
             progress("pack", number + 1, len(active))
     if pack:
@@ -204,18 +205,6 @@ def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
     linear.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
 
 
-def _position_group(spec: Any, granularity: str) -> Tensor:
-    """Group of each position int64 [T] at a granularity."""
-    positions = len(spec.groups)
-    groups = {
-        "tensor": lambda: [0] * positions,
-        "group": lambda: spec.groups,
-        "step": lambda: spec.scale_groups,
-        "position": lambda: range(positions),
-    }[granularity]()
-    return torch.tensor(list(groups), dtype=torch.int64)
-
-
 def _input_grids(
     model: nn.Module,
     plan: list[LayerPlan],
@@ -224,53 +213,47 @@ def _input_grids(
     calibration: Calibration,
     batch_size: int,
     progress: Progress | None,
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """(scale [G], zero [G], position_group [T]) of every planned linear's input."""
-    ranges = {}
-    for p in plan:
-        group = _position_group(p.spec, method.granularity)
-        count = int(group.max()) + 1
-        lo = torch.zeros(count).scatter_reduce(0, group, stats[p.name].lo.amin(1), "amin")
-        hi = torch.zeros(count).scatter_reduce(0, group, stats[p.name].hi.amax(1), "amax")
-        # An error in channel k reaches the output multiplied by column k of the weight.
-        weight = model.transformer.get_submodule(p.name).weight.float().square().sum(0)
-        ranges[p.name] = (lo, hi, group, weight)
+) -> dict[str, tuple[Tensor, Tensor, Tensor, float | None]]:
+    """(scale [G], zero [G], position_group [T], blend) of every planned linear's input."""
+    histograms: dict[str, Tensor] = {}
     if method.activation_range == "mse":
+        ranges = {}
+        for p in plan:
+            # An error in channel k reaches the output multiplied by column k of the weight.
+            weight = model.transformer.get_submodule(p.name).weight.float().square().sum(0)
+            ranges[p.name] = (*step_ranges(stats[p.name]), weight)
+        bins = 4 * 2 ** max(p.scheme.a_bits for p in plan)
         histograms = collect_histograms(
-            model, calibration, ranges, batch_size=batch_size, progress=progress
+            model, calibration, ranges, bins, batch_size=batch_size, progress=progress
         )
-    grids = {}
-    for p in plan:
-        lo, hi, group, _ = ranges[p.name]
-        if method.activation_range == "mse":
-            lo, hi = search_range(histograms[p.name], lo, hi, p.scheme.a_bits)
-        grids[p.name] = (*affine_grid(lo, hi, p.scheme.a_bits), group)
-    return grids
+    return {
+        p.name: input_grid(
+            p.spec, stats[p.name], histograms.get(p.name), p.scheme.a_bits, method.granularity
+        )
+        for p in plan
+    }
 
 
 def _quantize_linear(
     model: nn.Module,
     p: LayerPlan,
     stats: InputStatistics,
-    grid: tuple[Tensor, Tensor, Tensor],
+    grid: tuple[Tensor, Tensor, Tensor, float | None],
     method: Method,
 ) -> tuple[LinearQuantization, float]:
     """Quantize one linear's weight; returns it and the SQNR of its output in dB."""
     linear = model.transformer.get_submodule(p.name)
     weight = linear.weight.detach().float()
-    scale, zero, group = grid
+    scale, zero, group, _ = grid
     x = stats.sample
     search = method.weight_range == "mse"
     codes, w_scale, w_zero = quantize_weight(
         weight, p.scheme.w_bits, x.square().mean(0) if search else None, search
     )
-    table = expand_groups(scale, group), expand_groups(zero, group)
-    step = table[0][stats.sample_position, None]
-    z = table[1][stats.sample_position, None].float()
-    level = torch.round(x / step)
-    level = torch.minimum(torch.maximum(level, -z), 2**p.scheme.a_bits - 1 - z)
+    at = group[stats.sample_position]
+    x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
     exact = nn.functional.linear(x, weight)
-    error = nn.functional.linear(level * step, codes.float() * w_scale[:, None]) - exact
+    error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - exact
     bias = None if linear.bias is None else linear.bias.detach().float()
     if bias is not None:
         exact = exact + bias
@@ -286,7 +269,7 @@ def _quantize_linear(
     return q, sqnr
 
 
-def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, transform):
+def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, record):
     """Put the quantized module in the linear's place; the float weight goes with the old one."""
     kind = PackedLinear if pack else QuantLinear
     module = kind(q, model.cursor)
@@ -294,7 +277,6 @@ def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool
     setattr(model.transformer.get_submodule(parent), leaf, module)
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16
-    record = transform.record if transform else {}
     return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,
                        record)  # fmt: skip
 

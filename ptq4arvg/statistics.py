@@ -1,14 +1,15 @@
 """Streaming statistics of the inputs of linears, collected through hooks in bounded memory.
 
 Two passes over the calibration rows are enough for every method: ``collect_inputs`` (ranges per
-position and channel, and an even sample of token vectors) on the float model, and, once the
+decoding step and channel, and an even sample of token vectors) on the float model, and, once the
 transforms are folded, ``collect_histograms`` (values per position) for the search of the static
 scales. Nothing grows with the number of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,25 +26,26 @@ Progress = Callable[[str, int, int], None]
 class InputStatistics:
     """What is known of one linear's input over the calibration rows.
 
-    lo, hi float32 [T, K]: minimum and maximum per position and channel (T = 1 for an input
-    without a token axis); sample float32 [S, K] and sample_position int64 [S]: token vectors taken
-    evenly over rows and positions; rows: how many calibration rows were seen.
+    lo, hi float32 [S, K]: minimum and maximum per decoding step and channel (S = 1 for an input
+    without a token axis); tokens int64 [S]: positions in each step; step int64 [T]: the step of
+    each position; sample float32 [M, K] and sample_position int64 [M]: token vectors taken evenly
+    over rows and positions.
     """
 
     lo: Tensor
     hi: Tensor
+    step: Tensor
     sample: Tensor
     sample_position: Tensor
-    rows: int
 
     def transformed(self, scale: Tensor, shift: Tensor) -> InputStatistics:
         """Statistics of ``u / scale - shift`` (scale > 0, both [K])."""
         return InputStatistics(
             self.lo / scale - shift,
             self.hi / scale - shift,
+            self.step,
             self.sample / scale - shift,
             self.sample_position,
-            self.rows,
         )
 
 
@@ -86,84 +88,90 @@ def watch_inputs(
 
 
 class _InputObserver:
-    """Running range and an even sample of token vectors of one linear's input."""
+    """Running range per step and an even sample of token vectors of one linear's input."""
 
-    def __init__(self, rows: int, size: int) -> None:
-        self.rows, self.size = rows, size
+    def __init__(self, step: Tensor, rows: int, size: int) -> None:
+        self.step, self.rows, self.size = step, rows, size
         self.lo = self.hi = None
         self.sample: list[Tensor] = []
         self.position: list[Tensor] = []
 
     def __call__(self, x: Tensor, start: int) -> None:
-        batch, tokens, _ = x.shape
+        batch, tokens, channels = x.shape
         lo, hi = x.amin(0).float(), x.amax(0).float()  # [T, K]
-        self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
-        self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
-        # Token vectors number*step of the stream of all rows' positions: even, and the same
-        # whatever the batch size. A step coprime to the row length visits all positions.
-        step = max(self.rows * tokens // self.size, 1)
-        while tokens > 1 and step > 1 and torch.gcd(torch.tensor(step), torch.tensor(tokens)) > 1:
-            step -= 1
-        first = -(-start * tokens // step) * step
-        index = torch.arange(first, (start + batch) * tokens, step) - start * tokens
-        flat = x.reshape(-1, x.shape[-1])  # [B * T, K]
+        index = self.step[:, None].expand(-1, channels)
+        if self.lo is None:
+            steps = int(self.step.max()) + 1
+            self.lo, self.hi = lo.new_full((steps, channels), torch.inf), hi.new_full(
+                (steps, channels), -torch.inf
+            )
+        self.lo.scatter_reduce_(0, index, lo, "amin")
+        self.hi.scatter_reduce_(0, index, hi, "amax")
+        # Every stride-th token vector of the stream of all rows: even over rows and positions, and
+        # the same whatever the batch size. A stride coprime to the row length visits all positions.
+        stride = max(self.rows * tokens // self.size, 1)
+        while math.gcd(stride, tokens) > 1:
+            stride -= 1
+        first = -(-start * tokens // stride) * stride
+        index = torch.arange(first, (start + batch) * tokens, stride) - start * tokens
+        flat = x.reshape(-1, channels)  # [B * T, K]
         self.sample.append(flat[index.to(x.device)].float())
         self.position.append(index % tokens)
 
     def result(self) -> InputStatistics:
-        return InputStatistics(
-            self.lo, self.hi, torch.cat(self.sample), torch.cat(self.position), self.rows
-        )
+        sample, position = torch.cat(self.sample), torch.cat(self.position)
+        return InputStatistics(self.lo, self.hi, self.step, sample, position)
 
 
 def collect_inputs(
     model: torch.nn.Module,
     calibration: Calibration,
-    names: Sequence[str],
+    steps: dict[str, Tensor],
     sample: int = 1024,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, InputStatistics]:
-    """Input statistics of the named linears over the calibration rows."""
+    """Input statistics of linears over the calibration rows; steps: name -> step of each position."""
     rows = len(calibration.labels)
-    observers = {name: _InputObserver(rows, sample) for name in names}
+    observers = {name: _InputObserver(step, rows, sample) for name, step in steps.items()}
     watch_inputs(model, calibration, observers, batch_size, progress, "collect")
     return {name: observer.result() for name, observer in observers.items()}
 
 
 class _HistogramObserver:
-    """Weighted histogram per group of positions of one linear's input."""
+    """Weighted histogram per position of one linear's input, of even and of odd rows apart."""
 
-    def __init__(self, lo: Tensor, hi: Tensor, group: Tensor, weight: Tensor, bins: int) -> None:
-        self.lo, self.group, self.weight, self.bins = lo, group, weight.float(), bins
+    def __init__(self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int) -> None:
+        self.lo, self.weight, self.bins = lo, weight.float(), bins
         self.per_unit = bins / (hi - lo).clamp_min(torch.finfo(torch.float32).tiny)
-        self.counts = torch.zeros(len(lo) * bins, dtype=torch.float64, device=lo.device)
+        self.counts = torch.zeros(2, len(lo) * bins)
 
     def __call__(self, x: Tensor, start: int) -> None:
-        lo, per_unit = self.lo[self.group], self.per_unit[self.group]  # [T]
-        index = ((x.float() - lo[None, :, None]) * per_unit[None, :, None]).to(torch.int32)
-        index.clamp_(0, self.bins - 1)
-        index += (self.group.to(torch.int32) * self.bins)[None, :, None]
-        self.counts += torch.bincount(
-            index.flatten(), self.weight.expand(index.shape).flatten(), len(self.counts)
-        )
+        for half in (0, 1):
+            rows = x[(start + half) % 2 :: 2].float()
+            index = ((rows - self.lo[:, None]) * self.per_unit[:, None]).to(torch.int32)
+            index.clamp_(0, self.bins - 1)
+            index += (torch.arange(len(self.lo), dtype=torch.int32) * self.bins)[:, None]
+            self.counts[half] += torch.bincount(
+                index.flatten(), self.weight.expand(index.shape).flatten(), self.counts.shape[1]
+            )
 
     def result(self) -> Tensor:
-        return self.counts.view(len(self.lo), self.bins)  # [G, bins]
+        return self.counts.view(2, len(self.lo), self.bins)  # [2, T, bins]
 
 
 def collect_histograms(
     model: torch.nn.Module,
     calibration: Calibration,
-    ranges: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]],
-    bins: int = 1024,
+    ranges: dict[str, tuple[Tensor, Tensor, Tensor]],
+    bins: int,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Histograms [G, bins] of the named linears' inputs.
+    """Histograms [2, T, bins] of linears' inputs: even rows, odd rows; per position.
 
-    ``ranges``: name -> (lo [G], hi [G], group of each position int64 [T], weight of each channel
-    [K]); values outside a range fall into its end bins.
+    ``ranges``: name -> (lo [T], hi [T], weight of each channel [K]); values outside a range fall
+    into its end bins.
     """
     observers = {name: _HistogramObserver(*r, bins) for name, r in ranges.items()}
     watch_inputs(model, calibration, observers, batch_size, progress, "token scales")

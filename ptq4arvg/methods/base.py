@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import closest
 from ..numerics import Scheme
 from ..statistics import InputStatistics
+from ..token_scales import GRANULARITIES
 
 __all__ = ["METHODS", "LayerView", "Method", "Transform", "get_method", "register"]
 
@@ -42,13 +43,18 @@ class Transform:
         """The weight [N, K] that goes with the transformed input."""
         return (weight.double() * self.scale).to(weight.dtype)
 
+    def then(self, scale: Tensor) -> Transform:
+        """This transform followed by a further division by ``scale``."""
+        return Transform(self.scale * scale, self.shift / scale)
+
 
 @dataclass(frozen=True)
 class Method:
     """Choices common to all methods; subclasses add their own and ``fit``.
 
     granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
-    "step", or per "position". activation_range and weight_range: "minmax" or "mse".
+    "step", per "position", or "auto" (per position, shrunk towards the step's by held-out error).
+    activation_range and weight_range: "minmax" or "mse".
     bias_correction: add the mean output error over the calibration sample to the bias. sink:
     "integer" or "float", how sink positions are computed. attention: "float", or "simulated"
     quantization of both attention products (never in the integer path).
@@ -65,7 +71,7 @@ class Method:
     attention: str = "float"
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "granularity": ("tensor", "group", "step", "position"),
+        "granularity": GRANULARITIES,
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
         "sink": ("integer", "float"),

@@ -18,12 +18,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..numerics import Scheme, affine_grid, quantize_weight
+from ..numerics import Scheme, affine_grid, quantize_weight, round_to_grid
 from ..statistics import InputStatistics
 from .base import LayerView, Method, Transform, register
 
 __all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling", "smooth_scale"]
+
+
+EXPONENTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+SHARES = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,11 @@ def smooth_scale(reach: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 
 def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
-    """(midpoint, half range) of every channel, float64 [K]: averages over the positions.
+    """(midpoint, half range) of every channel, float64 [K]: averages over the decoding steps.
 
-    Averages, not extremes over all positions: with static scales per position each position has a
-    grid of its own, and one wide position must not stretch the others.
+    Averages, not extremes over all positions: with static token-wise scales every step has grids of
+    its own, and one wide step must not stretch the others. Each step counts alike: there are few
+    tokens in the first ones, but all later ones depend on them.
     """
     lo, hi = stats.lo.double(), stats.hi.double()
     return ((lo + hi) / 2).mean(0), ((hi - lo) / 2).square().mean(0).sqrt()
@@ -96,21 +102,22 @@ def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
 class PTQ4ARVG(Method):
     """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges.
 
-    smooth: exponent of the SmoothQuant pre-pass, 0 for none. center: subtract each channel's
-    midpoint. gps: the gain-projected factors; norm: their "l2" or "l1" form; limit: clamp of
-    their ratio to the anchor's. A factor set that measures worse than none is dropped.
+    smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
+    each channel's midpoint. gps: the gain-projected factors; norm: their "l2" or "l1" form; limit:
+    clamp of their ratio to the anchor's. search: take the exponent, and the share of the GPS step,
+    that measure best on the calibration sample; otherwise 1/2 and the whole step, as derived.
     """
 
     name: ClassVar[str] = "ptq4arvg"
     summary: ClassVar[str] = "GPS folded upstream, static token-wise scales, searched ranges"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {**Method.CHOICES, "norm": ("l2", "l1")}
 
-    granularity: str = "position"
+    granularity: str = "auto"
     activation_range: str = "mse"
     weight_range: str = "mse"
     bias_correction: bool = True
     gps: bool = True
-    smooth: float = 0.5
+    smooth: float | None = None
     center: bool = True
     norm: str = "l2"
     limit: float = 16.0
@@ -119,54 +126,57 @@ class PTQ4ARVG(Method):
         """Smooth, centre, then scale by the closed form; see the module's formula."""
         if not layer.foldable:
             return None
-        k = layer.weight.shape[1]
-        scale, shift = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
-        middle, reach = center(layer.stats)
-        if self.smooth:
-            scale = smooth_scale(reach if self.center else _reach(layer.stats), layer.weight,
-                                 self.smooth)  # fmt: skip
-        if self.center:
-            shift = middle / scale
-        base = Transform(scale, shift)
-        record = {"error_before": self._measure(layer, base, scheme)}
+        exponents = EXPONENTS if self.smooth is None else (self.smooth,)
+        trials = [(self._base(layer, alpha), alpha) for alpha in exponents]
+        errors = [self._measure(layer, base, scheme) for base, _ in trials]
+        best = min(range(len(trials)), key=errors.__getitem__)
+        (base, alpha), before = trials[best], errors[best]
+        record = {"smooth": alpha, "error_before": before}
         if not self.gps:
-            return Transform(scale, shift, record)
+            return Transform(base.scale, base.shift, record)
         weight = base.weight(layer.weight)
         codes, w_scale, _ = quantize_weight(weight, scheme.w_bits)
-        weight_hat = codes.float() * w_scale[:, None]
-        x = layer.stats.sample.double() / scale - shift
         result = gain_projected_scaling(
-            x, weight, scheme.a_bits, weight_hat, self.norm, self.limit
-        )
-        scaled = Transform(scale * result.scale, shift / result.scale)
-        record |= {
-            "anchor": result.anchor,
-            "gain_predicted": result.gain,
-            "error_after": self._measure(layer, scaled, scheme),
-        }
-        record["gps_kept"] = record["error_after"] <= record["error_before"]
-        best = scaled if record["gps_kept"] else base
-        return Transform(best.scale, best.shift, record)
+            layer.stats.sample.double() / base.scale - base.shift,
+            weight, scheme.a_bits, codes.float() * w_scale[:, None], self.norm, self.limit,
+        )  # fmt: skip
+        # Along s^share from no step to the whole one: the derivation ignores that the grids move
+        # with the scales, so the measured optimum often lies short of it.
+        steps = {share: base.then(result.scale.pow(share)) for share in SHARES}
+        after = {share: self._measure(layer, t, scheme) for share, t in steps.items()}
+        share = min(after, key=after.__getitem__)
+        record |= {"anchor": result.anchor, "gain_predicted": result.gain,
+                   "error_after": after[share], "error_whole_step": after[1.0]}  # fmt: skip
+        if after[share] >= before:
+            return Transform(base.scale, base.shift, record | {"gps_share": 0.0})
+        chosen = steps[share]
+        return Transform(chosen.scale, chosen.shift, record | {"gps_share": share})
+
+    def _base(self, layer: LayerView, alpha: float) -> Transform:
+        """Smoothing and centring, before GPS."""
+        middle, half = center(layer.stats)
+        scale = torch.ones_like(middle)
+        if alpha:
+            reach = half if self.center else _reach(layer.stats)
+            scale = smooth_scale(reach, layer.weight, alpha)
+        shift = middle / scale if self.center else torch.zeros_like(middle)
+        return Transform(scale, shift)
 
     def _measure(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:
-        """Mean squared output error on the sample, with plain ranges at the final granularity."""
-        stats = layer.stats.transformed(transform.scale, transform.shift)
-        lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [T]
+        """Mean squared output error on the sample, with minimum-maximum ranges."""
+        stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
+        lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
         if self.granularity == "tensor":
-            lo, hi = lo.amin(0, keepdim=True), hi.amax(0, keepdim=True)
+            lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
         step, zero = affine_grid(lo, hi, scheme.a_bits)
-        at = stats.sample_position if len(step) > 1 else torch.zeros_like(stats.sample_position)
-        step, zero = step[at, None], zero[at, None].float()
-        x = stats.sample.float()
-        level = torch.round(x / step)
-        level = torch.minimum(torch.maximum(level, -zero), 2**scheme.a_bits - 1 - zero)
+        at = stats.step[stats.sample_position]
+        x_hat = round_to_grid(stats.sample, step[at, None], zero[at, None], scheme.a_bits)
         weight = transform.weight(layer.weight).float()
-        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits)
-        exact = torch.nn.functional.linear(x, weight)
-        rounded = torch.nn.functional.linear(level * step, codes.float() * w_scale[:, None])
-        return (exact - rounded).double().square().mean().item()
+        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
+        error = F.linear(stats.sample, weight) - F.linear(x_hat, codes.float() * w_scale[:, None])
+        return error.double().square().mean().item()
 
 
 def _reach(stats: InputStatistics) -> Tensor:
-    """Largest magnitude of every channel, root mean square over the positions, float64 [K]."""
+    """Largest magnitude of every channel, root mean square over the steps, float64 [K]."""
     return torch.maximum(stats.hi, -stats.lo).double().square().mean(0).sqrt()

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..numerics import round_to_grid
 from .cursor import Cursor
 
-__all__ = ["AttentionCore", "QuantAttention", "quantize_softmax", "round_to_grid"]
+__all__ = ["AttentionCore", "QuantAttention", "quantize_softmax"]
 
 
 class AttentionCore(nn.Module):
@@ -20,14 +21,6 @@ class AttentionCore(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-
-
-def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """x rounded to the affine grid (scale, zero), which broadcast against x."""
-    zero = zero.to(x.dtype)
-    level = torch.round(x / scale.to(x.dtype))
-    level = torch.minimum(torch.maximum(level, -zero), 2**bits - 1 - zero)
-    return level * scale.to(x.dtype)
 
 
 def quantize_softmax(e: Tensor, bits: int, kind: str) -> Tensor:

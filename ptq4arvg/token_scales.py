@@ -1,0 +1,124 @@
+"""Static token-wise quantization (paper sec. 4.2): the input grids of a linear, per position.
+
+Sequence length and order are fixed, and what a position holds hardly changes from image to image,
+so every position can have a scale of its own, found offline. How fine the scales may be is a
+question of how many rows they are estimated from: with few, a range per position is too narrow for
+the next image. ``granularity="auto"`` therefore shrinks the positions' ranges towards the range of
+their decoding step by the factor that does best on rows it was not fitted on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import affine_grid, grid_error, search_range
+from .statistics import InputStatistics
+
+__all__ = ["GRANULARITIES", "input_grid", "position_groups"]
+
+GRANULARITIES = ("tensor", "group", "step", "position", "auto")
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Range = tuple[Tensor, Tensor]
+
+
+def position_groups(spec, granularity: str) -> Tensor:
+    """Group of each position int64 [T]: one for all, the paper's, one per step, or one each."""
+    positions = len(spec.groups)
+    groups = {
+        "tensor": [0] * positions,
+        "group": list(spec.groups),
+        "step": list(spec.scale_groups),
+        "position": list(range(positions)),
+        "auto": list(range(positions)),
+    }[granularity]
+    return torch.tensor(groups, dtype=torch.int64)
+
+
+def step_ranges(stats: InputStatistics) -> Range:
+    """(lo, hi) of each position's decoding step, [T]: what the histograms are taken over."""
+    lo, hi = stats.lo.amin(1).clamp(max=0), stats.hi.amax(1).clamp(min=0)
+    return lo[stats.step], hi[stats.step]
+
+
+def input_grid(
+    spec, stats: InputStatistics, histogram: Tensor | None, bits: int, granularity: str
+) -> tuple[Tensor, Tensor, Tensor, float | None]:
+    """(scale [G], zero [G], group of each position [T], blend or None) of a linear's input.
+
+    histogram [2, T, bins] over ``step_ranges`` (even and odd rows), or None for the minimum and
+    maximum of each group. blend: 1 = every position on its own, 0 = all as their step ("auto").
+    """
+    group = position_groups(spec, granularity)
+    lo, hi = step_ranges(stats)
+    if histogram is None:
+        wide = position_groups(spec, "step" if granularity in ("position", "auto") else granularity)
+        return *affine_grid(*_group_range(lo, hi, wide), bits), wide, None
+    if granularity != "auto" or len(group) == 1:
+        return *affine_grid(*_search(histogram.sum(0), lo, hi, group, bits), bits), group, None
+    step = stats.step
+    blend = _best_blend(histogram, lo, hi, step, bits)
+    fine = _search(histogram.sum(0), lo, hi, group, bits)
+    coarse = _search(histogram.sum(0), lo, hi, step, bits)
+    lo, hi = _blended(fine, coarse, step, blend)
+    if blend == 0.0:
+        return *affine_grid(*coarse, bits), step, blend
+    return *affine_grid(lo, hi, bits), group, blend
+
+
+def _group_range(lo: Tensor, hi: Tensor, group: Tensor) -> Range:
+    count = int(group.max()) + 1
+    return (
+        torch.zeros(count).scatter_reduce(0, group, lo, "amin"),
+        torch.zeros(count).scatter_reduce(0, group, hi, "amax"),
+    )
+
+
+def _search(histogram: Tensor, lo: Tensor, hi: Tensor, group: Tensor, bits: int) -> Range:
+    """Least-squares range [G] of each group from histograms [T, bins] over [lo, hi] [T]."""
+    low, high = _group_range(lo, hi, group)
+    pooled = torch.zeros(len(low), histogram.shape[1])
+    same = torch.equal(low[group], lo) and torch.equal(high[group], hi)
+    if not same:  # groups that join steps of different range: bring the bins to a common range
+        histogram = _rebin(histogram, lo, hi, low[group], high[group])
+    pooled.index_add_(0, group, histogram)
+    return search_range(pooled, *_occupied(pooled, low, high), bits, over=(low, high))
+
+
+def _occupied(histogram: Tensor, lo: Tensor, hi: Tensor) -> Range:
+    """The ends of the occupied bins of each row: its minimum and maximum, to one bin."""
+    bins = histogram.shape[1]
+    index = torch.arange(bins)
+    used = histogram > 0
+    first = torch.where(used, index, bins).amin(1).clamp(max=bins - 1)
+    last = torch.where(used, index, -1).amax(1).clamp(min=0)
+    width = (hi - lo) / bins
+    return (lo + first * width).clamp(max=0), (lo + (last + 1) * width).clamp(min=0)
+
+
+def _rebin(histogram: Tensor, lo: Tensor, hi: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Histograms over [lo, hi] [T] as histograms over the wider [low, high] [T]."""
+    bins = histogram.shape[1]
+    centre = lo[:, None] + (hi - lo)[:, None] * (torch.arange(bins) + 0.5) / bins
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    index = ((centre - low[:, None]) / span[:, None] * bins).long().clamp_(0, bins - 1)
+    return torch.zeros_like(histogram).scatter_add_(1, index, histogram)
+
+
+def _blended(fine: Range, coarse: Range, step: Tensor, blend: float) -> Range:
+    """Ranges between a position's own (blend 1) and its step's (blend 0), [T]."""
+    return tuple(blend * f + (1 - blend) * c[step] for f, c in zip(fine, coarse, strict=True))
+
+
+def _best_blend(histogram: Tensor, lo: Tensor, hi: Tensor, step: Tensor, bits: int) -> float:
+    """The blend of least error on one half of the rows when fitted on the other, both ways."""
+    each = torch.arange(len(step))
+    errors = [0.0] * len(BLENDS)
+    for fit, held_out in ((0, 1), (1, 0)):
+        fine = _search(histogram[fit], lo, hi, each, bits)
+        coarse = _search(histogram[fit], lo, hi, step, bits)
+        for i, blend in enumerate(BLENDS):
+            low, high = _blended(fine, coarse, step, blend)
+            errors[i] += grid_error(histogram[held_out], lo, hi, low, high, bits).sum().item()
+    return BLENDS[min(range(len(BLENDS)), key=errors.__getitem__)]
