@@ -83,18 +83,18 @@ def _rows(ids: Tensor, labels: Tensor, size: int) -> Iterable[tuple[Tensor, Tens
 
 @torch.inference_mode()
 def evaluation_rows(
-    model: torch.nn.Module, images: int, seed: int, ids: Tensor | None = None
+    model: torch.nn.Module, labels: Tensor, seed: int = 0, ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Rows to compare on: (ids int64 [2 n, T], labels int64 [2 n]), conditional then null rows.
 
-    Labels go through the classes in turn. ids: samples of the float model for these labels, where
-    they exist already; otherwise they are drawn with ``seed``, which should not be the
-    calibration's.
+    labels [n]: the classes. ids [n, T]: samples of the float model for them, where they exist
+    already; otherwise they are drawn with ``seed``, which should not be the calibration's.
     """
-    labels = torch.arange(images) % model.num_classes
     if ids is None:
         ids = model.sample_ids(labels, seed=seed)
-    ids = ids.cpu().to(torch.int64)
+    ids, labels = ids.cpu().to(torch.int64), labels.cpu().to(torch.int64)
+    if len(ids) != len(labels):
+        raise ValueError(f"evaluation_rows: {len(ids)} rows of ids, {len(labels)} labels")
     return torch.cat([ids, ids]), torch.cat([labels, torch.full_like(labels, model.null_label)])
 
 

@@ -56,7 +56,7 @@ class FeatureStatistics:
     scatter: Tensor | None = None
 
     def update(self, features: Tensor) -> FeatureStatistics:
-        """Add a batch of features [n, D]; pairwise update of mean and scatter (Chan et al. 1979)."""
+        """Add a batch of features [n, D], by the pairwise update of Chan et al. (1979)."""
         if features.ndim != 2:
             raise ValueError(
                 f"FeatureStatistics: features have shape {list(features.shape)}; wanted [n, D]"

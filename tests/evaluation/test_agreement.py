@@ -76,18 +76,21 @@ def test_logits_that_cannot_be_compared_are_an_error():
 
 
 def test_rows_are_conditional_then_unconditional_over_the_same_tokens():
-    ids, labels = evaluation_rows(Toy(), 3, seed=4)
+    classes = torch.tensor([0, 1, 0])
+    ids, labels = evaluation_rows(Toy(), classes, seed=4)
     assert labels.tolist() == [0, 1, 0, 2, 2, 2]
     assert torch.equal(ids[:3], ids[3:])
-    assert torch.equal(ids, evaluation_rows(Toy(), 3, seed=4)[0])
-    assert not torch.equal(ids, evaluation_rows(Toy(), 3, seed=5)[0])
-    again, _ = evaluation_rows(Toy(), 3, seed=9, ids=ids[:3])
+    assert torch.equal(ids, evaluation_rows(Toy(), classes, seed=4)[0])
+    assert not torch.equal(ids, evaluation_rows(Toy(), classes, seed=5)[0])
+    again, _ = evaluation_rows(Toy(), classes, seed=9, ids=ids[:3])
     assert torch.equal(again, ids)
+    with pytest.raises(ValueError, match="2 rows of ids, 3 labels"):
+        evaluation_rows(Toy(), classes, ids=ids[:2])
 
 
 def test_models_are_compared_on_the_same_rows():
     fp, q = Toy(), Toy(noise=0.3)
-    ids, labels = evaluation_rows(fp, 3, seed=4)
+    ids, labels = evaluation_rows(fp, torch.tensor([0, 1, 0]), seed=4)
     seen = []
     result = agreement(fp, q, ids, labels, batch_size=4, progress=lambda *a: seen.append(a))
     assert result.tokens == 30

@@ -1,0 +1,62 @@
+"""The command line. Commands import what they need when they run, so that help is immediate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def _fail(text: str, code: int = 2) -> int:
+    print(f"ptq4arvg: {text}", file=sys.stderr)
+    return code
+
+
+def _unknown_command(arguments: Sequence[str], known: Sequence[str]) -> str | None:
+    from ..errors import closest
+
+    name = next((a for a in arguments if not a.startswith("-")), None)
+    if name is None or name in known:
+        return None
+    return (
+        f"there is no command {name!r}; wanted one of {', '.join(known)}. {closest(name, known)}. "
+        "Type: ptq4arvg --help"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit status.
+
+    0: done. 2: what was asked for cannot be done, said in one line on standard error
+    (PTQ4ARVG_DEBUG=1 raises instead, with the traceback). 130: interrupted; nothing half-written.
+    """
+    import typer
+
+    from .app import COMMANDS, app
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    unknown = _unknown_command(arguments, COMMANDS)
+    if unknown:
+        return _fail(unknown)
+    try:
+        status = app(args=arguments, prog_name="ptq4arvg", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing was left half-written", 130)
+    except Exception as error:
+        if os.environ.get("PTQ4ARVG_DEBUG") == "1":
+            raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage: typer explains itself
+            error.show()
+            return error.exit_code
+        if isinstance(error, BrokenPipeError):
+            return 0
+        expected = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
+        if not isinstance(error, expected):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return _fail(" ".join(line.strip() for line in lines))

@@ -1,0 +1,180 @@
+"""All commands and their options. What they do is in the files beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["COMMANDS", "app"]
+
+app = typer.Typer(
+    name="ptq4arvg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantize autoregressive image models after training and run them in integers.",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
+Weights = Annotated[Path | None, typer.Option(help="File of the transformer's weights.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="File of the tokenizer's weights.")]
+Stress = Annotated[float, typer.Option(help="Severity of the function-preserving stress.")]
+Samples = Annotated[int, typer.Option(help="Calibration rows to sample from the model.")]
+Keep = Annotated[int, typer.Option(help="Calibration rows to keep of them.")]
+Select = Annotated[str, typer.Option(help="How rows are chosen: dgc, random or first.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"ptq4arvg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for grid.png and report.json.")],
+    seed: Seed = 0,
+    images: Annotated[int, typer.Option(help="Images to generate with each model.")] = 64,
+    stress: Annotated[bool, typer.Option(help="Repeat everything on the stressed model.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize the bundled model four ways; compare pictures and figures with the float model."""
+    from .demo import run
+
+    run(out, seed, images, stress, quiet)
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this installation runs on: torch, instruction sets, CUDA, kernels, fallbacks."""
+    from .doctor import run
+
+    run(json)
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be loaded by name."""
+    from .listing import run_models
+
+    run_models()
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, what they do and their options."""
+    from .listing import run_methods
+
+    run_methods()
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Name of a model; see `ptq4arvg models`.")],
+    out: Annotated[Path, typer.Option(help="File for the rows (.safetensors).")],
+    samples: Samples = 256,
+    keep: Keep = 128,
+    select: Select = "dgc",
+    seed: Seed = 0,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
+    stress: Stress = 0.0,
+    quiet: Quiet = False,
+) -> None:
+    """Sample calibration rows from a model and keep them in a file for several runs of quantize."""
+    from .quantize import run_calibrate
+
+    source = (model, weights, tokenizer, stress)
+    run_calibrate(source, out, samples, keep, select, seed, quiet)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Name of a model; see `ptq4arvg models`.")],
+    scheme: Annotated[str, typer.Option(help="W8A8, W6A6 or W4A8.")] = "W6A6",
+    method: Annotated[str, typer.Option(help="See `ptq4arvg methods`.")] = "ptq4arvg",
+    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
+    stress: Stress = 0.0,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Linears to keep in float: name, glob or re:...")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="Another scheme for some linears: PATTERN=SCHEME.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method: NAME=VALUE.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Rows from `ptq4arvg calibrate`.")
+    ] = None,
+    samples: Samples = 256,
+    keep: Keep = 128,
+    select: Select = "dgc",
+    seed: Seed = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Calibrate and quantize a model, and save it as a packed checkpoint."""
+    from .quantize import Request, run_quantize
+
+    run_quantize(
+        Request(
+            source=(model, weights, tokenizer, stress), scheme=scheme, method=method, out=out,
+            ignore=ignore or [], overrides=override or [], options=option or [],
+            calibration=calibration, samples=samples, keep=keep, select=select, seed=seed,
+            dry_run=dry_run, overwrite=overwrite, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def generate(
+    folder: Annotated[str, typer.Argument(help="A checkpoint, or the name of a float model.")],
+    classes: Annotated[str, typer.Option(help="Class numbers, as in 3,7 or 0-31.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images.")],
+    seed: Seed = 0,
+    cfg: Annotated[float | None, typer.Option(help="Guidance; default: the model's.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Generate one image per class number. Image i depends on the seed and i only."""
+    from .generate import run
+
+    run(folder, classes, out, seed, cfg, top_k, top_p, quiet)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    quiet: Quiet = False,
+) -> None:
+    """Check a checkpoint: its hash, its reloading, and each integer layer against simulation."""
+    from .verify import run
+
+    run(folder, quiet)
+
+
+COMMANDS = tuple(command.callback.__name__ for command in app.registered_commands)

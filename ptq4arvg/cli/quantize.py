@@ -1,0 +1,163 @@
+"""`ptq4arvg calibrate` and `ptq4arvg quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..progress import make_progress
+from .common import Source, closing, header, load
+
+__all__ = ["Request", "run_calibrate", "run_quantize"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `quantize` was asked for."""
+
+    source: Source
+    scheme: str
+    method: str
+    out: Path | None
+    ignore: list[str]
+    overrides: list[str]
+    options: list[str]
+    calibration: Path | None
+    samples: int
+    keep: int
+    select: str
+    seed: int
+    dry_run: bool
+    overwrite: bool
+    quiet: bool
+
+
+def run_calibrate(
+    source: Source, out: Path, samples: int, keep: int, select: str, seed: int, quiet: bool
+) -> None:
+    """Sample rows and write them to a file."""
+    header(f"calibrate {source[0]}", seed, quiet)
+    from ..calibration import calibrate
+    from ..calibration_file import save_calibration
+
+    model = load(source)
+    with make_progress(quiet) as progress:
+        rows = calibrate(model, samples, keep, seed, select, progress=progress)
+    save_calibration(rows, out)
+    conditional = int((rows.labels != model.null_label).sum())
+    closing(
+        str(out),
+        f"{len(rows.labels)} rows kept of {samples}: {conditional} conditional, "
+        f"{len(rows.labels) - conditional} unconditional   hash {rows.hash[:12]}",
+        f"ptq4arvg quantize {source[0]} --calibration {out} --out OUT",
+    )
+
+
+def _pairs(texts: list[str], flag: str) -> dict[str, str]:
+    """NAME=VALUE arguments as a dict."""
+    pairs = {}
+    for text in texts:
+        name, sign, value = text.rpartition("=")
+        if not sign or not name or not value:
+            raise ValueError(f"{flag} {text!r} has no '='; wanted NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _options(texts: list[str], method: Any) -> dict[str, Any]:
+    """NAME=VALUE options as YAML reads the value; ValueError if it is of the wrong kind."""
+    import yaml
+
+    known = method.options()
+    values: dict[str, Any] = {}
+    for name, text in _pairs(texts, "--option").items():
+        value, default = yaml.safe_load(text), known.get(name)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            raise ValueError(
+                f"--option {name}={text}: {value!r} is a {type(value).__name__}; wanted a "
+                f"{type(default).__name__}, like the default {default!r}"
+            )
+        values[name] = value
+    return values
+
+
+def _print_plan(model: Any, plan: list[Any]) -> None:
+    """The table of --dry-run: every linear, its bits, its bytes, what its input folds into."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("layer", "role", "weight", "bits"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("half precision", "packed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("input transform")
+    before = after = 0
+    for p in plan:
+        weight = model.transformer.get_submodule(p.name).weight
+        half = 2 * weight.numel()
+        packed = half * p.scheme.w_bits // 16 if p.scheme else half
+        fold = f"folds into {p.spec.fold}" if p.spec.fold else f"none: {p.spec.no_fold}"
+        table.add_row(
+            p.name, p.spec.role, "x".join(map(str, weight.shape)),
+            p.scheme.name if p.scheme else "float", str(half), str(packed),
+            fold if p.scheme else "",
+        )  # fmt: skip
+        before, after = before + half, after + packed
+    kept = sum(p.scheme is None for p in plan)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    print(
+        f"{len(plan)} linears, {len(plan) - kept} to quantize, {kept} kept in float: "
+        f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB"
+    )
+
+
+def run_quantize(request: Request) -> None:
+    """Plan, calibrate, quantize, save; or stop after the plan."""
+    r = request
+    if not r.dry_run and r.out is None:
+        raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
+    header(f"quantize {r.source[0]} to {r.scheme} by {r.method}", r.seed, r.quiet)
+    from ..calibration import calibrate
+    from ..checkpoint.save import check_target
+    from ..methods import get_method
+    from ..pipeline import quantize_
+    from ..plan import make_plan
+
+    # Everything that can be wrong with the request is found before the first minute of work.
+    method = get_method(r.method)
+    method = method.with_options(**_options(r.options, method))
+    overrides = _pairs(r.overrides, "--override")
+    if r.out is not None:
+        check_target(r.out, r.overwrite)
+    model = load(r.source)
+    plan = make_plan(model.linears(), r.scheme, r.ignore, overrides)
+    if r.dry_run:
+        return _print_plan(model, plan)
+    with make_progress(r.quiet) as progress:
+        if r.calibration is None:
+            rows = calibrate(model, r.samples, r.keep, r.seed, r.select, progress=progress)
+        else:
+            from ..calibration_file import load_calibration
+
+            rows = load_calibration(r.calibration)
+        report = quantize_(
+            model, r.scheme, method, rows, ignore=r.ignore, overrides=overrides, progress=progress
+        )
+    from ..checkpoint import save_quantized
+
+    digest = save_quantized(model, r.out, overwrite=r.overwrite)
+    before = sum(layer.bytes_before for layer in report.layers)
+    return closing(
+        f"{r.out}   hash {digest[:12]}   {len(report.layers)} linears in integers, "
+        f"{len(report.kept)} in float, weights {before / 1e6:.2f} MB -> "
+        f"{report.weight_bytes / 1e6:.2f} MB",
+        f"SQNR {report.sqnr_db:.1f} dB on average, worst {report.worst.sqnr_db:.1f} dB in "
+        f"{report.worst.name}",
+        f"ptq4arvg generate {r.out} --classes 0-7 --out images",
+    )

@@ -1,0 +1,198 @@
+"""The demo: one model, quantized several ways, measured with the same seeds throughout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .calibration import calibrate
+from .evaluation import (
+    FeatureStatistics,
+    agreement,
+    distance_interval,
+    evaluation_rows,
+    float_logits,
+    load_features,
+    load_reference,
+)
+from .models import ARVGModel, load_model
+from .nn import PackedLinear
+from .pipeline import quantize_
+from .report import Block
+
+__all__ = ["MODEL", "RUNS", "STRESS", "Demo", "headline", "linear_bytes", "run_demo"]
+
+MODEL = "var-tiny"
+STRESS = 30.0
+# (method, scheme), after the float model.
+RUNS = (("ptq4arvg", "W8A8"), ("ptq4arvg", "W6A6"), ("ptq4arvg", "W4A8"), ("rtn", "W6A6"))
+
+# Small on purpose: the whole demo has to fit into a minute on two slow cores.
+SAMPLES, KEEP, COMPARED = 64, 32, 16
+# Classes whose samples can be told at a glance, for the grid.
+SHOWN = (0, 2, 4, 7, 15, 18, 20, 21, 24, 25)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Demo:
+    """What the demo found: the report's data, and the blocks and column names of the grid."""
+
+    report: dict[str, Any]
+    blocks: list[Block]
+    columns: list[str]
+
+
+def linear_bytes(model: ARVGModel) -> int:
+    """Bytes of the linears' weights: packed ones as they are in memory, float ones in half
+    precision, in which the published models are kept."""
+    total = 0
+    for spec in model.linears():
+        module = model.transformer.get_submodule(spec.name)
+        packed = isinstance(module, PackedLinear)
+        total += module.weight_bytes() if packed else 2 * module.weight.numel()
+    return total
+
+
+@dataclass
+class _Bench:
+    """What all models of one stress are measured against."""
+
+    seed: int
+    labels: Tensor
+    rows: tuple[Tensor, Tensor]
+    logits: list[Tensor]
+    network: Any
+    reference: tuple[Tensor, Tensor]
+
+    def measure(
+        self, model: ARVGModel, images: Tensor, seconds: float, progress: Progress
+    ) -> dict[str, Any]:
+        """The figures that every row has, in the order of the report's keys."""
+        with torch.inference_mode():
+            features = self.network.features(images)
+            predicted = self.network.fc(features).argmax(1)
+        close = agreement(self.logits, model, *self.rows, progress=progress)
+        return {
+            "kl": close.kl,
+            "top1_agreement": close.top1,
+            "fd": FeatureStatistics().update(features).distance(*self.reference),
+            "weight_bytes": linear_bytes(model),
+            "seconds_per_image": seconds,
+            "fd_interval": distance_interval(features, *self.reference, seed=self.seed),
+            "class_accuracy": (predicted == self.labels).double().mean().item(),
+            "logit_error": close.relative_error,
+        }
+
+
+def _sample(model: ARVGModel, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
+    """(ids, images, seconds per image) of one image per label."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        ids = model.sample_ids(labels, seed=seed)
+        images = model.decode_ids(ids)
+    return ids, images, (time.perf_counter() - start) / len(labels)
+
+
+def _labels(images: int, classes: int) -> Tensor:
+    """The shown classes first, then all classes in turn."""
+    shown = [label for label in SHOWN if label < classes][:images]
+    rest = [label for label in range(classes) if label not in shown]
+    order = torch.tensor(shown + rest)
+    return order.repeat(-(-images // classes))[:images]
+
+
+def run_demo(
+    seed: int = 0,
+    images: int = 64,
+    stressed: bool = True,
+    progress: Progress | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    runs: Iterable[tuple[str, str]] = RUNS,
+) -> Demo:
+    """Measure the float model and its quantizations, plain and stressed.
+
+    Calibration uses ``seed``, images and comparison ``seed + 1``. on_row is called with every
+    finished row. The stressed model computes the same function as the plain one.
+    """
+    if images < 2:
+        raise ValueError(f"demo: {images} images; wanted at least 2 for a distance between sets")
+    progress = progress or (lambda *_: None)
+    runs = tuple(runs)
+    network, reference = load_features(), load_reference()
+    rows: list[dict[str, Any]] = []
+    blocks: list[Block] = []
+    columns: list[str] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if on_row:
+            on_row(row)
+
+    for stress in (0.0, STRESS) if stressed else (0.0,):
+        model = load_model(MODEL, stress=stress)
+        labels = _labels(images, model.num_classes)
+        progress("generate float", 0, 1)
+        ids, pictures, seconds = _sample(model, labels, seed + 1)
+        progress("generate float", 1, 1)
+        compared = evaluation_rows(model, labels[:COMPARED], ids=ids[:COMPARED])
+        bench = _Bench(seed, labels, compared, float_logits(model, *compared), network, reference)
+        row = {"method": "float", "scheme": "float", "stress": stress,
+               "sqnr_db": None, "worst_sqnr_db": None}  # fmt: skip
+        row |= bench.measure(model, pictures, seconds, progress)
+        add(row)
+        shown = min(images, len(SHOWN))
+        drawn = [_grid_row(row, pictures[:shown])]
+        rows_kept = calibrate(model, SAMPLES, KEEP, seed, progress=progress)
+        for method, scheme in runs:
+            model = load_model(MODEL, stress=stress)
+            report = quantize_(model, scheme, method, rows_kept, progress=progress)
+            progress(f"generate {scheme}", 0, 1)
+            _, pictures, seconds = _sample(model, labels, seed + 1)
+            progress(f"generate {scheme}", 1, 1)
+            row = {"method": method, "scheme": scheme, "stress": stress,
+                   "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db}  # fmt: skip
+            row |= bench.measure(model, pictures, seconds, progress)
+            add(row)
+            drawn.append(_grid_row(row, pictures[:shown]))
+        title = f"{MODEL}, plain"
+        if stress:
+            title = f"{MODEL}, stressed {stress:g}: the same function, with outlier channels"
+        blocks.append(Block(title, drawn))
+        columns = _class_names(model, labels[:shown])
+    report = {"model": MODEL, "seed": seed, "torch": torch.__version__, "isa": ops.isa(),
+              "rows": rows}  # fmt: skip
+    return Demo(report, blocks, columns)
+
+
+def _grid_row(row: dict[str, Any], images: Tensor) -> tuple[str, str, Tensor]:
+    label = {"float": "float", "rtn": f"RTN {row['scheme']}"}.get(row["method"], row["scheme"])
+    note = f"{row['weight_bytes'] / 1e6:.1f} MB"
+    return label, note if row["method"] == "float" else f"KL {row['kl']:.2g}, {note}", images
+
+
+def _class_names(model: ARVGModel, labels: Tensor) -> list[str]:
+    names = getattr(model.config, "class_names", None) or ()
+    return [names[i] if i < len(names) else f"class {i}" for i in labels.tolist()]
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The one figure to look at: what the method gains over round to nearest at W6A6."""
+    parts = []
+    for stress in sorted({row["stress"] for row in report["rows"]}):
+        kl = {
+            row["method"]: row["kl"]
+            for row in report["rows"]
+            if row["scheme"] == "W6A6" and row["stress"] == stress
+        }
+        if {"ptq4arvg", "rtn"} <= set(kl):
+            name = f"stressed {stress:g}" if stress else "plain"
+            parts.append(f"{kl['ptq4arvg']:.2g} against {kl['rtn']:.2g} ({name})")
+    return f"next-token KL at W6A6, by the method against round to nearest: {', '.join(parts)}"

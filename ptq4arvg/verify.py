@@ -1,0 +1,72 @@
+"""Checking a quantized model: every integer layer against its simulation in double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .nn import PackedLinear, QuantLinear
+
+__all__ = ["LayerCheck", "check_integer_path"]
+
+# The integer sum is exact; what is left is the rounding of a few float32 operations.
+BOUND = 1e-5
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """Outcome for one layer. error: largest difference of its output from the simulation, over
+    the largest output; kernel: the one that ran."""
+
+    name: str
+    kernel: str
+    error: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the layer computed what its simulation says."""
+        return self.error <= BOUND
+
+
+@torch.inference_mode()
+def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> list[LayerCheck]:
+    """Replay ids [n, T] with labels [n] and compare all integer linears, each on its own input.
+
+    A layer whose output is not finite fails with an infinite error. ValueError if ``model`` has
+    no integer linears.
+    """
+    layers = {
+        name: module
+        for name, module in model.transformer.named_modules()
+        if isinstance(module, PackedLinear)
+    }
+    if not layers:
+        raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
+    checks: dict[str, LayerCheck] = {}
+
+    def compare(name: str, module: PackedLinear):
+        def hook(_module: PackedLinear, args: tuple[Tensor], output: Tensor) -> None:
+            kernel = ops.last_kernel()
+            x = args[0]
+            exact = QuantLinear(module.canonical(), module.cursor).double()(x.double())
+            error = (output.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
+            value = error.item() if bool(torch.isfinite(error)) else float("inf")
+            # A layer that runs more than once keeps its worst.
+            if name not in checks or value > checks[name].error:
+                checks[name] = LayerCheck(name, kernel, value)
+
+        return hook
+
+    handles = [module.register_forward_hook(compare(n, module)) for n, module in layers.items()]
+    try:
+        model.replay(ids, labels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    never = [name for name in layers if name not in checks]
+    if never:
+        raise RuntimeError(f"check_integer_path: these layers did not run: {', '.join(never)}")
+    return [checks[name] for name in layers]

@@ -1,0 +1,45 @@
+"""Plain data and whole files."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from ptq4arvg.serialize import canonical_json, plain, pretty_json, write_file
+
+
+@dataclass
+class Point:
+    x: int
+    y: tuple
+
+
+def test_plain_knows_what_reports_hold():
+    value = {"p": Point(1, (2, 3)), "t": torch.tensor([1.5, 2.5]), "s": {"b", "a"}, "n": None}
+    assert plain(value) == {"p": {"x": 1, "y": [2, 3]}, "t": [1.5, 2.5], "s": ["a", "b"], "n": None}
+
+
+def test_numbers_that_are_not_finite_become_null():
+    assert canonical_json([float("inf"), float("nan"), 1.5]) == "[null,null,1.5]"
+
+
+def test_canonical_text_does_not_depend_on_the_order_of_keys():
+    assert canonical_json({"b": 1, "a": [True]}) == canonical_json({"a": [True], "b": 1})
+    assert canonical_json({"b": 1, "a": 2}) == '{"a":2,"b":1}'
+    assert pretty_json({"b": 1, "a": 2}).startswith('{\n  "b": 1')
+
+
+def test_other_objects_are_an_error():
+    with pytest.raises(TypeError, match="cannot be written as JSON"):
+        plain(object())
+
+
+def test_write_file_replaces_whole_files_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_file(path, "one")
+    assert write_file(path, b"two") == path
+    assert path.read_text() == "two"
+    with pytest.raises(TypeError):
+        write_file(path, 3)
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
