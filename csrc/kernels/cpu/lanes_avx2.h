@@ -49,6 +49,7 @@ struct Avx2Lanes {
   static constexpr int width = 8;
 
   static F load(const float* p) { return Float8(_mm256_loadu_ps(p)); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x.v); }
   static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
   static F dot_correction(I sum, int32_t zero, I column_sum) {

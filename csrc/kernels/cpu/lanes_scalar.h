@@ -12,6 +12,7 @@ struct ScalarLanes {
   static constexpr int width = 1;
 
   static F load(const float* p) { return *p; }
+  static void store(float* p, F x) { *p = x; }
   static I load_int(const int32_t* p) { return *p; }
   static F dot_correction(I sum, int32_t zero, I column_sum) { return static_cast<float>(sum - zero * column_sum); }
   static F load_any(const FloatMatrix& x, int64_t index) { return load_float(x.data, x.dtype, index); }

@@ -34,19 +34,30 @@ struct NormRow {
   float mean, rstd;
 };
 
-// Float64 statistics. Eight running sums in a fixed order, so that every instruction set finds the same bits.
-static inline NormRow norm_row(const NormQuantizeProblem& p, int64_t x) {
-  const auto total = [&p, x](double centre, bool squared) {
-    double part[8] = {};
-    for (int64_t k = 0; k < p.k; ++k) {
-      const double d = static_cast<double>(load_float(p.x.data, p.x.dtype, x + k)) - centre;
-      part[k % 8] += squared ? d * d : d;
-    }
-    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+// Float64 statistics. Eight running sums in a fixed order, so that every instruction set finds the same bits; in loops
+// of eight, so that compilers keep them in vectors.
+template <class L, bool Squared>
+static inline double sum_row(const FloatMatrix& x, int64_t begin, int64_t count, double centre) {
+  double sums[8] = {};
+  const auto term = [centre](float value) {
+    const double d = static_cast<double>(value) - centre;
+    return Squared ? d * d : d;
   };
+  int64_t k = 0;
+  for (; k + 8 <= count; k += 8) {
+    float values[8];
+    for (int i = 0; i < 8; i += L::width) L::store(values + i, L::load_any(x, begin + k + i));
+    for (int i = 0; i < 8; ++i) sums[i] += term(values[i]);
+  }
+  for (int i = 0; k + i < count; ++i) sums[i] += term(ScalarLanes::load_any(x, begin + k + i));
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+template <class L>
+static inline NormRow norm_row(const NormQuantizeProblem& p, int64_t x) {
   const double count = static_cast<double>(p.k);
-  const double mean = p.rms ? 0.0 : total(0.0, false) / count;
-  const double variance = total(mean, true) / count;
+  const double mean = p.rms ? 0.0 : sum_row<L, false>(p.x, x, p.k, 0.0) / count;
+  const double variance = sum_row<L, true>(p.x, x, p.k, mean) / count;
   return {static_cast<float>(mean), static_cast<float>(1.0 / std::sqrt(variance + p.eps))};
 }
 
@@ -75,7 +86,7 @@ template <class L>
 static inline void norm_quantize_rows(const NormQuantizeProblem& p) {
   parallel_for(p.m, kRowwiseGrain / (4 * p.k), [&p](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
-      const NormRow norm = norm_row(p, m * p.x.row_stride);
+      const NormRow norm = norm_row<L>(p, m * p.x.row_stride);
       const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
       const int64_t image = m / p.rows.tokens;
       int64_t k = 0;
