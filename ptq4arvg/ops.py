@@ -32,6 +32,7 @@ __all__ = [
     "list_kernels",
     "norm_quantize",
     "pack_weight",
+    "packed_bytes",
     "quantize",
     "reference",
     "set_isa",
@@ -110,9 +111,7 @@ def quantize(
     q = clamp(rne(x * inv_scale[t]) + zero[t], 0, 2^bits - 1). Tables inv_scale float32 [T] and zero
     int32 [T], the level of zero. NaN becomes level 0.
     """
-    return _call(
-        "quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens
-    )
+    return _call("quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens)
 
 
 def gemm(
@@ -216,5 +215,9 @@ def list_kernels() -> list[dict[str, Any]]:
 
 
 def build_info() -> dict[str, Any]:
-    """version, compiler, torch_headers, compiled_isas, available_isas, cuda, cuda_archs, ..."""
+    """How the library was built, and what of it this machine can use.
+
+    version, compiler, cplusplus, optimized, built_against_torch, torch_target (the oldest torch it
+    runs in), compiled_isas, available_isas, cuda (are CUDA kernels in?), cuda_archs.
+    """
     return _info.build_info()

@@ -12,6 +12,14 @@
 #if !defined(PTQ4ARVG_VERSION)
 #define PTQ4ARVG_VERSION "unknown"
 #endif
+#if !defined(PTQ4ARVG_TORCH_VERSION)
+#define PTQ4ARVG_TORCH_VERSION TORCH_VERSION
+#endif
+#if defined(__OPTIMIZE__)
+constexpr const char* kOptimized = "true";
+#else
+constexpr const char* kOptimized = "false";
+#endif
 
 namespace {
 
@@ -51,7 +59,8 @@ std::string kernel(const std::string& op, int bits, const cpu::IsaChoice& choice
 // Version, compilers and switches of this binary; what of it this machine can use.
 PTQ4ARVG_EXPORT const char* ptq4arvg_build_info() {
   answer = "{\"version\": " + quoted(PTQ4ARVG_VERSION) + ", \"compiler\": " + quoted(__VERSION__) +
-           ", \"cplusplus\": " + std::to_string(__cplusplus) + ", \"torch_headers\": " + quoted(TORCH_VERSION) +
+           ", \"cplusplus\": " + std::to_string(__cplusplus) + ", \"optimized\": " + kOptimized +
+           ", \"built_against_torch\": " + quoted(PTQ4ARVG_TORCH_VERSION) +
            ", \"torch_target\": \"2.10\", \"compiled_isas\": " + isa_list(false) +
            ", \"available_isas\": " + isa_list(true);
 #if defined(PTQ4ARVG_WITH_CUDA)

@@ -44,7 +44,6 @@ def _floats(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-
 NAN, INF = float("nan"), float("inf")
 GEMMS = ("gemm", "gemm_quantize")
 PRODUCTS = (*GEMMS, "gemm_float")
