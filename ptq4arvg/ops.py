@@ -217,7 +217,7 @@ def list_kernels() -> list[dict[str, Any]]:
 def build_info() -> dict[str, Any]:
     """How the library was built, and what of it this machine can use.
 
-    version, compiler, cplusplus, optimized, built_against_torch, torch_target (the oldest torch it
+    version, compiler, cplusplus, optimized, torch_headers, torch_target (the oldest torch it
     runs in), compiled_isas, available_isas, cuda (are CUDA kernels in?), cuda_archs.
     """
     return _info.build_info()

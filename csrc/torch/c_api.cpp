@@ -60,7 +60,7 @@ std::string kernel(const std::string& op, int bits, const cpu::IsaChoice& choice
 PTQ4ARVG_EXPORT const char* ptq4arvg_build_info() {
   answer = "{\"version\": " + quoted(PTQ4ARVG_VERSION) + ", \"compiler\": " + quoted(__VERSION__) +
            ", \"cplusplus\": " + std::to_string(__cplusplus) + ", \"optimized\": " + kOptimized +
-           ", \"built_against_torch\": " + quoted(PTQ4ARVG_TORCH_VERSION) +
+           ", \"torch_headers\": " + quoted(PTQ4ARVG_TORCH_VERSION) +
            ", \"torch_target\": \"2.10\", \"compiled_isas\": " + isa_list(false) +
            ", \"available_isas\": " + isa_list(true);
 #if defined(PTQ4ARVG_WITH_CUDA)

@@ -11,7 +11,7 @@ def test_build_info():
     info = ops.build_info()
     assert info["torch_target"] == "2.10"
     assert info["optimized"] is True
-    assert info["built_against_torch"].startswith("2.")
+    assert info["torch_headers"].startswith("2.")
     assert set(info["available_isas"]) <= set(info["compiled_isas"])
     assert "scalar" in info["available_isas"]
     assert isinstance(info["cuda"], bool)
