@@ -128,9 +128,7 @@ void Arguments::same_device(const char* name, const Tensor& tensor) const {
           device_text(device_), "; wanted all on one device");
 }
 
-Rows Arguments::codes(const char* name, const Tensor& tensor) {
-  require(tensor.scalar_type() == ScalarType::Char, name, " has dtype ", dtype_name(tensor.scalar_type()),
-          ", wanted int8");
+Rows Arguments::rows(const char* name, const Tensor& tensor) {
   same_device(name, tensor);
   require(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) >= 1, name, " has shape ", shape_text(tensor),
           ", wanted [..., K] with K of 1 or more");
@@ -139,15 +137,16 @@ Rows Arguments::codes(const char* name, const Tensor& tensor) {
   return rows_of(keep(dense(tensor)), tensor.size(tensor.dim() - 1));
 }
 
+Rows Arguments::codes(const char* name, const Tensor& tensor) {
+  require(tensor.scalar_type() == ScalarType::Char, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted int8");
+  return rows(name, tensor);
+}
+
 Rows Arguments::floats(const char* name, const Tensor& tensor) {
   require(is_float(tensor.scalar_type()), name, " has dtype ", dtype_name(tensor.scalar_type()),
           ", wanted float32, float16 or bfloat16");
-  same_device(name, tensor);
-  require(tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) >= 1, name, " has shape ", shape_text(tensor),
-          ", wanted [..., K] with K of 1 or more");
-  int64_t stride;
-  if (joined_stride(tensor, &stride)) return rows_of(tensor, stride);
-  return rows_of(keep(dense(tensor)), tensor.size(tensor.dim() - 1));
+  return rows(name, tensor);
 }
 
 FloatMatrix Arguments::matrix(const char* name, const OptionalTensor& tensor, int64_t rows, int64_t columns,

@@ -49,8 +49,9 @@ class Arguments {
 
   // int8 rows.
   Rows codes(const char* name, const Tensor& tensor);
-  // float32, float16 or bfloat16 rows; null data where absent. rows and columns of -1 are not checked.
+  // float32, float16 or bfloat16 rows.
   Rows floats(const char* name, const Tensor& tensor);
+  // The same with the size that is wanted; null data where absent.
   FloatMatrix matrix(const char* name, const OptionalTensor& tensor, int64_t rows, int64_t columns, const char* meaning);
   // float32 [length], finite and above 0; length -1: any but 0.
   const float* scales(const char* name, const Tensor& tensor, int64_t length = -1);
@@ -73,6 +74,7 @@ class Arguments {
 
  private:
   Tensor keep(Tensor tensor);  // as long as the call runs
+  Rows rows(const char* name, const Tensor& tensor);
   void same_device(const char* name, const Tensor& tensor) const;
   void one_dimension(const char* name, const Tensor& tensor, int64_t length, const char* length_name) const;
 

@@ -57,13 +57,4 @@ PTQ4ARVG_FN void panel_zeros(const int32_t* zero, int bits, int64_t n, int64_t p
   }
 }
 
-// A panel as int8 codes [groups][16 columns][4].
-PTQ4ARVG_FN void unpack_panel(const uint8_t* panel, const Layout& layout, int bits, const int8_t* zeros, int8_t* codes) {
-  for (int64_t g = 0; g < layout.groups; ++g) {
-    for (int e = 0; e < kGroupCodes; ++e) {
-      codes[g * kGroupCodes + e] = static_cast<int8_t>(stored_level(panel, layout, bits, g, e) - zeros[e / kGroup]);
-    }
-  }
-}
-
 }  // namespace ptq4arvg::cpu

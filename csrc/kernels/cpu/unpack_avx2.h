@@ -1,4 +1,4 @@
-// Packed panels to int8 codes, 64 at a time. The loops mirror unpack_panel of layout.h.
+// Packed panels (layout.h) to int8 codes [groups][16 columns][4], a group of 64 at a time.
 #pragma once
 
 #include "kernels/cpu/intrinsics.h"
