@@ -69,7 +69,6 @@ class Arguments {
   // Is a further table long enough?
   void covers(const char* table, int64_t length, const RowPositions& rows) const;
 
-  bool on_cpu() const { return cpu_; }
   Tensor empty(const Tensor& lead, int64_t columns, ScalarType dtype) const;  // lead's shape, other last dimension
 
  private:
