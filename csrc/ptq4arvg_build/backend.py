@@ -63,7 +63,11 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None) 
     # setuptools would pack a module that has since been deleted from the source.
     for leftover in (ROOT / "build").glob("lib*"):
         shutil.rmtree(leftover)
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    # Python started in the source folder imports the package from there, not the installed one.
+    for binary in (ROOT / "build").glob("lib*/ptq4arvg/*.so"):
+        shutil.copy2(binary, ROOT / "ptq4arvg")
+    return name
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None) -> str:
