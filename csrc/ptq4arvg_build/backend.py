@@ -7,6 +7,7 @@ a torch of its own; the stable ABI makes the result the same.
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from setuptools import build_meta
@@ -66,7 +67,10 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None) 
     name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
     # Python started in the source folder imports the package from there, not the installed one.
     for binary in (ROOT / "build").glob("lib*/ptq4arvg/*.so"):
-        shutil.copy2(binary, ROOT / "ptq4arvg")
+        # By renaming: a process that has the old one loaded keeps it.
+        beside = ROOT / "ptq4arvg" / f"{binary.name}.{os.getpid()}"
+        shutil.copy2(binary, beside)
+        os.replace(beside, beside.with_name(binary.name))
     return name
 
 
