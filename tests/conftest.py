@@ -1,10 +1,15 @@
-"""Shared set-up: one thread per parallel worker, and GPU tests skipped where there is no GPU."""
+"""Shared set-up: paths, one thread per parallel worker, GPU tests skipped without a GPU."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+# For zoo/ and bench/. At the end, so that an installed ptq4arvg comes before the source folder's.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Before torch is imported: workers that each start a thread per core only wait for one another.
