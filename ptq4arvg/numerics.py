@@ -114,7 +114,9 @@ def _row_error(w: Tensor, lo: Tensor, hi: Tensor, bits: int, importance: Tensor 
     return error.sum(1) if importance is None else error @ importance
 
 
-def _row_levels(w: Tensor, lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _row_levels(
+    w: Tensor, lo: Tensor, hi: Tensor, bits: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """(levels less zero point [N, K] in the dtype of w, scale float32 [N], zero int32 [N])."""
     if bits == 8:
         scale, _ = affine_grid(torch.zeros_like(hi), torch.maximum(hi, -lo) * (255 / 127), bits)

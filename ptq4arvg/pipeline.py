@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
 from .attention import quantize_attention_
 from .calibration import Calibration, calibrate
+from .fuse import fuse_
 from .methods import LayerView, Method, Transform, get_method
+from .methods.research import research_pipeline_
 from .nn import PackedLinear, QuantLinear
 from .numerics import (
     LinearQuantization,
@@ -24,6 +25,7 @@ from .numerics import (
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
+from .verify import check_integer_path
 
 __all__ = ["LayerReport", "QuantReport", "quantize_"]
 
@@ -113,15 +115,13 @@ def quantize_(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
     scheme = get_scheme(scheme)
+    if calibration is None:
+        calibration = calibrate(model, seed=seed, progress=progress)
     if compat == "research":
-        from .methods.research import quantize_research_
-
-        return quantize_research_(model, scheme, calibration, **options)
+        return _research(model, scheme, method, calibration, batch_size, progress, options)
     method = get_method(method, **options)
     plan = make_plan(model.linears(), scheme, ignore, overrides)
     active = [p for p in plan if p.scheme]
-    if calibration is None:
-        calibration = calibrate(model, seed=seed, progress=progress)
     steps = {p.name: position_groups(p.spec, "step") for p in active}
     stats = collect_inputs(model, calibration, steps, batch_size=batch_size, progress=progress)
     transforms = _fit_and_fold(model, active, stats, method, progress)
@@ -139,11 +139,43 @@ def quantize_(
             progress("pack", number + 1, len(active))
     if pack:
         _verify(model, layers, calibration)
+        fuse_(model)
     report = QuantReport(
         model.name, scheme.name, method.name, method.options(), calibration.seed,
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
     )  # fmt: skip
     model.recipe = _recipe(report, list(ignore), overrides, calibration)
+    model.report = report
+    return report
+
+
+def _research(model, scheme, method, calibration, batch_size, progress, options) -> QuantReport:
+    """The authors' pipeline in simulation, reported like any other."""
+    if method != "ptq4arvg":
+        raise ValueError(
+            f"quantize_: compat='research' reproduces the method 'ptq4arvg'; method is {method!r}"
+        )
+    unknown = sorted(set(options) - {"attention"})
+    if unknown:
+        raise ValueError(
+            f"quantize_: compat='research' takes no option {unknown[0]!r}; only attention='float' "
+            "or 'simulated'"
+        )
+    attention = options.get("attention", "simulated")
+    specs = {spec.name: spec for spec in model.linears()}
+    _, sqnr = research_pipeline_(
+        model, scheme, calibration, batch_size, attention == "simulated", progress
+    )
+    layers = []
+    for name, spec in specs.items():
+        half = 2 * model.transformer.get_submodule(name).weight.numel()
+        layers.append(LayerReport(name, spec.role, scheme.w_bits, scheme.a_bits, "simulated",
+                                  sqnr[name], half, half * scheme.w_bits // 16))  # fmt: skip
+    report = QuantReport(
+        model.name, scheme.name, "ptq4arvg", {"compat": "research", "attention": attention},
+        calibration.seed, model.stress, calibration.hash, layers, [],
+    )  # fmt: skip
+    model.recipe = _recipe(report, [], None, calibration)
     model.report = report
     return report
 
@@ -282,30 +314,15 @@ def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool
 
 
 def _verify(model: nn.Module, layers: list[LayerReport], calibration: Calibration) -> None:
-    """Check, layer by layer on a real pass, that the integer path equals its simulation."""
-
-    def check(layer: LayerReport):
-        def hook(module: PackedLinear, args, output: Tensor) -> None:
-            layer.kernel = ops.last_kernel()
-            simulated = QuantLinear(module.canonical(), module.cursor)(args[0])
-            worst = (simulated - output).abs().max().item()
-            # Float32 summation of up to 10^4 terms against exact integer sums.
-            bound = 1e-4 * simulated.abs().max().item() + 1e-6
-            if not worst <= bound:
-                raise RuntimeError(
-                    f"verify: {layer.name}: integer and simulated outputs differ by {worst:.3g} "
-                    f"(bound {bound:.3g}) with kernel {layer.kernel}; please report this"
-                )
-
-        return hook
-
-    handles = [
-        model.transformer.get_submodule(layer.name).register_forward_hook(check(layer))
-        for layer in layers
-    ]
-    try:
-        ends = [0, len(calibration.labels) - 1]
-        model.replay(calibration.ids[ends], calibration.labels[ends])
-    finally:
-        for handle in handles:
-            handle.remove()
+    """Check on a real pass that every integer layer equals its simulation; note its kernel."""
+    ends = sorted({0, len(calibration.labels) - 1})
+    checks = check_integer_path(model, calibration.ids[ends], calibration.labels[ends])
+    by_name = {check.name: check for check in checks}
+    for layer in layers:
+        check = by_name[layer.name]
+        layer.kernel = check.kernel
+        if not check.passed:
+            raise RuntimeError(
+                f"quantize_: {layer.name}: the integer path (kernel {check.kernel}) differs from "
+                f"its simulation by {check.error:.3g} of the largest output; please report this"
+            )

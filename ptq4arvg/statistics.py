@@ -102,8 +102,9 @@ class _InputObserver:
         index = self.step[:, None].expand(-1, channels)
         if self.lo is None:
             steps = int(self.step.max()) + 1
-            self.lo, self.hi = lo.new_full((steps, channels), torch.inf), hi.new_full(
-                (steps, channels), -torch.inf
+            self.lo, self.hi = (
+                lo.new_full((steps, channels), torch.inf),
+                hi.new_full((steps, channels), -torch.inf),
             )
         self.lo.scatter_reduce_(0, index, lo, "amin")
         self.hi.scatter_reduce_(0, index, hi, "amax")
@@ -131,7 +132,7 @@ def collect_inputs(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, InputStatistics]:
-    """Input statistics of linears over the calibration rows; steps: name -> step of each position."""
+    """Input statistics of linears over the calibration rows; steps: name -> step per position."""
     rows = len(calibration.labels)
     observers = {name: _InputObserver(step, rows, sample) for name, step in steps.items()}
     watch_inputs(model, calibration, observers, batch_size, progress, "collect")

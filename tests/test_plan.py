@@ -40,9 +40,7 @@ def test_bad_expression_is_an_error():
 
 
 def test_ignore_wins_over_overrides_and_later_overrides_win():
-    plan = schemes(
-        ignore=["head"], overrides={"*": "W8A8", "re:.*fc2$": "W4A8", "head": "W8A8"}
-    )
+    plan = schemes(ignore=["head"], overrides={"*": "W8A8", "re:.*fc2$": "W4A8", "head": "W8A8"})
     assert plan == {NAMES[0]: "W8A8", NAMES[1]: "W4A8", NAMES[2]: "W4A8", "head": None}
 
 

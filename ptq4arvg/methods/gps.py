@@ -68,7 +68,9 @@ def gain_projected_scaling(
     column = w.amax(0) - w.amin(0)
     ratio[(reach == 0) | (column == 0)] = 1.0
     ratio[anchor] = 1.0
-    base = (reach[anchor] / column[anchor]).sqrt() if column[anchor] > 0 and reach[anchor] > 0 else 1
+    base = (
+        (reach[anchor] / column[anchor]).sqrt() if column[anchor] > 0 and reach[anchor] > 0 else 1
+    )
     gain = 0.5 * (a + b - a * ratio.square() - b / ratio.square()).sum().item()
     return GPSResult(ratio * base, anchor, gain)
 

@@ -9,8 +9,7 @@ set are taken in its order, in batches of ``batch_size``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from .research_grid import (
     zero_centring_shift,
 )
 
-__all__ = ["ResearchAttention", "ResearchLinear", "relative_error", "research_pipeline_"]
+__all__ = ["ResearchAttention", "ResearchLinear", "research_pipeline_"]
 
 SCALED_ROLES = ("qkv", "fc1", "head")
 
@@ -88,7 +87,7 @@ class ResearchLinear(nn.Module):
 
     @property
     def _sinks(self) -> int:
-        """Leading positions that the initial passes of a scaled layer leave out (not the head's)."""
+        """Leading positions that a scaled layer's first passes leave out (none at the head)."""
         return 0 if self.spec.role == "head" else len(self.spec.sink)
 
     def _body(self, x: Tensor) -> Tensor:
@@ -152,7 +151,9 @@ class ResearchAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         score = self._round("q", q) @ self._round("k", k).transpose(2, 3)  # [B, H, Tq, Tk]
         if mask is not None and self.masked:
-            score = score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+            score = (
+                score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+            )
         return self._round("softmax", score.softmax(-1)) @ self._round("v", v)
 
 
@@ -160,8 +161,9 @@ class _Run:
     """The research modules of one model and passes over its calibration batches."""
 
     def __init__(self, model: nn.Module, scheme: Scheme, calibration: Calibration,
-                 batch_size: int, attention: bool) -> None:  # fmt: skip
+                 batch_size: int, attention: bool, progress: Any) -> None:  # fmt: skip
         self.model, self.batches = model, calibration.batches(batch_size)
+        self.progress, self.passes = progress, 0
         bits = scheme.w_bits, scheme.a_bits
         self.linears = {
             spec.name: ResearchLinear(
@@ -194,10 +196,33 @@ class _Run:
             core.masked = False
         for ids, labels in self.batches:
             self.model.replay(ids, labels)
+        self.passes += 1
+        if self.progress:
+            self.progress("research passes", self.passes, 5)
         for module in self.linears.values():
             module.learning = False
         for core in self.cores.values():
             core.learning, core.masked = False, True
+
+    def sqnr(self) -> dict[str, float]:
+        """SQNR in dB of every linear's output, each on the input it gets, over the first batch."""
+        found = {}
+
+        def compare(name: str):
+            def hook(module: ResearchLinear, args: tuple[Tensor], output: Tensor) -> None:
+                exact = F.linear(args[0], module.weight, module.bias).double()
+                noise = (output.double() - exact).square().sum().clamp_min(1e-300)
+                found[name] = (10 * torch.log10(exact.square().sum() / noise)).item()
+
+            return hook
+
+        handles = [m.register_forward_hook(compare(name)) for name, m in self.linears.items()]
+        try:
+            self.model.replay(*self.batches[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
 
 @torch.inference_mode()
@@ -207,13 +232,15 @@ def research_pipeline_(
     calibration: Calibration,
     batch_size: int = 4,
     attention: bool = True,
-) -> dict[str, dict[str, Tensor]]:
-    """Run the research pipeline on a float model in place; returns its parameters per layer.
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """Run the research pipeline on a float model in place: (parameters, SQNR in dB by layer).
 
-    Afterwards ``model`` is the fake-quantized model. The dictionary has "smooth_scales", "shift",
-    "gps_scales", "act_delta", "act_zero_point", "weight_delta", "weight_zero_point", each by layer.
+    Afterwards ``model`` is the fake-quantized model. The parameters are "smooth_scales", "shift",
+    "gps_scales", "act_delta", "act_zero_point", "weight_delta", "weight_zero_point" and
+    "attention_q", "_k", "_softmax", "_v", each by layer.
     """
-    run = _Run(model, scheme, calibration, batch_size, attention)
+    run = _Run(model, scheme, calibration, batch_size, attention, progress)
     record: dict[str, dict[str, Tensor]] = {}
 
     def note(key: str, name: str, value: Tensor) -> None:
@@ -265,12 +292,4 @@ def research_pipeline_(
             if grid.delta.value is not None:
                 both = torch.cat([grid.delta.value, grid.zero.value])
                 note(f"attention_{operand}", name, both)
-    return record
-
-
-def relative_error(float_logits: Tensor, quantized: Tensor) -> float:
-    """sum (q - f)^2 / sum f^2, the error measure of the research records."""
-    if not math.prod(float_logits.shape):
-        return 0.0
-    difference = (quantized.double() - float_logits.double()).square().sum()
-    return (difference / float_logits.double().square().sum()).item()
+    return record, run.sqnr()

@@ -74,7 +74,9 @@ class QuantAttention(nn.Module):
         v = round_to_grid(v, self.v_scale[:, None], self.v_zero[:, None], self.bits)
         score = q @ k.transpose(2, 3)  # [B, H, Tq, Tk]
         if mask is not None:
-            score = score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+            score = (
+                score.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else score + mask
+            )
         e = torch.exp(score - score.amax(-1, keepdim=True))
         e = quantize_softmax(e, self.bits, self.softmax)
         return (e @ v) / e.sum(-1, keepdim=True)

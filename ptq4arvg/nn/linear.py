@@ -119,7 +119,7 @@ class PackedLinear(_StaticInput):
     def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
         super().__init__(q, cursor)
         self.activation = "none"
-        self.out_dtype: torch.dtype | None = None
+        self._next: tuple[PackedLinear, ...] = ()  # a tuple, so that it is not a submodule
         self.register_buffer("w_sum", q.codes.sum(1, dtype=torch.int32))
         self.register_buffer("packed", ops.pack_weight(q.codes.contiguous(), q.w_zero, q.w_bits))
 
@@ -148,13 +148,41 @@ class PackedLinear(_StaticInput):
             bits=self.w_bits, activation=self.activation,
         )  # fmt: skip
 
+    def fuse(self, activation: str, consumer: PackedLinear | None) -> None:
+        """Apply ``activation`` and hand ``consumer`` its codes from this GEMM's epilogue.
+
+        ("none", None) gives plain floating point outputs again.
+        """
+        self.activation, self._next = activation, () if consumer is None else (consumer,)
+
+    def quantize_norm(self, norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Codes int8 of ``norm(x, scale, shift)``, normalized, modulated and quantized in one op.
+
+        norm: a module with ``eps`` and the vectors ``constant``, ``post_scale``, ``post_shift``
+        ([K] or None); x [B, T, K]; scale and shift [B, 1, K].
+        """
+        position, tokens = self._where()
+        return ops.norm_quantize(
+            x, self.a_inv_scale, self.a_level_zero, self.a_bits, scale=scale, shift=shift,
+            constant=norm.constant, post_scale=norm.post_scale, post_shift=norm.post_shift,
+            eps=norm.eps, position=position, tokens=tokens,
+        )  # fmt: skip
+
     def forward(self, x: Tensor) -> Tensor:
         codes = x if x.dtype == torch.int8 else self.quantize(x)
-        out_dtype = self.out_dtype or (torch.float32 if x.dtype == torch.int8 else x.dtype)
         position, tokens = self._where()
-        y = ops.gemm(
-            codes, self.packed, self.a_scale, self.w_scale, a_zero=self.a_zero,
-            w_sum=self.w_sum, w_zero=self.w_zero, bias=self.bias, bits=self.w_bits,
-            position=position, tokens=tokens, activation=self.activation, out_dtype=out_dtype,
-        )  # fmt: skip
+        arguments = {
+            "a_zero": self.a_zero, "w_sum": self.w_sum, "w_zero": self.w_zero, "bias": self.bias,
+            "bits": self.w_bits, "position": position, "tokens": tokens,
+            "activation": self.activation,
+        }  # fmt: skip
+        weight = self.packed, self.a_scale, self.w_scale
+        if self._next:
+            (to,) = self._next
+            return ops.gemm_quantize(
+                codes, *weight, out_inv_scale=to.a_inv_scale, out_zero=to.a_level_zero,
+                out_bits=to.a_bits, **arguments,
+            )  # fmt: skip
+        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+        y = ops.gemm(codes, *weight, out_dtype=out_dtype, **arguments)
         return self._replace_sinks(y, x) if self.sink else y

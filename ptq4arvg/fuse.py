@@ -1,0 +1,50 @@
+"""Fusion of packed linears with what surrounds them, where a family declares that it may be done.
+
+Static scales need no reduction over the values that they quantize, so a norm can emit the codes of
+the one linear that reads it, and a GEMM's epilogue can emit the codes of the next linear.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .nn import PackedLinear
+
+__all__ = ["fuse_", "unfuse_"]
+
+
+def fuse_(model: nn.Module) -> int:
+    """Fuse norm -> linear and linear -> activation -> linear pairs in place; returns how many.
+
+    Uses the specs' ``norm`` (the module that feeds only this linear) and ``act`` (the activation
+    between it and the linear ``consumer``). A linear that computes sink positions from float
+    inputs, or that stays in float, is not fused.
+    """
+    root, fused = model.transformer, 0
+    for spec in model.linears():
+        linear = root.get_submodule(spec.name)
+        if not isinstance(linear, PackedLinear) or linear.sink:
+            continue
+        if spec.norm:
+            root.get_submodule(spec.norm).quantizer = linear.quantize_norm
+            fused += 1
+        consumer = root.get_submodule(spec.consumer) if spec.act else None
+        if isinstance(consumer, PackedLinear) and not consumer.sink:
+            act = root.get_submodule(spec.act)
+            linear.fuse(act.name, consumer)
+            act.fused = True
+            fused += 1
+    return fused
+
+
+def unfuse_(model: nn.Module) -> None:
+    """Undo ``fuse_``: every packed linear takes and gives floating point values again."""
+    root = model.transformer
+    for spec in model.linears():
+        linear = root.get_submodule(spec.name)
+        if isinstance(linear, PackedLinear):
+            linear.fuse("none", None)
+        if spec.norm:
+            root.get_submodule(spec.norm).quantizer = None
+        if spec.act:
+            root.get_submodule(spec.act).fused = False
