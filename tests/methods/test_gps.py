@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptq4arvg.methods import LayerView, get_method
-from ptq4arvg.methods.gps import gain_projected_scaling, smooth_scale
+from ptq4arvg.methods.gps import EXPONENTS, gain_projected_scaling, smooth_scale
 from ptq4arvg.numerics import get_scheme, quantize_weight
 from ptq4arvg.statistics import InputStatistics
 
@@ -18,9 +18,11 @@ def layer(seed=0, n=96, k=64, tokens=20, rows=40, outliers=30.0):
     x[..., 5] = 0
     weight = torch.randn(n, k, generator=g) / gain.clamp_min(0.1)
     weight[:, 7] = 0
-    flat = x.flatten(0, 1)
+    step = torch.arange(tokens) // 5
+    by_step = x.view(rows, tokens // 5, 5, k)
+    lo, hi = by_step.amin((0, 2)), by_step.amax((0, 2))  # [S, K]
     position = torch.arange(tokens).repeat(rows)
-    stats = InputStatistics(x.amin(0), x.amax(0), flat, position, rows)
+    stats = InputStatistics(lo, hi, step, x.flatten(0, 1), position)
     return LayerView("layer", "qkv", weight, stats, True)
 
 
@@ -87,22 +89,31 @@ def fit_error(view, **options):
 
 def test_transform_reduces_the_output_error_and_reports_both_gains():
     view = layer()
-    nothing, _ = fit_error(view, smooth=0, center=False, gps=False)
+    nothing, _ = fit_error(view, smooth=0.0, center=False, gps=False)
     full, transform = fit_error(view)
     assert full < 0.1 * nothing
     record = transform.record
     assert record["gain_predicted"] > 0
-    assert full == pytest.approx(min(record["error_before"], record["error_after"]))
+    assert full == pytest.approx(min(record["error_before"], record["error_after"]), rel=1e-5)
 
 
-def test_factors_that_measure_worse_are_dropped():
+def test_a_step_that_measures_worse_is_not_taken():
     for seed in range(6):
         view = layer(seed)
         with_gps, transform = fit_error(view)
         without, _ = fit_error(view, gps=False)
         assert with_gps <= without * (1 + 1e-6)
-        kept = transform.record["error_after"] <= transform.record["error_before"]
-        assert transform.record["gps_kept"] is kept
+        record = transform.record
+        taken = record["error_after"] < record["error_before"]
+        assert (record["gps_share"] > 0) is taken
+
+
+def test_searched_exponent_is_no_worse_than_any_fixed_one():
+    view = layer()
+    searched, transform = fit_error(view, gps=False)
+    for alpha in (0.2, 0.5, 0.8):
+        assert searched <= fit_error(view, gps=False, smooth=alpha)[0] * (1 + 1e-6)
+    assert transform.record["smooth"] in EXPONENTS
 
 
 def test_layer_without_a_fold_target_is_left_alone():
