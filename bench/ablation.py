@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""What each part of the method brings: switch them off in turn, over several calibration seeds.
+
+    python bench/ablation.py [--seeds 3] [--images 128] [--out bench/results/ablation.csv]
+
+On the bundled model, plain and stressed. Every row is a calibration seed and a variant; the rows
+compared on (next-token KL, top-1) and the images (Frechet distance in the bundled feature space)
+are the same for all. A summary over the seeds is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import ptq4arvg
+from ptq4arvg import ops
+from ptq4arvg.evaluation import (
+    FeatureStatistics,
+    agreement,
+    distance_interval,
+    evaluation_rows,
+    float_logits,
+    load_features,
+    load_reference,
+)
+
+MODEL, STRESS, EVALUATION_SEED = "var-tiny", (0.0, 30.0), 1000
+
+# name -> (scheme, selection of calibration rows, images are drawn, options of quantize_)
+VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
+    "W8A8": ("W8A8", "dgc", True, {}),
+    "W4A8": ("W4A8", "dgc", True, {}),
+    "W6A6": ("W6A6", "dgc", True, {}),
+    "W6A6 without GPS": ("W6A6", "dgc", False, {"gps": False}),
+    "W6A6 without GPS, smoothing, centring": (
+        "W6A6", "dgc", False, {"gps": False, "smooth": 0.0, "center": False},
+    ),
+    "W6A6 without STWQ": ("W6A6", "dgc", False, {"granularity": "tensor"}),
+    "W6A6 with the paper's token groups": ("W6A6", "dgc", False, {"granularity": "group"}),
+    "W6A6 without DGC (random rows)": ("W6A6", "random", False, {}),
+    "W6A6 without range search": ("W6A6", "dgc", False, {"activation_range": "minmax"}),
+    "W6A6 without bias correction": ("W6A6", "dgc", False, {"bias_correction": False}),
+    "W6A6 sinks in float": ("W6A6", "dgc", False, {"sink": "float"}),
+    "W6A6 attention products quantized": (
+        "W6A6", "dgc", False, {"attention": "simulated", "pack": False},
+    ),
+    "W6A6 research code": (
+        "W6A6", "research_code", False, {"compat": "research", "attention": "float"},
+    ),
+    "W6A6 round to nearest": ("W6A6", "dgc", True, {"method": "rtn"}),
+}  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that is measured, or "unknown" outside a repository."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
+def measure(seeds: int, images: int, samples: int, keep: int) -> Iterator[dict[str, Any]]:
+    """One row of the CSV file per stress, seed and variant; "float" first."""
+    network, reference = load_features(), load_reference()
+    for stress in STRESS:
+        model = ptq4arvg.load_model(MODEL, stress=stress)
+        labels = torch.arange(images) % model.num_classes
+        compared = evaluation_rows(model, labels[: model.num_classes], seed=EVALUATION_SEED)
+        logits = float_logits(model, *compared)
+
+        def distance(model, labels=labels) -> dict[str, float]:
+            with torch.inference_mode():
+                features = network.features(model.generate(labels.tolist(), seed=EVALUATION_SEED))
+            low, high = distance_interval(features, *reference)
+            fd = FeatureStatistics().update(features).distance(*reference)
+            return {"fd": fd, "fd_low": low, "fd_high": high}
+
+        yield {"stress": stress, "seed": "", "variant": "float"} | distance(model)
+        for seed in range(seeds):
+            rows = {
+                select: ptq4arvg.calibrate(model, samples, keep, seed, select)
+                for select in sorted({v[1] for v in VARIANTS.values()})
+            }
+            for variant, (scheme, select, draws, options) in VARIANTS.items():
+                other = ptq4arvg.load_model(MODEL, stress=stress)
+                report = ptq4arvg.quantize_(other, scheme, calibration=rows[select], **options)
+                close = agreement(logits, other, *compared)
+                row = {"stress": stress, "seed": seed, "variant": variant, "kl": close.kl,
+                       "top1_agreement": close.top1, "logit_error": close.relative_error,
+                       "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db,
+                       "worst_layer": report.worst.name}  # fmt: skip
+                yield row | (distance(other) if draws else {})
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds, one line per variant, plain and stressed side by side."""
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        cells = [f"{variant:40}"]
+        for stress in STRESS:
+            found = [r for r in rows if r["variant"] == variant and r["stress"] == stress]
+            for key, form in (("kl", "9.5f"), ("top1_agreement", "7.3f"), ("sqnr_db", "6.1f"),
+                              ("fd", "6.2f")):  # fmt: skip
+                values = [r[key] for r in found if r.get(key) is not None]
+                cells.append(format(mean(values), form) if values else " " * int(float(form[:-1])))
+        lines.append(" ".join(cells))
+    head = " ".join([" " * 40] + ["       KL   top-1   SQNR     FD"] * len(STRESS))
+    return "\n".join([head, *lines])
+
+
+def main() -> None:
+    """Run, print a line per row, write the CSV file and print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--keep", type=int, default=128)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.csv"))
+    arguments = parser.parse_args()
+    stamp = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
+             "isa": ops.isa(), "machine": platform.machine(), "images": arguments.images,
+             "samples": arguments.samples, "keep": arguments.keep}  # fmt: skip
+    rows, start = [], time.monotonic()
+    sys.stdout.write("measuring the float model\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for row in measure(arguments.seeds, arguments.images, arguments.samples, arguments.keep):
+        rows.append(row)
+        shown = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        sys.stdout.write(f"{time.monotonic() - start:6.0f} s  {shown}\n")
+        sys.stdout.flush()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with arguments.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, *stamp], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | stamp for row in rows)
+    sys.stdout.write(f"{summary(rows)}\nwrote {arguments.out}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Calibration rows: the own samples of a model, reproducible, global random state untouched."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ptq4arvg import load_model
+from ptq4arvg.calibration import Calibration, calibrate
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("var-tiny")
+
+
+@pytest.mark.parametrize("select", ["dgc", "random", "first", "research_code"])
+def test_rows_are_the_models_own_of_both_kinds(model, select):
+    rows = calibrate(model, samples=16, keep=8, seed=0, select=select)
+    assert rows.ids.shape == (8, model.tokens) and rows.labels.shape == (8,)
+    null = (rows.labels == model.null_label).sum().item()
+    assert 2 <= null <= 6
+    assert rows.ids.min() >= 0
+
+
+def test_same_arguments_same_rows_whatever_the_batch_size(model):
+    first = calibrate(model, samples=16, keep=8, seed=3)
+    again = calibrate(model, samples=16, keep=8, seed=3, batch_size=5)
+    other = calibrate(model, samples=16, keep=8, seed=4)
+    assert first.hash == again.hash != other.hash
+
+
+def test_global_random_state_is_not_touched(model):
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    calibrate(model, samples=8, keep=4)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+def test_progress_is_reported(model):
+    seen = []
+    calibrate(model, samples=8, keep=4, progress=lambda *event: seen.append(event))
+    assert ("sample", 4, 4) in seen and ("select", 8, 8) in seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"select": "dcg"}, "unknown select 'dcg'.*dgc"),
+        ({"samples": 7, "keep": 4}, "samples 7, keep 4; wanted an even number"),
+        ({"samples": 8, "keep": 9}, "samples 8, keep 9"),
+        ({"samples": 8, "keep": 0}, "1 <= keep <= samples"),
+    ],
+)
+def test_bad_arguments_say_what_was_wanted(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, **arguments)
+
+
+def test_rows_of_the_wrong_shape_are_an_error():
+    with pytest.raises(ValueError, match=r"ids \[3\].*wanted ids \[rows, positions\]"):
+        Calibration(torch.zeros(3), torch.zeros(3))

@@ -1,0 +1,84 @@
+"""Streaming statistics of inputs, against the same numbers computed at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from ptq4arvg.calibration import Calibration
+from ptq4arvg.statistics import collect_histograms, collect_inputs
+
+T, K, ROWS = 12, 6, 10
+STEP = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])
+
+
+class Toy(nn.Module):
+    """A model of one linear whose input is a fixed function of the ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.ModuleDict({"linear": nn.Linear(K, 3)})
+        g = torch.Generator().manual_seed(0)
+        self.table = torch.randn(50, K, generator=g) * torch.tensor([1, 1, 5, 1, 0, 1])
+
+    def inputs(self, ids):
+        return self.table[ids] * (1 + torch.arange(T))[:, None]
+
+    def replay(self, ids, labels):
+        return self.transformer["linear"](self.inputs(ids))
+
+
+@pytest.fixture
+def case():
+    g = torch.Generator().manual_seed(1)
+    ids = torch.randint(50, (ROWS, T), generator=g)
+    return Toy(), Calibration(ids, torch.zeros(ROWS, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_ranges_and_sample_do_not_depend_on_the_batch_size(case, batch_size):
+    toy, rows = case
+    x = toy.inputs(rows.ids)  # [ROWS, T, K]
+    stats = collect_inputs(toy, rows, {"linear": STEP}, sample=40, batch_size=batch_size)["linear"]
+    for s in range(3):
+        assert torch.equal(stats.lo[s], x[:, s == STEP].amin((0, 1)))
+        assert torch.equal(stats.hi[s], x[:, s == STEP].amax((0, 1)))
+    flat = x.reshape(-1, K)
+    assert 40 <= len(stats.sample) <= 3 * 40
+    found = (stats.sample[:, None] == flat[None]).all(-1)
+    assert found.any(1).all()
+    for row, position in zip(stats.sample, stats.sample_position, strict=True):
+        assert (x[:, position] == row).all(-1).any()
+    assert set(stats.sample_position.tolist()) == set(range(T))
+
+
+def test_transformed_statistics_are_those_of_the_transformed_input(case):
+    toy, rows = case
+    scale, shift = torch.rand(K) + 0.5, torch.randn(K)
+    stats = collect_inputs(toy, rows, {"linear": STEP})["linear"].transformed(scale, shift)
+    x = toy.inputs(rows.ids) / scale - shift
+    torch.testing.assert_close(stats.lo[2], x[:, STEP == 2].amin((0, 1)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_histograms_count_even_and_odd_rows_apart(case, batch_size):
+    toy, rows = case
+    x = toy.inputs(rows.ids)
+    lo, hi = x.amin((0, 2)), x.amax((0, 2))
+    weight = torch.tensor([1.0, 2, 0.5, 1, 1, 1])
+    ranges = {"linear": (lo, hi, weight)}
+    found = collect_histograms(toy, rows, ranges, 64, batch_size=batch_size)["linear"]
+    assert found.shape == (2, T, 64)
+    for half in (0, 1):
+        for t in (0, 5, 11):
+            values = x[half::2, t].flatten()
+            bins = ((values - lo[t]) * (64 / (hi[t] - lo[t]))).long().clamp(0, 63)
+            expected = torch.zeros(64).index_add_(0, bins, weight.repeat(ROWS // 2))
+            torch.testing.assert_close(found[half, t], expected)
+
+
+def test_hooks_are_removed_even_when_the_model_fails(case):
+    toy, rows = case
+    toy.replay = lambda ids, labels: (_ for _ in ()).throw(RuntimeError("stop"))
+    with pytest.raises(RuntimeError, match="stop"):
+        collect_inputs(toy, rows, {"linear": STEP})
+    assert not toy.transformer["linear"]._forward_pre_hooks

@@ -1,0 +1,100 @@
+"""Static token-wise scales from histograms."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ptq4arvg.numerics import round_to_grid
+from ptq4arvg.statistics import InputStatistics
+from ptq4arvg.token_scales import GRANULARITIES, input_grid, position_groups, step_ranges
+
+STEPS = (0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+T = len(STEPS)
+SPEC = SimpleNamespace(groups=(0,) + (1,) * (T - 1), scale_groups=STEPS)
+BINS = 1024
+
+
+def case(rows, reach, seed=0, channels=48):
+    """Statistics and histograms [2, T, BINS] of normal values whose spread is reach [T]."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, T, channels, generator=g) * reach[:, None]
+    step = torch.tensor(STEPS)
+    lo = torch.stack([x[:, step == s].amin((0, 1)) for s in range(3)])
+    hi = torch.stack([x[:, step == s].amax((0, 1)) for s in range(3)])
+    stats = InputStatistics(lo, hi, step, x.flatten(0, 1), torch.arange(T).repeat(rows))
+    low, high = step_ranges(stats)
+    histogram = torch.stack(
+        [
+            torch.stack(
+                [torch.histc(x[half::2, t], BINS, low[t].item(), high[t].item()) for t in range(T)]
+            )
+            for half in (0, 1)
+        ]
+    )
+    return x, stats, histogram
+
+
+def error(x, grid, bits=6):
+    scale, zero, group, _ = grid
+    rounded = round_to_grid(x, scale[group, None], zero[group, None], bits)
+    return ((rounded - x).square().mean((0, 2)) / x.square().mean((0, 2))).mean().item()
+
+
+def test_groups_are_what_the_names_say():
+    counts = {g: len(set(position_groups(SPEC, g).tolist())) for g in GRANULARITIES}
+    assert counts == {"tensor": 1, "group": 2, "step": 3, "position": T, "auto": T}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("histograms", [True, False], ids=["searched", "minmax"])
+def test_grids_are_valid(granularity, histograms):
+    x, stats, histogram = case(16, torch.ones(T))
+    scale, zero, group, _ = input_grid(SPEC, stats, histogram if histograms else None, 6,
+                                       granularity)  # fmt: skip
+    assert group.shape == (T,) and group.max() < len(scale)
+    assert torch.isfinite(scale).all() and (scale > 0).all()
+    assert zero.min() >= 0 and zero.max() <= 63
+    assert error(x, (scale, zero, group, None)) < 0.01
+
+
+def test_finer_scales_pay_where_positions_differ():
+    reach = torch.logspace(0, 2, T)
+    x, stats, histogram = case(64, reach)
+    errors = {g: error(x, input_grid(SPEC, stats, histogram, 6, g)) for g in GRANULARITIES}
+    assert errors["position"] < errors["step"] < errors["tensor"]
+    assert errors["auto"] <= 1.05 * errors["position"]
+    assert input_grid(SPEC, stats, histogram, 6, "auto")[3] >= 0.75
+
+
+def test_few_rows_of_alike_positions_share_their_steps_scale():
+    _, stats, histogram = case(4, torch.ones(T), channels=8)
+    unseen, _, _ = case(400, torch.ones(T), seed=1, channels=8)
+    auto = input_grid(SPEC, stats, histogram, 8, "auto")
+    each = input_grid(SPEC, stats, histogram, 8, "position")
+    assert auto[3] <= 0.5
+    assert error(unseen, auto, 8) < error(unseen, each, 8)
+
+
+def test_input_without_positions_has_one_grid():
+    spec = SimpleNamespace(groups=(0,), scale_groups=(0,))
+    x = torch.randn(32, 1, 16, generator=torch.Generator().manual_seed(0))
+    stats = InputStatistics(
+        x.amin(0), x.amax(0), torch.tensor([0]), x[:, 0], torch.zeros(32).long()
+    )
+    low, high = step_ranges(stats)
+    histogram = torch.stack(
+        [torch.histc(x[h::2], BINS, low.item(), high.item())[None] for h in (0, 1)]
+    )
+    scale, _, group, blend = input_grid(spec, stats, histogram, 8, "auto")
+    assert len(scale) == 1 and group.tolist() == [0] and blend is None
+
+
+def test_dead_input_gets_a_finite_grid():
+    zeros = torch.zeros(3, 4)
+    stats = InputStatistics(zeros, zeros, torch.tensor(STEPS), torch.zeros(T, 4), torch.arange(T))
+    histogram = torch.zeros(2, T, BINS)
+    histogram[..., 0] = 1
+    for granularity in GRANULARITIES:
+        scale, zero, _, _ = input_grid(SPEC, stats, histogram, 6, granularity)
+        assert torch.isfinite(scale).all() and (scale > 0).all() and (zero >= 0).all()
