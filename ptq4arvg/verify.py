@@ -36,7 +36,7 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     """Replay ids [n, T] with labels [n] and compare all integer linears, each on its own input.
 
     A layer whose output is not finite fails with an infinite error. ValueError if ``model`` has
-    no integer linears.
+    no integer linears, or if they are fused with their neighbours.
     """
     layers = {
         name: module
@@ -51,6 +51,8 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
         def hook(_module: PackedLinear, args: tuple[Tensor], output: Tensor) -> None:
             kernel = ops.last_kernel()
             x = args[0]
+            if torch.int8 in (x.dtype, output.dtype):
+                raise ValueError(f"check_integer_path: {name} is fused; call fuse.unfuse_ first")
             exact = QuantLinear(module.canonical(), module.cursor).double()(x.double())
             error = (output.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
             value = error.item() if bool(torch.isfinite(error)) else float("inf")

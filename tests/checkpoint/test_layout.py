@@ -1,0 +1,81 @@
+"""A linear's tensors: round trip, sizes, and refusal of what does not fit."""
+
+import pytest
+import torch
+
+from ptq4arvg.checkpoint.layout import linear_names, pack_linear, unpack_linear
+from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
+
+SCHEMES = [(8, 8), (6, 6), (4, 8)]
+
+
+def quantization(w_bits, a_bits, n=24, k=256, tokens=7, sink=(0,), bias=True):
+    g = torch.Generator().manual_seed(w_bits)
+    codes, w_scale, w_zero = quantize_weight(torch.randn(n, k, generator=g), w_bits)
+    reach = 1 + torch.rand(3, generator=g)
+    scale, zero = affine_grid(-reach, 2 * reach, a_bits)
+    return LinearQuantization(
+        codes, w_scale, w_zero, torch.randn(n, generator=g) if bias else None, scale, zero,
+        torch.arange(tokens) % 3, w_bits, a_bits, sink,
+    )  # fmt: skip
+
+
+def read(q, tensors):
+    return unpack_linear(
+        "x", tensors, tuple(q.codes.shape), q.w_bits, q.a_bits, len(q.position_group), q.sink
+    )
+
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), SCHEMES)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_round_trip_is_exact(w_bits, a_bits, bias):
+    q = quantization(w_bits, a_bits, bias=bias)
+    tensors = pack_linear(q)
+    needed, optional = linear_names(w_bits)
+    assert needed <= set(tensors) <= needed | optional
+    back = read(q, tensors)
+    assert back.sink == q.sink
+    for field in ("codes", "w_scale", "input_scale", "input_zero", "position_group"):
+        assert torch.equal(getattr(back, field), getattr(q, field)), field
+    assert (back.bias is None) == (not bias)
+    assert back.w_zero is None if w_bits == 8 else torch.equal(back.w_zero, q.w_zero)
+
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), SCHEMES)
+def test_a_weight_takes_its_bits(w_bits, a_bits):
+    tensors = pack_linear(quantization(w_bits, a_bits))
+    size = sum(t.nbytes for name, t in tensors.items() if name.startswith("weight"))
+    assert size <= 24 * 256 * w_bits / 8 * 1.05 + 16
+
+
+def test_a_missing_zero_point_means_the_middle_level():
+    q = quantization(4, 8)
+    plain = LinearQuantization(
+        q.codes.clamp(-8, 7), q.w_scale, None, q.bias, q.input_scale, q.input_zero,
+        q.position_group, 4, 8,
+    )  # fmt: skip
+    back = read(plain, pack_linear(plain))
+    assert torch.equal(back.codes, plain.codes)
+    assert back.w_zero.unique().tolist() == [8]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("weight_scale", lambda t: t[:-1], r"weight_scale is .* wanted torch.float32 \[24, 1\]"),
+        ("weight_packed", lambda t: t[:, :-1], "weight_packed is"),
+        ("weight_shape", lambda t: t + 1, r"weight_shape is \[25, 257\]; wanted \[24, 256\]"),
+        ("weight_zero_point", lambda t: t.to(torch.int8), "weight_zero_point is"),
+        ("position_group", lambda t: (t.int() + 1).to(torch.uint16), "group numbers below 3"),
+        ("input_scale", lambda t: -t, "not a positive number"),
+        ("weight_scale", lambda t: t * torch.nan, "not a positive number"),
+        ("input_zero_point", lambda t: t + 60, "outside 6 bits"),
+        ("bias", lambda t: t.half(), "bias is"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(key, change, message):
+    q = quantization(6, 6)
+    tensors = pack_linear(q)
+    tensors[key] = change(tensors[key])
+    with pytest.raises(ValueError, match=message):
+        read(q, tensors)

@@ -1,0 +1,120 @@
+"""calibrate, quantize, verify and generate, one after the other on the bundled model."""
+
+import pytest
+import torch
+from PIL import Image
+
+from ptq4arvg.calibration_file import load_calibration, save_calibration
+from ptq4arvg.cli import main
+
+
+def run(*arguments):
+    assert main([str(a) for a in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.safetensors"
+    run("calibrate", "var-tiny", "--out", path, "--samples", 4, "--keep", 4, "--seed", 1, "-q")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "q"
+    run("quantize", "var-tiny", "--calibration", rows, "--out", folder, "--quiet",
+        "--ignore", "re:blocks\\.0\\..*", "--override", "blocks.1.ffn.fc2=W4A8",
+        "--option", "bias_correction=false")  # fmt: skip
+    return folder
+
+
+def test_rows_survive_their_file(rows, tmp_path):
+    calibration = load_calibration(rows)
+    assert calibration.ids.shape == (4, 155)
+    assert (calibration.seed, calibration.select) == (1, "dgc")
+    again = load_calibration(save_calibration(calibration, tmp_path / "again.safetensors"))
+    assert again.hash == calibration.hash
+    assert torch.equal(again.ids, calibration.ids)
+
+
+def test_other_files_are_no_rows(rows, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other.safetensors"
+    save_file({"ids": torch.zeros(1)}, other)
+    with pytest.raises(ValueError, match="no calibration file"):
+        load_calibration(other)
+    other.write_bytes(rows.read_bytes()[:50])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_calibration(other)
+    from safetensors import safe_open
+
+    with safe_open(rows, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(rows)
+    tensors["labels"] = (tensors["labels"] + 1) % 32
+    save_file(tensors, other, metadata)
+    with pytest.raises(ValueError, match="was changed"):
+        load_calibration(other)
+
+
+def test_dry_run_lists_layers_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("quantize", "var-tiny", "--dry-run", "--ignore", "blocks.0.attn.proj", "--quiet")
+    out = capsys.readouterr().out
+    assert "blocks.5.ffn.fc2" in out
+    assert "1 kept in float" in out
+    assert " MB -> " in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(capsys):
+    assert main(["quantize", "var-tiny", "--dry-run", "--ignore", "blocks.0.attn.prj", "-q"]) == 2
+    assert "Closest: 'blocks.0.attn.proj'" in capsys.readouterr().err
+
+
+def test_quantize_ends_with_three_lines(checkpoint, rows, tmp_path, capsys):
+    run("quantize", "var-tiny", "--method", "rtn", "--calibration", rows, "--out", tmp_path / "q")
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["wrote", "look", "next"]
+    assert "SQNR" in lines[-2]
+    assert "pack" in captured.err  # progress in plain lines
+
+
+def test_a_taken_folder_is_found_out_before_the_work(checkpoint, capsys):
+    assert main(["quantize", "var-tiny", "--out", str(checkpoint), "--quiet"]) == 2
+    assert "holds a checkpoint already" in capsys.readouterr().err
+
+
+def test_verify_says_what_it_checked(checkpoint, capsys):
+    run("verify", checkpoint)
+    out = capsys.readouterr().out
+    assert "contents match their hash" in out
+    assert "the same hash" in out
+    assert "integer layers equal their simulation" in out
+
+
+def test_verify_finds_a_changed_file(checkpoint, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (copy / "recipe.yaml").write_text("scheme: W8A8\n")
+    assert main(["verify", str(copy), "--quiet"]) == 2
+    assert "recipe.yaml was changed" in capsys.readouterr().err
+
+
+def test_generate_writes_images_that_depend_on_seed_and_index(checkpoint, tmp_path, capsys):
+    run("generate", checkpoint, "--classes", "3,7", "--seed", 4, "--out", tmp_path / "a", "-q")
+    run("generate", checkpoint, "--classes", "3", "--seed", 4, "--out", tmp_path / "b", "-q")
+    first = (tmp_path / "a" / "000_class3.png").read_bytes()
+    assert first == (tmp_path / "b" / "000_class3.png").read_bytes()
+    assert Image.open(tmp_path / "a" / "001_class7.png").size == (32, 32)
+    assert "ms per image" in capsys.readouterr().out
+
+
+def test_models_and_methods_are_listed(capsys):
+    run("models")
+    assert "var-tiny" in capsys.readouterr().out
+    run("methods")
+    assert "rtn: " in capsys.readouterr().out

@@ -1,0 +1,65 @@
+"""The demo, shortened: its report's keys, its rows, its files."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ptq4arvg import demo as module
+from ptq4arvg.cli import main
+from ptq4arvg.demo import headline, run_demo
+from ptq4arvg.report import ROW_KEYS
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(module, "SAMPLES", 4)
+    monkeypatch.setattr(module, "KEEP", 4)
+    monkeypatch.setattr(module, "COMPARED", 2)
+
+
+def test_report_has_its_schema_and_is_the_same_twice(short):
+    seen = []
+    runs = (("ptq4arvg", "W6A6"), ("rtn", "W6A6"))
+    first, second = (
+        run_demo(seed=3, images=2, stressed=True, runs=runs, on_row=seen.append) for _ in range(2)
+    )
+    report = first.report
+    assert list(report) == ["model", "seed", "torch", "isa", "rows"]
+    names = [(row["method"], row["scheme"], row["stress"]) for row in report["rows"]]
+    assert names == [
+        (method, scheme, stress)
+        for stress in (0.0, 30.0)
+        for method, scheme in (("float", "float"), *runs)
+    ]
+    assert len(seen) == 12
+    for row, again in zip(report["rows"], second.report["rows"], strict=True):
+        assert list(row)[: len(ROW_KEYS)] == list(ROW_KEYS)
+        if row["method"] == "float":
+            assert (row["sqnr_db"], row["kl"], row["top1_agreement"]) == (None, 0, 1)
+        else:
+            assert row["sqnr_db"] > row["worst_sqnr_db"]
+            assert row["weight_bytes"] < 0.4 * report["rows"][0]["weight_bytes"]
+        assert row["fd_interval"][0] <= row["fd"] <= row["fd_interval"][1]
+        timing = {"seconds_per_image": 0}
+        assert row | timing == again | timing
+    assert [len(block.rows) for block in first.blocks] == [3, 3]
+    assert "stressed" in first.blocks[1].title
+    assert "smiley face" in first.columns
+    assert headline(report).startswith("next-token KL at W6A6")
+
+
+def test_the_command_writes_its_files(short, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--images", "2", "--no-stress"]) == 0
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    schemes = [row["scheme"] for row in report["rows"]]
+    assert schemes == ["float", "W8A8", "W6A6", "W4A8", "W6A6"]
+    assert Image.open(tmp_path / "demo" / "grid.png").width > 100
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[-3:]] == ["wrote", "look", "next"]
+    assert not any("FID" in line for line in out)
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(ValueError, match="wanted at least 2"):
+        run_demo(images=1)
