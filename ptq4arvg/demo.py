@@ -35,6 +35,7 @@ RUNS = (("ptq4arvg", "W8A8"), ("ptq4arvg", "W6A6"), ("ptq4arvg", "W4A8"), ("rtn"
 
 # Small on purpose: the whole demo has to fit into a minute on two slow cores.
 SAMPLES, KEEP, COMPARED = 64, 32, 16
+BATCH = 32
 # Classes whose samples can be told at a glance, for the grid.
 SHOWN = (0, 2, 4, 7, 15, 18, 20, 21, 24, 25)
 
@@ -92,13 +93,21 @@ class _Bench:
         }
 
 
-def _sample(model: ARVGModel, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
+@torch.inference_mode()
+def _sample(
+    model: ARVGModel, labels: Tensor, seed: int, progress: Progress, phase: str
+) -> tuple[Tensor, Tensor, float]:
     """(ids, images, seconds per image) of one image per label."""
+    progress(phase, 0, len(labels))
     start = time.perf_counter()
-    with torch.inference_mode():
-        ids = model.sample_ids(labels, seed=seed)
-        images = model.decode_ids(ids)
-    return ids, images, (time.perf_counter() - start) / len(labels)
+    ids, images = [], []
+    for first in range(0, len(labels), BATCH):
+        part = labels[first : first + BATCH]
+        ids.append(model.sample_ids(part, seed=seed, first_index=first))
+        images.append(model.decode_ids(ids[-1]))
+        progress(phase, first + len(part), len(labels))
+    seconds = (time.perf_counter() - start) / len(labels)
+    return torch.cat(ids), torch.cat(images), seconds
 
 
 def _labels(images: int, classes: int) -> Tensor:
@@ -139,9 +148,7 @@ def run_demo(
     for stress in (0.0, STRESS) if stressed else (0.0,):
         model = load_model(MODEL, stress=stress)
         labels = _labels(images, model.num_classes)
-        progress("generate float", 0, 1)
-        ids, pictures, seconds = _sample(model, labels, seed + 1)
-        progress("generate float", 1, 1)
+        ids, pictures, seconds = _sample(model, labels, seed + 1, progress, "generate float")
         compared = evaluation_rows(model, labels[:COMPARED], ids=ids[:COMPARED])
         bench = _Bench(seed, labels, compared, float_logits(model, *compared), network, reference)
         row = {"method": "float", "scheme": "float", "stress": stress,
@@ -154,9 +161,9 @@ def run_demo(
         for method, scheme in runs:
             model = load_model(MODEL, stress=stress)
             report = quantize_(model, scheme, method, rows_kept, progress=progress)
-            progress(f"generate {scheme}", 0, 1)
-            _, pictures, seconds = _sample(model, labels, seed + 1)
-            progress(f"generate {scheme}", 1, 1)
+            _, pictures, seconds = _sample(
+                model, labels, seed + 1, progress, f"generate {scheme}"
+            )
             row = {"method": method, "scheme": scheme, "stress": stress,
                    "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db}  # fmt: skip
             row |= bench.measure(model, pictures, seconds, progress)

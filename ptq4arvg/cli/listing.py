@@ -6,11 +6,12 @@ __all__ = ["run_methods", "run_models"]
 
 
 def run_models() -> None:
-    """Print the names that `load_model` knows."""
+    """Print what `load_model` knows: name, size, image, sequence, files."""
     from ..models import list_models
 
-    for name in list_models():
-        print(name)
+    for m in list_models():
+        size, side = f"{m.parameters / 1e6:.0f} M parameters", f"{m.image_size}x{m.image_size}"
+        print(f"{m.name:9} {size:>17}  {side:>9} pixels  {m.tokens:5} tokens  {m.weights}")
 
 
 def run_methods() -> None:

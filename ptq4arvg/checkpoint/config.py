@@ -1,0 +1,91 @@
+"""The ``quantization_config`` of a checkpoint, with compressed-tensors' field names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..nn import PackedLinear, QuantAttention
+
+__all__ = ["FORMAT_VERSION", "QUANT_METHOD", "layer_settings", "quantization_config"]
+
+QUANT_METHOD = "ptq4arvg"
+FORMAT_VERSION = 1
+
+
+def _group(module: PackedLinear) -> dict[str, Any]:
+    """What a config group says of a linear, without its targets."""
+    return {
+        # At 4 bits the words are compressed-tensors' own; at 6 they are denser than its.
+        "format": {8: "int-quantized", 6: "dense-pack-quantized", 4: "pack-quantized"}[
+            module.w_bits
+        ],
+        "weights": {
+            "num_bits": module.w_bits, "type": "int", "symmetric": module.w_zero is None,
+            "strategy": "channel", "dynamic": False,
+        },
+        "input_activations": {
+            "num_bits": module.a_bits, "type": "int", "symmetric": False, "strategy": "token",
+            "dynamic": False, "num_positions": len(module.position_group),
+            "float_positions": list(module.sink),
+        },
+    }  # fmt: skip
+
+
+def quantization_config(
+    linears: Mapping[str, PackedLinear],
+    attention: Mapping[str, QuantAttention],
+    recipe: Mapping[str, Any],
+    ignore: list[str],
+) -> dict[str, Any]:
+    """The config of these integer linears (name -> module); alike ones share a group."""
+    groups: list[dict[str, Any]] = []
+    for name, module in linears.items():
+        settings = _group(module)
+        for group in groups:
+            if {k: v for k, v in group.items() if k != "targets"} == settings:
+                group["targets"].append(name)
+                break
+        else:
+            groups.append({"targets": [name], **settings})
+    formats = {group["format"] for group in groups}
+    return {
+        "quant_method": QUANT_METHOD,
+        "version": FORMAT_VERSION,
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "scheme": recipe["scheme"],
+        "method": recipe["method"],
+        "calibration_hash": recipe["calibration"]["hash"],
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
+        "attention": {
+            name: {"num_bits": module.bits, "softmax": module.softmax}
+            for name, module in attention.items()
+        },
+        "ignore": ignore,
+    }
+
+
+def layer_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Linear -> {w_bits, a_bits, positions, sink} of a quantization config.
+
+    ValueError if a field is absent or has a value that this version does not know.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    try:
+        for group in config["config_groups"].values():
+            weights, inputs = group["weights"], group["input_activations"]
+            settings = {
+                "w_bits": weights["num_bits"],
+                "a_bits": inputs["num_bits"],
+                "positions": inputs["num_positions"],
+                "sink": tuple(inputs["float_positions"]),
+            }
+            if weights["num_bits"] not in (4, 6, 8) or inputs["num_bits"] not in (4, 6, 8):
+                raise ValueError(
+                    f"quantization_config asks for {weights['num_bits']} weight and "
+                    f"{inputs['num_bits']} activation bits; wanted 4, 6 or 8"
+                )
+            layers |= dict.fromkeys(group["targets"], settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"quantization_config is incomplete: no {error}") from None
+    return layers

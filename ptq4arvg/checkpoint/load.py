@@ -1,0 +1,186 @@
+"""Loading a quantized model, with every part checked before it is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..fuse import fuse_
+from ..nn import PackedLinear, QuantAttention
+from ..pipeline import LayerReport, QuantReport
+from .architecture import build, compute_dtype
+from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
+from .hashing import content_hash, text_hash
+from .layout import linear_names, unpack_linear
+from .tensors import fill
+
+__all__ = ["load_quantized", "read_config"]
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a checkpoint. ValueError if ``folder`` holds none that this version reads."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder; wanted a checkpoint as `ptq4arvg quantize --out` writes it"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        quantization = config["quantization_config"]
+        method, version = quantization["quant_method"], quantization["version"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is no config of a quantized model; wanted JSON with a quantization_config"
+        ) from None
+    if method != QUANT_METHOD:
+        raise ValueError(f"{path} was quantized by {method!r}; wanted {QUANT_METHOD!r}")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}; this ptq4arvg reads versions up to "
+            f"{FORMAT_VERSION}. Update it: pip install --upgrade ptq4arvg"
+        )
+    if "hash" not in config:
+        raise ValueError(f"{path} has no hash; the checkpoint is incomplete")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the checkpoint again")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); copy the checkpoint again"
+        ) from None
+
+
+def _check_files(folder: Path, files: dict[str, str]) -> None:
+    for name, wanted in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; copy the checkpoint again")
+        if text_hash(path.read_text("utf-8")) != wanted:
+            raise ValueError(
+                f"{path} was changed after it was written; copy the checkpoint again, or quantize "
+                "again with other settings"
+            )
+
+
+@torch.inference_mode()
+def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Any:
+    """The quantized model in ``folder``, ready to generate on ``device``.
+
+    Its logits are equal, bit by bit, to those of the model that was saved. Hashes, names, shapes
+    and dtypes are checked: ValueError says what does not fit. No float copy of a quantized weight
+    is made.
+    """
+    folder, device = Path(folder), torch.device(device)
+    config = read_config(folder)
+    tensors = _read_tensors(folder / "model.safetensors")
+    found = content_hash(config, tensors)
+    if found != config["hash"]:
+        raise ValueError(
+            f"{folder}: contents hash to {found[:12]}, config.json says "
+            f"{str(config['hash'])[:12]}: a file was changed or belongs to another checkpoint. "
+            "Copy the checkpoint again"
+        )
+    _check_files(folder, config.get("files", {}))
+    try:
+        return _assemble(folder, config, tensors, device)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _assemble(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> Any:
+    settings = layer_settings(config["quantization_config"])
+    model = build(config)
+    _install_attention(model, config["quantization_config"], tensors)
+    for name, setting in settings.items():
+        _install_linear(model, name, setting, tensors, device)
+    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "tokenizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"{name} belongs to no part of a model")
+        parts[part][rest] = tensor
+    dtype = compute_dtype(config)
+    fill(model.transformer, parts["transformer"], set(settings), dtype, device)
+    fill(model.tokenizer, parts["tokenizer"], set(), dtype, device)
+    model.to(device)
+    fuse_(model)
+    model.recipe = config["recipe"]
+    model.report = _report(json.loads((folder / "report.json").read_text("utf-8")))
+    return model.eval().requires_grad_(False)
+
+
+def _replace(model: Any, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.transformer.get_submodule(parent), leaf, module)
+
+
+def _install_linear(
+    model: Any,
+    name: str,
+    setting: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: torch.device,
+) -> None:
+    """Take the linear's tensors out of ``tensors`` and put its integer module in place."""
+    try:
+        linear = model.transformer.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"{name} is no layer of this architecture") from None
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"{name} is a {type(linear).__name__}; wanted a linear layer")
+    needed, optional = linear_names(setting["w_bits"])
+    prefix = f"transformer.{name}."
+    own = {k: tensors.pop(prefix + k) for k in needed | optional if prefix + k in tensors}
+    missing = sorted(needed - set(own))
+    if missing:
+        raise ValueError(f"tensors missing: {', '.join(prefix + m for m in missing)}")
+    shape = (linear.out_features, linear.in_features)
+    q = unpack_linear(name, own, shape, **setting)
+    moved = {
+        f.name: getattr(q, f.name).to(device)
+        for f in fields(q)
+        if isinstance(getattr(q, f.name), Tensor)
+    }
+    _replace(model, name, PackedLinear.from_quantization(replace(q, **moved), model.cursor))
+
+
+def _install_attention(model: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for name, setting in config.get("attention", {}).items():
+        prefix = f"transformer.{name}."
+        try:
+            grids = {
+                operand: (
+                    tensors[f"{prefix}{operand}_scale"].float(),
+                    tensors[f"{prefix}{operand}_zero"],
+                )
+                for operand in ("q", "k", "v")
+            }
+        except KeyError as error:
+            raise ValueError(f"tensors missing: {error.args[0]}") from None
+        _replace(
+            model, name,
+            QuantAttention(grids, setting["num_bits"], setting["softmax"], model.cursor),
+        )  # fmt: skip
+
+
+def _report(data: dict[str, Any]) -> QuantReport:
+    known = {f.name: data[f.name] for f in fields(QuantReport)}
+    known["layers"] = [LayerReport(**layer) for layer in data["layers"]]
+    return QuantReport(**known)
