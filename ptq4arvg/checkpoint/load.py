@@ -77,7 +77,7 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
             )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not be updated outside of it
 def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """The quantized model in ``folder``, ready to generate on ``device``.
 

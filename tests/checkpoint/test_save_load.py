@@ -153,7 +153,7 @@ def test_loading_leaves_the_global_generators_alone(saved):
 
 
 def test_simulated_attention_comes_back(tmp_path):
-    model = quantized(attention="simulated")
+    model = quantized("rtn", attention="simulated")
     ptq4arvg.save_quantized(model, tmp_path / "q")
     loaded = ptq4arvg.load_quantized(tmp_path / "q")
     assert torch.equal(logits(loaded), logits(model))
@@ -161,7 +161,7 @@ def test_simulated_attention_comes_back(tmp_path):
 
 def test_stressed_model_comes_back(tmp_path):
     model = ptq4arvg.load_model("var-tiny", stress=30)
-    ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows(model))
+    ptq4arvg.quantize_(model, "W6A6", "rtn", rows(model))
     ptq4arvg.save_quantized(model, tmp_path / "q")
     loaded = ptq4arvg.load_quantized(tmp_path / "q")
     assert loaded.stress == 30

@@ -1,0 +1,17 @@
+"""Model families: architecture, published files, sampling, and what of them can be quantized."""
+
+from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .registry import ModelInfo, build_model, list_models, load_model, model_config
+from .stress import stress_
+
+__all__ = [
+    "ARVGModel",
+    "LinearSpec",
+    "ModelInfo",
+    "SamplingDefaults",
+    "build_model",
+    "list_models",
+    "load_model",
+    "model_config",
+    "stress_",
+]

@@ -1,0 +1,174 @@
+"""What every family offers to the rest of the package: sampling, replay, and its linears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import Cursor
+
+__all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One linear that can be quantized, and what the family knows about its input.
+
+    name: module path inside ``model.transformer``; role: "qkv", "proj", "fc1", "fc2", "ada_lin",
+    "head" or "head_ada_lin"; block: its block, or the number of blocks for what follows the last.
+    groups: the paper's group of each position (length T; length 1 without a token axis);
+    scale_groups: the decoding step of each position; sink: positions that the paper calls sinks.
+    fold: what ``fold_`` absorbs a transform of the input into, or None with a reason in
+    ``no_fold``. norm: the ModulatedNorm that feeds only this linear; act: the Activation between
+    this linear and the linear ``consumer``; "" where there is none.
+    """
+
+    name: str
+    role: str
+    block: int
+    groups: tuple[int, ...]
+    scale_groups: tuple[int, ...]
+    sink: tuple[int, ...] = ()
+    fold: str | None = None
+    no_fold: str = ""
+    norm: str = ""
+    act: str = ""
+    consumer: str = ""
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Guidance strength, top-k (0 = off) and top-p (0 = off) of a model."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+
+
+class ARVGModel(nn.Module):
+    """A transformer, its tokenizer, and the loop between them. Base class of the families.
+
+    tokens: length T of the sequence; cursor: where in it the transformer is; stress: severity of
+    the function-preserving stress applied to the weights (0: none).
+    """
+
+    family = ""
+
+    def __init__(self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module) -> None:
+        super().__init__()
+        self.name, self.config = name, config
+        self.transformer, self.tokenizer = transformer, tokenizer
+        self.cursor: Cursor = transformer.cursor
+        self.stress = 0.0
+        self.recipe: dict[str, Any] | None = None
+        self.report: Any = None
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the sequence of one image."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the label ``null_label`` stands for none."""
+        return self.config.num_classes
+
+    @property
+    def null_label(self) -> int:
+        """The label of unconditional rows."""
+        return self.config.num_classes
+
+    def linears(self) -> list[LinearSpec]:
+        """Every linear that can be quantized, in the order of computation."""
+        raise NotImplementedError
+
+    def attention_cores(self) -> list[str]:
+        """Module paths of the attention products inside ``transformer``."""
+        raise NotImplementedError
+
+    def block_names(self) -> list[str]:
+        """Module paths of the blocks inside ``transformer``, in order."""
+        raise NotImplementedError
+
+    def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
+        """Make the input of linear ``name`` ``u / scale - shift``; scale, shift float64 [K].
+
+        The linear itself is left alone. Can be repeated, for any linear in any order.
+        """
+        raise NotImplementedError
+
+    def absorb_constant_(self, name: str) -> None:
+        """Move the constant that ``fold_`` left in front of linear ``name`` into a bias, if it can.
+
+        Afterwards the weights are those of an ordinary model of the published architecture.
+        """
+        raise NotImplementedError
+
+    def replay(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, T, V] under teacher forcing of ids [B, T] with labels [B]."""
+        raise NotImplementedError
+
+    def sample_ids(self, labels: Tensor, seed: int = 0, **options: Any) -> Tensor:
+        """Token ids [n, T] of one image per label; image i depends on (seed, first_index + i)."""
+        raise NotImplementedError
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [0, 1] of token ids [n, T]."""
+        raise NotImplementedError
+
+    def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
+        """Labels as an int64 tensor [n]. ValueError if one is not a class."""
+        labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+        bad = [label for label in labels.tolist() if not 0 <= label < self.num_classes]
+        if bad:
+            raise ValueError(
+                f"{self.name}: label {bad[0]}; wanted 0 to {self.num_classes - 1} "
+                f"(the model has {self.num_classes} classes)"
+            )
+        return labels
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        labels: int | Sequence[int] | Tensor,
+        seed: int = 0,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 16,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Tensor:
+        """Images float32 [n, 3, H, W] in [0, 1], one per label.
+
+        Image i depends on ``seed`` and i only, not on the other images or the batch size. cfg,
+        top_k, top_p: None takes the model's defaults (``config.sampling``); 0 switches one off.
+        """
+        labels = self.check_labels(labels)
+        images = []
+        for start in range(0, len(labels), batch_size):
+            part = labels[start : start + batch_size]
+            ids = self.sample_ids(
+                part, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, first_index=start
+            )
+            images.append(self.decode_ids(ids).float())
+            if progress:
+                progress("generate", start + len(part), len(labels))
+        return torch.cat(images)
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the quantized model as a checkpoint folder."""
+        from ..checkpoint import save_quantized
+
+        save_quantized(self, folder, overwrite=overwrite)
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        # The cursor is no module, but its tensor has to follow the weights to their device.
+        moved = fn(torch.empty(0, device=self.cursor.position.device))
+        self.cursor.position = self.cursor.position.to(moved.device)
+        return self

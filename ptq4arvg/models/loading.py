@@ -1,0 +1,96 @@
+"""Reading published weight files, strictly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import closest
+
+__all__ = ["load_strict_", "read_state"]
+
+# Buffers of the published files that follow from the configuration; whatever they hold is ignored.
+RECOMPUTED = re.compile(r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias|ema_vocab_hit_SV)$")
+# Our names of what the published files store as two tensors.
+JOINED = {"mat_qkv.bias": ("q_bias", "v_bias")}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
+
+    The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
+    under "state_dict", "model" or "trainer"-like keys are taken out.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file {str(path)!r}; wanted a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
+    except Exception as error:  # the unpickler's refusals have no common public type
+        raise ValueError(
+            f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
+        ) from None
+    while isinstance(state, dict):
+        inner = [key for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+        if not inner:
+            break
+        state = state[inner[0]]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{str(path)!r}: wanted a flat dictionary of tensors")
+    return state
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
+
+    ValueError lists missing, unexpected and wrongly shaped tensors before anything is changed.
+    """
+    given = {name: value for name, value in state.items() if not RECOMPUTED.search(name)}
+    own = module.state_dict()
+    wanted: dict[str, torch.Size] = {}
+    for name, value in own.items():
+        ending = next((e for e in JOINED if name.endswith(e) and name not in given), None)
+        if ending is None:
+            wanted[name] = value.shape
+        else:
+            stem = name.removesuffix(ending)
+            for part in JOINED[ending]:
+                wanted[stem + part] = torch.Size([value.shape[0] // 3])
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    shapes = [
+        f"{name} is {list(given[name].shape)}, wanted {list(shape)}"
+        for name, shape in wanted.items()
+        if name in given and given[name].shape != shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing {_few(missing)}")
+    if unexpected:
+        near = f" ({closest(unexpected[0], missing)})" if missing else ""
+        problems.append(f"unexpected {_few(unexpected)}{near}")
+    if shapes:
+        problems.append("; ".join(shapes[:4]))
+    if problems:
+        raise ValueError(
+            f"{what}: these weights do not fit the model: {'; '.join(problems)}. "
+            "Is it the right file for this name?"
+        )
+    dtype = next(value.dtype for value in own.values() if value.is_floating_point())
+    cast = {n: v.to(dtype) if v.is_floating_point() else v for n, v in given.items()}
+    module.load_state_dict(cast)

@@ -1,0 +1,364 @@
+"""VAR, visual autoregressive modelling by next-scale prediction (Tian et al. 2024).
+
+Sizes are the configuration's; names in the state dict are those of the published checkpoints.
+Shapes: B rows, T positions (all scales), C width, H heads, d = C / H.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn import AttentionCore, Cursor
+from ..sampling import Choose, Sampler, guide
+from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .layers import Activation, ModulatedNorm, divide_rows_, scaled_buffer
+
+__all__ = ["VAR", "VARConfig", "VARModel"]
+
+# Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
+# shift. Role of the modulated linear -> (its scale, its shift).
+MODULATION_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Sizes of the transformer. ``embed_dim`` defaults to 64 per head, as published."""
+
+    depth: int
+    num_heads: int
+    embed_dim: int
+    num_classes: int = 1000
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    vocab_size: int = 4096
+    z_channels: int = 32
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    shared_aln: bool = False
+    attn_l2_norm: bool = True
+    sampling: SamplingDefaults = SamplingDefaults(cfg=1.5, top_k=900, top_p=0.96)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all scales together."""
+        return sum(p * p for p in self.patch_nums)
+
+
+class Attention(nn.Module):
+    """Attention over all earlier scales; q and k of unit length, q times a learned scale."""
+
+    def __init__(self, config: VARConfig, cursor: Cursor) -> None:
+        super().__init__()
+        c, self.heads = config.embed_dim, config.num_heads
+        self.l2_norm, self.cursor = config.attn_l2_norm, cursor
+        self.mat_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        if self.l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4.0)))
+        self.core = AttentionCore()
+        self.cache: tuple[Tensor, Tensor] | None = None  # k and v [B, H, T, d] while decoding
+        self._register_load_state_dict_pre_hook(self._join_bias)
+
+    def _join_bias(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Published checkpoints hold q_bias and v_bias; k has none."""
+        q, v = state.pop(f"{prefix}q_bias", None), state.pop(f"{prefix}v_bias", None)
+        state.pop(f"{prefix}zero_k_bias", None)
+        if q is not None and v is not None:
+            state[f"{prefix}mat_qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        b, t, c = x.shape
+        qkv = self.mat_qkv(x).view(b, t, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
+        if self.l2_norm:
+            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(math.log(100)).exp()
+            k = F.normalize(k, dim=-1)
+        else:
+            q = q * (0.25 / math.sqrt(c // self.heads))
+        if self.cache is not None:
+            end = self.cursor.begin + t
+            for store, new in zip(self.cache, (k, v), strict=True):
+                store[:, :, self.cursor.begin : end] = new
+            k, v = (store[:, :, :end] for store in self.cache)
+        y = self.core(q, k, v, mask)  # [B, H, t, d]
+        return self.proj(y.transpose(1, 2).reshape(b, t, c))
+
+
+class FeedForward(nn.Module):
+    """Two linears around a tanh-approximated GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu_tanh")
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each modulated by the class (AdaLN)."""
+
+    def __init__(self, config: VARConfig, cursor: Cursor) -> None:
+        super().__init__()
+        c = config.embed_dim
+        self.norm1, self.norm2 = (ModulatedNorm(c, config.norm_eps) for _ in range(2))
+        self.attn = Attention(config, cursor)
+        self.ffn = FeedForward(c, round(c * config.mlp_ratio))
+        if config.shared_aln:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, c))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
+
+    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """(gate1, gate2, scale1, scale2, shift1, shift2), each [B, 1, C].
+
+        condition: the class embedding [B, C], or the shared modulation [B, 1, 6, C].
+        """
+        if condition.ndim == 4:
+            return (condition + self.ada_gss).unbind(2)
+        six = self.ada_lin(condition)
+        return six.view(len(condition), 1, 6, -1).unbind(2)  # [B, 6 C] -> 6 x [B, 1, C]
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        mask: Tensor | None = None,
+        modulation: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """x [B, t, C]; modulation: precomputed from the condition, which is then not needed."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation or self.modulation(condition)
+        x = x + self.attn(self.norm1(x, scale1, shift1), mask) * gate1
+        return x + self.ffn(self.norm2(x, scale2, shift2)) * gate2
+
+
+class HeadNorm(nn.Module):
+    """The modulated norm before the head."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        c = config.embed_dim
+        self.norm = ModulatedNorm(c, config.norm_eps)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c))
+
+    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """(scale, shift), each [B, 1, C]."""
+        return self.ada_lin(condition).view(len(condition), 1, 2, -1).unbind(2)
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        return self.norm(x, *modulation)
+
+
+class VAR(nn.Module):
+    """The transformer: labels and the inputs of all scales to logits."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        self.config, self.cursor = config, Cursor()
+        c, tokens, scales = config.embed_dim, config.tokens, len(config.patch_nums)
+        self.word_embed = nn.Linear(config.z_channels, c)
+        self.class_emb = nn.Embedding(config.num_classes + 1, c)
+        self.pos_start = nn.Parameter(torch.zeros(1, config.patch_nums[0] ** 2, c))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, tokens, c))
+        self.lvl_embed = nn.Embedding(scales, c)
+        if config.shared_aln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
+        self.blocks = nn.ModuleList(Block(config, self.cursor) for _ in range(config.depth))
+        self.head_nm = HeadNorm(config)
+        self.head = nn.Linear(c, config.vocab_size)
+        level = torch.cat([torch.full((p * p,), i) for i, p in enumerate(config.patch_nums)])
+        self.register_buffer("level", level, persistent=False)
+        self._register_load_state_dict_pre_hook(self._drop_recomputed)
+
+    @staticmethod
+    def _drop_recomputed(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for name in ("lvl_1L", "attn_bias_for_masking"):
+            state.pop(f"{prefix}{name}", None)
+
+    @property
+    def mask(self) -> Tensor:
+        """Block-causal mask [1, 1, T, T]: a position attends to its own scale and earlier ones."""
+        return (self.level[:, None] >= self.level[None])[None, None]
+
+    def positions(self) -> Tensor:
+        """Position plus scale embeddings [1, T, C]."""
+        return self.lvl_embed(self.level)[None] + self.pos_1LC
+
+    def condition(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(class embedding [B, C], what the blocks are modulated by)."""
+        embedding = self.class_emb(labels)
+        if not self.config.shared_aln:
+            return embedding, embedding
+        six = self.shared_ada_lin(embedding)
+        return embedding, six.view(len(labels), 1, 6, -1)  # [B, 6 C] -> [B, 1, 6, C]
+
+    def forward(self, labels: Tensor, x_BLCv_wo_first_l: Tensor) -> Tensor:
+        """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
+        logits [B, T, V]."""
+        embedding, condition = self.condition(labels)
+        first = embedding[:, None] + self.pos_start  # [B, t0, C]
+        x = torch.cat([first, self.word_embed(x_BLCv_wo_first_l)], 1) + self.positions()
+        self.cursor.set(0, self.config.tokens)
+        mask = self.mask
+        for block in self.blocks:
+            x = block(x, condition, mask)
+        return self.head(self.head_nm(x, self.head_nm.modulation(embedding)))
+
+
+class VARModel(ARVGModel):
+    """VAR with its tokenizer."""
+
+    family = "var"
+
+    @property
+    def tokens(self) -> int:
+        return self.config.tokens
+
+    def block_names(self) -> list[str]:
+        return [f"blocks.{i}" for i in range(self.config.depth)]
+
+    def attention_cores(self) -> list[str]:
+        return [f"{block}.attn.core" for block in self.block_names()]
+
+    def linears(self) -> list[LinearSpec]:
+        """Per block: (its AdaLN linear), qkv, proj, fc1, fc2; then the head's two."""
+        c = self.config
+        step = tuple(i for i, p in enumerate(c.patch_nums) for _ in range(p * p))
+        sink = (0,)
+        first_and_rest = (0,) + (1,) * (c.tokens - 1)
+        whole = (0,) * c.tokens
+        no_axis = {"groups": (0,), "scale_groups": (0,), "no_fold": "its input is SiLU(class)"}
+        specs = []
+        if c.shared_aln:
+            specs.append(LinearSpec("shared_ada_lin.1", "ada_lin", 0, **no_axis))
+        for i, block in enumerate(self.block_names()):
+            if not c.shared_aln:
+                specs.append(LinearSpec(f"{block}.ada_lin.1", "ada_lin", i, **no_axis))
+            into = f"{block}.norm" if c.shared_aln else f"{block}.ada_lin.1"
+            specs += [
+                LinearSpec(f"{block}.attn.mat_qkv", "qkv", i, step, step, sink, into,
+                           norm=f"{block}.norm1"),
+                LinearSpec(f"{block}.attn.proj", "proj", i, first_and_rest, step, sink,
+                           f"{block}.attn.mat_qkv"),
+                LinearSpec(f"{block}.ffn.fc1", "fc1", i, step, step, sink, into,
+                           norm=f"{block}.norm2", act=f"{block}.ffn.act",
+                           consumer=f"{block}.ffn.fc2"),
+                LinearSpec(f"{block}.ffn.fc2", "fc2", i, first_and_rest, step, sink,
+                           no_fold="its input is the output of GELU"),
+            ]  # fmt: skip
+        specs.append(LinearSpec("head_nm.ada_lin.1", "head_ada_lin", c.depth, **no_axis))
+        specs.append(LinearSpec("head", "head", c.depth, whole, step, sink, "head_nm.ada_lin.1",
+                                norm="head_nm.norm"))  # fmt: skip
+        return specs
+
+    @torch.no_grad()
+    def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
+        spec = {spec.name: spec for spec in self.linears()}.get(name)
+        if spec is None or spec.fold is None:
+            raise ValueError(
+                f"{self.name}: the input of {name!r} cannot be folded"
+                + (f": {spec.no_fold}" if spec else "; it is not a linear of this model")
+            )
+        scale, shift = scale.double(), shift.double()
+        if spec.role == "proj":
+            # Attention is linear in v, and each softmax row sums to one.
+            rows = self._rows(2)
+            divide_rows_(self.transformer.get_submodule(spec.fold), rows, scale, shift)
+            return
+        norm = self.transformer.get_submodule(spec.norm)
+        if spec.fold.endswith(".norm"):  # the AdaLN linear is shared by all blocks
+            like = self.transformer.pos_start
+            norm.post_scale = scaled_buffer(norm.post_scale, scale, like)
+            old = 0.0 if norm.post_shift is None else norm.post_shift.double()
+            norm.post_shift = (old / scale - shift).to(like.dtype)
+            return
+        of_scale, of_shift = MODULATION_ROWS[spec.role]
+        linear = self.transformer.get_submodule(spec.fold)
+        divide_rows_(linear, self._rows(of_scale), scale, None)
+        divide_rows_(linear, self._rows(of_shift), scale, shift)
+        norm.constant = scaled_buffer(norm.constant, scale, linear.bias)
+
+    @torch.no_grad()
+    def absorb_constant_(self, name: str) -> None:
+        spec = {spec.name: spec for spec in self.linears()}[name]
+        norm = self.transformer.get_submodule(spec.norm)
+        if norm.constant is None:
+            return
+        bias = self.transformer.get_submodule(spec.fold).bias.data
+        rows = self._rows(MODULATION_ROWS[spec.role][0])
+        bias[rows] = (bias[rows].double() + norm.constant.double() - 1).to(bias.dtype)
+        norm.constant = None
+
+    def _rows(self, block: int) -> slice:
+        """The rows of the block-th vector that a linear with several outputs of width C makes."""
+        return slice(block * self.config.embed_dim, (block + 1) * self.config.embed_dim)
+
+    def replay(self, ids: Tensor, labels: Tensor) -> Tensor:
+        _, inputs = self.tokenizer.quantize.latents_and_inputs(ids.long())
+        return self.transformer(labels.long(), inputs)
+
+    @torch.inference_mode()
+    def sample_ids(
+        self,
+        labels: Tensor,
+        seed: int = 0,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        first_index: int = 0,
+        choose: Choose | None = None,
+    ) -> Tensor:
+        """Token ids int64 [n, T] of one image per label [n], scale after scale.
+
+        choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``.
+        """
+        defaults = self.config.sampling
+        cfg = defaults.cfg if cfg is None else cfg
+        choose = choose or Sampler(
+            len(labels), seed, defaults.top_k if top_k is None else top_k,
+            defaults.top_p if top_p is None else top_p, first_index,
+        )  # fmt: skip
+        net, quantizer = self.transformer, self.tokenizer.quantize
+        n, device = len(labels), net.pos_start.device
+        labels = self.check_labels(labels).to(device)
+        both = torch.cat([labels, torch.full_like(labels, self.null_label)])
+        embedding, condition = net.condition(both)
+        # The condition is the same for all scales, so its modulations are too.
+        modulations = [block.modulation(condition) for block in net.blocks]
+        head_modulation = net.head_nm.modulation(embedding)
+        positions, scales = net.positions(), self.config.patch_nums
+        f_hat, begin, ids = quantizer.empty(n), 0, []
+        x = embedding[:, None] + net.pos_start + positions[:, : scales[0] ** 2]
+        self._open_cache(2 * n, embedding)
+        try:
+            for scale, side in enumerate(scales):
+                net.cursor.set(begin, side * side)
+                for block, modulation in zip(net.blocks, modulations, strict=True):
+                    x = block(x, None, modulation=modulation)
+                logits = net.head(net.head_nm(x, head_modulation))  # [2 n, t, V]
+                strength = cfg * scale / max(len(scales) - 1, 1)
+                ids.append(choose(guide(logits[:n], logits[n:], strength), scale))
+                f_hat, following = quantizer.step(scale, f_hat, ids[-1])
+                begin += side * side
+                if following is not None:
+                    x = net.word_embed(following) + positions[:, begin : begin + following.shape[1]]
+                    x = torch.cat([x, x])  # conditional and unconditional rows read the same tokens
+        finally:
+            for block in net.blocks:
+                block.attn.cache = None
+        return torch.cat(ids, 1)
+
+    def _open_cache(self, rows: int, like: Tensor) -> None:
+        c = self.config
+        shape = rows, c.num_heads, c.tokens, c.embed_dim // c.num_heads
+        for block in self.transformer.blocks:
+            block.attn.cache = like.new_empty(shape), like.new_empty(shape)
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        return self.tokenizer.decode(ids.long()).add(1).mul(0.5)

@@ -1,0 +1,68 @@
+"""Choosing tokens from logits: guidance, filters, and one stream of random numbers per image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sampler", "filter_logits", "guide", "image_generator"]
+
+Choose = Callable[[Tensor, int], Tensor]
+
+
+def guide(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
+    """Classifier-free guidance: ``(1 + t) conditional - t unconditional``."""
+    return (1 + strength) * conditional - strength * unconditional
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Logits [..., V] with everything outside top-k, then top-p, set to -inf (0 = off).
+
+    top-p keeps the most likely tokens until their mass reaches ``top_p``, counted from the least
+    likely end (a token goes if the mass up to it does not exceed 1 - top_p), and always the best.
+    """
+    if top_k > 0 and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        removed[..., -1] = False
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The random stream of image ``index`` under ``seed``: a hash of the two seeds it."""
+    digest = hashlib.sha256(f"ptq4arvg image {seed} {index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Sampler:
+    """Draws tokens of image i from a stream that depends on (seed, first_index + i) only.
+
+    The draw is the inverse of the cumulative distribution over the tokens sorted by id, so that a
+    change of the logits within rounding changes a token only where the uniform number lies within
+    rounding of a boundary.
+    """
+
+    def __init__(
+        self, images: int, seed: int, top_k: int, top_p: float, first_index: int = 0
+    ) -> None:
+        self.top_k, self.top_p = top_k, top_p
+        self.streams = [image_generator(seed, first_index + i) for i in range(images)]
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        """Token ids [n, t] from logits [n, t, V]."""
+        filtered = filter_logits(logits.float(), self.top_k, self.top_p)
+        cumulative = filtered.double().softmax(-1).cumsum(-1)
+        tokens = logits.shape[1]
+        uniform = torch.stack(
+            [torch.rand(tokens, 1, generator=s, dtype=torch.float64) for s in self.streams]
+        ).to(logits.device)
+        # Scaled by the last sum, which rounding leaves just off one; never past the last token.
+        ids = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
+        return ids[..., 0].clamp_max(logits.shape[-1] - 1)
