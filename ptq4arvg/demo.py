@@ -161,9 +161,7 @@ def run_demo(
         for method, scheme in runs:
             model = load_model(MODEL, stress=stress)
             report = quantize_(model, scheme, method, rows_kept, progress=progress)
-            _, pictures, seconds = _sample(
-                model, labels, seed + 1, progress, f"generate {scheme}"
-            )
+            _, pictures, seconds = _sample(model, labels, seed + 1, progress, f"generate {scheme}")
             row = {"method": method, "scheme": scheme, "stress": stress,
                    "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db}  # fmt: skip
             row |= bench.measure(model, pictures, seconds, progress)

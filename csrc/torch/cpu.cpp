@@ -90,7 +90,7 @@ Tensor gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const
 }
 
 void torch_parallel(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, function, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, function, context));
 }
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }

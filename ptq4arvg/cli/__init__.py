@@ -14,6 +14,10 @@ def _fail(text: str, code: int = 2) -> int:
     return code
 
 
+def _interrupted() -> int:
+    return _fail("interrupted; nothing was left half-written", 130)
+
+
 def _unknown_command(arguments: Sequence[str], known: Sequence[str]) -> str | None:
     from ..errors import closest
 
@@ -43,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=arguments, prog_name="ptq4arvg", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except typer.Exit as stop:
-        return stop.exit_code
+    except typer.Exit as stop:  # some typer versions turn an interrupt into exit 130
+        return stop.exit_code if stop.exit_code != 130 else _interrupted()
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was left half-written", 130)
+        return _interrupted()
     except Exception as error:
         if os.environ.get("PTQ4ARVG_DEBUG") == "1":
             raise

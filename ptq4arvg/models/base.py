@@ -59,7 +59,9 @@ class ARVGModel(nn.Module):
 
     family = ""
 
-    def __init__(self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module) -> None:
+    def __init__(
+        self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
+    ) -> None:
         super().__init__()
         self.name, self.config = name, config
         self.transformer, self.tokenizer = transformer, tokenizer

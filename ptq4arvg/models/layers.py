@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Activation(nn.Module):
     It is fused when the epilogue of the GEMM before it computes it.
     """
 
-    FUNCTIONS = {
+    FUNCTIONS: ClassVar = {
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
         "silu": F.silu,

@@ -41,7 +41,7 @@ class VARConfig:
     norm_eps: float = 1e-6
     shared_aln: bool = False
     attn_l2_norm: bool = True
-    sampling: SamplingDefaults = SamplingDefaults(cfg=1.5, top_k=900, top_p=0.96)
+    sampling: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(1.5, 900, 0.96))
     class_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property

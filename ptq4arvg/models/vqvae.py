@@ -48,7 +48,7 @@ class _Phis(nn.Module):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Latents [B, z, h, h] as token ids per scale, and back: every scale codes what is left over."""
+    """Latents [B, z, h, h] as token ids per scale, and back: every scale codes what is left."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()

@@ -77,7 +77,8 @@ class Level(nn.Module):
         self.block = nn.ModuleList(
             ResnetBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks)
         )
-        self.attn = nn.ModuleList(AttentionBlock(outputs) for _ in range(blocks if attention else 0))
+        attentions = blocks if attention else 0
+        self.attn = nn.ModuleList(AttentionBlock(outputs) for _ in range(attentions))
         if isinstance(resample, Downsample):
             self.downsample = resample
         elif resample is not None:
@@ -116,9 +117,9 @@ class Encoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList(
-            Level(([ch] + widths)[i], width, blocks, low_attention and i == last,
+            Level(inputs, width, blocks, low_attention and i == last,
                   None if i == last else Downsample(width))
-            for i, width in enumerate(widths)
+            for i, (inputs, width) in enumerate(zip([ch, *widths], widths, strict=False))
         )  # fmt: skip
         self.mid = Middle(widths[-1], mid_attention)
         self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], z, 3, padding=1)
@@ -152,5 +153,3 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-
