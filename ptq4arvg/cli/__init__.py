@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(unknown)
     try:
         status = app(args=arguments, prog_name="ptq4arvg", standalone_mode=False)
+        if status == 130:  # what newer typer makes of an interrupt
+            return _interrupted()
         return status if isinstance(status, int) else 0
-    except typer.Exit as stop:  # some typer versions turn an interrupt into exit 130
-        return stop.exit_code if stop.exit_code != 130 else _interrupted()
+    except typer.Exit as stop:
+        return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except Exception as error:
