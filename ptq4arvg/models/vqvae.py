@@ -17,7 +17,12 @@ __all__ = ["VQVAE", "MultiScaleQuantizer", "VQVAEConfig"]
 @dataclass(frozen=True)
 class VQVAEConfig:
     """Sizes of the tokenizer. The grid of latents is ``patch_nums[-1]`` on a side; images are
-    ``2 ** (len(ch_mult) - 1)`` times as large."""
+    ``2 ** (len(ch_mult) - 1)`` times as large.
+
+    quant_resi: share of the convolution behind each upsampling (0: there are none);
+    share_quant_resi: how many convolutions the scales share (0: each its own). using_znorm: nearest
+    codes by cosine instead of distance.
+    """
 
     vocab_size: int = 4096
     z_channels: int = 32
@@ -28,6 +33,7 @@ class VQVAEConfig:
     quant_conv_ks: int = 3
     quant_resi: float = 0.5
     share_quant_resi: int = 4
+    using_znorm: bool = False
     using_sa: bool = True
     using_mid_sa: bool = True
 
@@ -37,14 +43,33 @@ class VQVAEConfig:
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
 
 
-class _Phis(nn.Module):
-    """The convolutions behind each upsampling, shared by neighbouring scales."""
+class _Shared(nn.Module):
+    """One convolution for all scales."""
 
-    def __init__(self, channels: int, count: int) -> None:
+    def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
-        self.qresi_ls = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count)
-        )
+        self.qresi = convolution
+
+    def of(self, index: int) -> nn.Module:
+        return self.qresi
+
+
+class _PartlyShared(nn.Module):
+    """A few convolutions, each for neighbouring scales."""
+
+    def __init__(self, convolutions: list[nn.Module]) -> None:
+        super().__init__()
+        self.qresi_ls = nn.ModuleList(convolutions)
+
+    def of(self, index: int) -> nn.Module:
+        return self.qresi_ls[index]
+
+
+class _Own(nn.ModuleList):
+    """A convolution for every scale."""
+
+    def of(self, index: int) -> nn.Module:
+        return self[index]
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -52,19 +77,29 @@ class MultiScaleQuantizer(nn.Module):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.patch_nums, self.ratio = config.patch_nums, config.quant_resi
+        self.patch_nums, self.ratio = config.patch_nums, abs(config.quant_resi)
+        self.znorm = config.using_znorm
         self.embedding = nn.Embedding(config.vocab_size, config.z_channels)
-        self.quant_resi = _Phis(config.z_channels, config.share_quant_resi)
+        scales, z = len(self.patch_nums), config.z_channels
+        k = config.share_quant_resi or scales
+        # The original drops convolutions whose share is next to nothing.
+        convolutions = [
+            nn.Conv2d(z, z, 3, padding=1) if self.ratio > 1e-6 else nn.Identity() for _ in range(k)
+        ]
+        if config.share_quant_resi == 0:
+            self.quant_resi = _Own(convolutions)
+        else:
+            self.quant_resi = _Shared(convolutions[0]) if k == 1 else _PartlyShared(convolutions)
         # Which convolution serves which scale: float64 as in the original, where ties decide.
-        k, last = config.share_quant_resi, max(len(self.patch_nums) - 1, 1)
+        last = max(scales - 1, 1)
         edge = 1 / 3 / k if k == 4 else 1 / 2 / k
         ticks = np.linspace(edge, 1 - edge, k)
-        self.phi_of_scale = [
-            int(np.argmin(np.abs(ticks - i / last))) for i in range(len(self.patch_nums))
-        ]
+        self.phi_of_scale = [int(np.argmin(np.abs(ticks - i / last))) for i in range(scales)]
 
     def _phi(self, scale: int, h: Tensor) -> Tensor:
-        convolution = self.quant_resi.qresi_ls[self.phi_of_scale[scale]]
+        convolution = self.quant_resi.of(self.phi_of_scale[scale])
+        if isinstance(convolution, nn.Identity):
+            return h
         return h * (1 - self.ratio) + convolution(h) * self.ratio
 
     def contribution(self, scale: int, ids: Tensor) -> Tensor:
@@ -113,7 +148,10 @@ class MultiScaleQuantizer(nn.Module):
         for scale, side in enumerate(self.patch_nums):
             z = rest if side == f.shape[-1] else F.interpolate(rest, size=(side, side), mode="area")
             z = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # [B * p * p, z]
-            distance = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
+            if self.znorm:
+                distance = -F.normalize(z, dim=1) @ F.normalize(codes, dim=1).T
+            else:
+                distance = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
             part = distance.argmin(1).view(f.shape[0], side * side)
             ids.append(part)
             rest = rest - self.contribution(scale, part)

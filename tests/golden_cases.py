@@ -1,0 +1,137 @@
+"""Golden VAR cases: found in a folder, built by the package, with nothing about them assumed.
+
+A case is ``<name>.config.json`` beside ``<name>.weights.safetensors`` and
+``<name>.golden.safetensors`` (tests/golden/var/README.md). ``PTQ4ARVG_GOLDEN`` names another folder
+than tests/golden; folders below it are searched too, and other families are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptq4arvg.models.base import ARVGModel
+from ptq4arvg.models.loading import load_strict_, read_state
+from ptq4arvg.models.registry import build_model
+
+ROOT = Path(os.environ.get("PTQ4ARVG_GOLDEN") or Path(__file__).parent / "golden")
+# Between two runs of the original code: 7e-5 (tests/golden/var/README.md).
+LOGITS = {"atol": 5e-4, "rtol": 1e-4}
+IMAGES = {"atol": 1e-4, "rtol": 0.0}
+
+
+def ruled_tensor(tag: str, name: str, shape: list[int], gain: float) -> np.ndarray:
+    """A tokenizer weight that the records describe by a rule instead of holding it."""
+    count = math.prod(shape)
+    stream = np.random.RandomState(zlib.crc32(f"{tag}:{name}".encode()))
+    u = stream.random_sample(count) * 2 - 1
+    if name.endswith(("codebook_used", "ema_vocab_hit_SV")):
+        value = np.zeros(count)
+    elif name.endswith("embedding.weight"):
+        value = u
+    elif len(shape) >= 2:
+        value = gain * math.sqrt(3.0 / math.prod(shape[1:])) * u
+    elif name.endswith("weight"):
+        value = 1 + 0.3 * u
+    else:
+        value = 0.1 * u
+    return value.reshape(shape).astype(np.float32)
+
+
+def ruled_state(keys: Path) -> dict[str, Tensor]:
+    """All tokenizer weights of a ``*.vqvae_keys.json``, each checked against its recorded sum."""
+    rule = json.loads(keys.read_text())
+    state = {}
+    for name, (shape, total) in rule["tensors"].items():
+        value = ruled_tensor(rule["recipe_tag"], name, shape, rule.get("gain", 1.0))
+        assert math.isclose(value.sum(dtype=np.float64), total, rel_tol=1e-5, abs_tol=1e-4), name
+        state[name] = torch.from_numpy(value)
+    return state
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One configuration with its weights and records."""
+
+    path: Path  # of the config.json
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(".config.json")
+
+    def beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.name}.{ending}")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text())
+
+    @cached_property
+    def records(self) -> dict[str, Tensor]:
+        return load_file(self.beside("golden.safetensors"))
+
+    def scales(self, prefix: str) -> Tensor:
+        """Records ``prefix.0``, ``prefix.1``, ... of all scales, joined along the positions."""
+        return torch.cat(
+            [self.records[f"{prefix}.{i}"] for i in range(len(self.config["patch_nums"]))], 1
+        )
+
+    def has(self, prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in self.records)
+
+    def build(self, dtype: torch.dtype = torch.float32) -> ARVGModel:
+        """The model with its recorded weights."""
+        c = self.config
+        transformer = {
+            "depth": c["depth"], "num_heads": c["heads"], "embed_dim": c["width"],
+            "num_classes": c["num_classes"], "patch_nums": c["patch_nums"], "vocab_size": c["V"],
+            "z_channels": c["Cvae"], "mlp_ratio": c.get("mlp_ratio", 4.0),
+            "norm_eps": c.get("norm_eps", 1e-6), "shared_aln": c.get("shared_aln", False),
+            "attn_l2_norm": c.get("attn_l2_norm", True),
+        }  # fmt: skip
+        vq = c.get("vqvae", {})
+        renamed = {"v_patch_nums": "patch_nums"}
+        dropped = ("recipe_tag", "recipe_gain")
+        tokenizer = {renamed.get(k, k): v for k, v in vq.items() if k not in dropped}
+        config = {"family": "var", "transformer": transformer, "tokenizer": tokenizer}
+        model = build_model(self.name, config)
+        what = f"{self.name} weights"
+        load_strict_(model.transformer, read_state(self.beside("weights.safetensors")), what)
+        state = ruled_state(self.beside("vqvae_keys.json"))
+        stored = self.beside("vqvae_quantize.safetensors")
+        if stored.is_file():
+            state.update(load_file(stored))
+        load_strict_(model.tokenizer, state, f"{self.name} tokenizer")
+        return model.to(dtype)
+
+
+def find_cases() -> list[GoldenCase]:
+    """Every VAR case below ``ROOT``. AssertionError if there is none: nothing would be tested."""
+    found = [
+        GoldenCase(path)
+        for path in sorted(ROOT.rglob("*.config.json"))
+        if {"patch_nums", "width"} <= set(json.loads(path.read_text()))
+    ]
+    assert found, f"no VAR configuration (*.config.json) below {ROOT}"
+    return found
+
+
+def sub_sampled(image: Tensor, like: Tensor) -> Tensor:
+    """Every n-th pixel of both axes, so that ``image`` has the size of the record ``like``."""
+    return image[..., :: image.shape[-2] // like.shape[-2], :: image.shape[-1] // like.shape[-1]]
+
+
+def relative_error(logits: Tensor, exact: Tensor) -> float:
+    """sum (logits - exact)^2 / sum exact^2, as the records measure it."""
+    return ((logits - exact).double().square().sum() / exact.double().square().sum()).item()

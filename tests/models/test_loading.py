@@ -1,0 +1,108 @@
+"""Weight files: both formats, published nesting, and refusal of what does not fit."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ptq4arvg.models import load_model
+from ptq4arvg.models.loading import load_strict_, read_state
+from tests.golden_cases import find_cases
+
+CASE = find_cases()[0]
+
+
+@pytest.fixture
+def state():
+    return read_state(CASE.beside("weights.safetensors"))
+
+
+@pytest.fixture
+def transformer():
+    return CASE.build().transformer
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("nesting", [(), ("state_dict",), ("model",), ("model", "state_dict")])
+def test_files_of_every_kind(state, tmp_path, suffix, nesting):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        if nesting:
+            pytest.skip("safetensors files are flat")
+        save_file(state, path)
+    else:
+        nested = state
+        for key in reversed(nesting):
+            nested = {key: nested, "epoch": 3}
+        torch.save(nested, path)
+    read = read_state(path)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) for name in state)
+
+
+def test_every_tensor_is_expected_and_none_is_extra(state, transformer):
+    name = "blocks.0.attn.proj.weight"
+    lost = {key: value for key, value in state.items() if key != name}
+    with pytest.raises(ValueError, match=f"golden: .*missing '{name}'"):
+        load_strict_(transformer, lost, "golden")
+    with pytest.raises(ValueError, match=r"unexpected 'blocks\.9\.x'"):
+        load_strict_(transformer, {**state, "blocks.9.x": torch.zeros(1)}, "golden")
+    renamed = {**lost, "blocks.0.attn.prj.weight": state[name]}
+    with pytest.raises(ValueError, match=f"unexpected .*Closest: '{name}'"):
+        load_strict_(transformer, renamed, "golden")
+    cut = {**state, name: state[name][:3]}
+    with pytest.raises(ValueError, match=rf"{name} is \[3, \d+\], wanted \["):
+        load_strict_(transformer, cut, "golden")
+
+
+def test_nothing_changes_when_loading_fails(state, transformer):
+    before = {name: value.clone() for name, value in transformer.state_dict().items()}
+    doubled = {name: value * 2 for name, value in state.items()}
+    del doubled["pos_1LC"]
+    with pytest.raises(ValueError, match="missing 'pos_1LC'"):
+        load_strict_(transformer, doubled, "golden")
+    assert all(torch.equal(value, before[n]) for n, value in transformer.state_dict().items())
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    class Surprise:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "bad.pth"
+    path.write_bytes(pickle.dumps(Surprise()))
+    with pytest.raises(ValueError, match=r"bad\.pth"):
+        read_state(path)
+    torch.save({"x": Surprise()}, path)
+    with pytest.raises(ValueError, match="other than plain tensors"):
+        read_state(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_are_not_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*gone\.pth"):
+        read_state(tmp_path / "gone.pth")
+    for name in ("x.safetensors", "x.pth"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(ValueError, match=f"{name}' cannot be read|{name}' holds"):
+            read_state(tmp_path / name)
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    with pytest.raises(ValueError, match="wanted a flat dictionary of tensors"):
+        read_state(tmp_path / "epoch.pth")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    whole = CASE.beside("weights.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a weight file"):
+        read_state(tmp_path / "cut.safetensors")
+
+
+def test_the_bundled_model_from_files(tmp_path):
+    model = load_model("var-tiny")
+    torch.save(model.transformer.state_dict(), tmp_path / "t.pth")
+    save_file(dict(model.tokenizer.state_dict()), tmp_path / "v.safetensors")
+    again = load_model("var-tiny", weights=tmp_path / "t.pth", tokenizer=tmp_path / "v.safetensors")
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name

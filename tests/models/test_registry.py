@@ -1,0 +1,112 @@
+"""Names, sizes and random weights."""
+
+import pytest
+import torch
+
+from ptq4arvg.models import build_model, list_models, load_model, model_config
+from ptq4arvg.models.var import VAR, VARConfig
+from ptq4arvg.models.vqvae import VQVAE, VQVAEConfig
+
+# Parameters that the authors of VAR give (Tian et al. 2024, table 1), in millions.
+PUBLISHED = {"var-d16": 310, "var-d20": 600, "var-d24": 1000, "var-d30": 2000, "var-d36": 2300}
+
+
+def test_sizes_are_those_published():
+    models = {info.name: info for info in list_models()}
+    assert set(models) == {"var-tiny", *PUBLISHED}
+    for name, millions in PUBLISHED.items():
+        assert models[name].parameters / 1e6 == pytest.approx(millions, rel=0.05), name
+        assert models[name].tokens == (2240 if name == "var-d36" else 680)
+        assert models[name].image_size == (512 if name == "var-d36" else 256)
+    assert models["var-tiny"].tokens == 155 and models["var-tiny"].weights == "bundled"
+
+
+@pytest.mark.parametrize("name", ["var-tiny", *PUBLISHED])
+def test_linears_cover_every_matrix_product_of_the_blocks(name):
+    config = model_config(name)
+    small = {**config["transformer"], "depth": 2, "embed_dim": 64, "num_heads": 4}
+    model = build_model(name, {**config, "transformer": small})
+    specs = {spec.name for spec in model.linears()}
+    linears = {
+        path for path, module in model.transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }  # fmt: skip
+    assert linears - specs == {"word_embed"}
+    for spec in model.linears():
+        assert len(spec.groups) == len(spec.scale_groups)
+        assert len(spec.groups) in (1, model.tokens)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"unknown model 'var-d17'.*Closest: 'var-d16'"):
+        load_model("var-d17")
+    with pytest.raises(ValueError, match=r"var-d16 is not bundled: give weights.*var_d16\.pth"):
+        load_model("var-d16")
+    with pytest.raises(ValueError, match="family 'rax'; wanted 'var'"):
+        build_model("x", {"family": "rax", "transformer": {}, "tokenizer": {}})
+    config = model_config("var-tiny")
+    wrong = {**config, "transformer": {**config["transformer"], "depht": 3}}
+    with pytest.raises(ValueError, match=r"VARConfig: unknown field 'depht'\. Closest: 'depth'"):
+        build_model("x", wrong)
+
+
+def test_random_weights_are_reproducible():
+    config = model_config("var-tiny")
+    first, again, other = (build_model("x", config, seed=seed) for seed in (0, 0, 1))
+    name = "transformer.blocks.1.ffn.fc1.weight"
+    assert torch.equal(first.state_dict()[name], again.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+    assert first.replay(torch.zeros(1, 155, dtype=torch.long), torch.tensor([0])).isfinite().all()
+
+
+def test_half_precision_and_buffers_follow():
+    model = load_model("var-tiny", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.transformer.level.dtype == torch.int64
+    assert model.generate([3]).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"share_quant_resi": 0}, "quantize.quant_resi.6.weight"),
+        ({"share_quant_resi": 1}, "quantize.quant_resi.qresi.weight"),
+        ({"share_quant_resi": 3}, "quantize.quant_resi.qresi_ls.2.weight"),
+    ],
+)
+def test_tokenizers_of_other_settings(settings, key):
+    base = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 8, "vocab_size": 24,
+            "patch_nums": (1, 2, 3, 4, 5, 6, 8)}  # fmt: skip
+    torch.manual_seed(0)
+    vq = VQVAE(VQVAEConfig(**base, **settings)).eval()
+    assert key in vq.state_dict()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    ids = vq.encode(images)
+    assert ids.shape == (2, 155)
+    assert vq.decode(ids).shape == images.shape
+
+
+def test_codes_by_cosine():
+    torch.manual_seed(0)
+    config = VQVAEConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=8, vocab_size=24,
+                         patch_nums=(1,), using_znorm=True)  # fmt: skip
+    quantizer = VQVAE(config).quantize
+    f = torch.randn(5, 8, 1, 1)
+    cosine = torch.cosine_similarity(f.view(5, 1, 8), quantizer.embedding.weight[None], dim=-1)
+    assert torch.equal(quantizer.encode(f)[:, 0], cosine.argmax(1))
+    assert torch.equal(quantizer.encode(f), quantizer.encode(7 * f))
+
+
+def test_no_convolution_without_its_share():
+    config = VQVAEConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=8, vocab_size=24,
+                         patch_nums=(1, 2), quant_resi=0.0)  # fmt: skip
+    keys = VQVAE(config).state_dict()
+    assert not any("qresi" in key for key in keys)
+
+
+def test_a_sequence_of_one_scale():
+    config = VARConfig(depth=1, num_heads=2, embed_dim=32, num_classes=3, patch_nums=(2,),
+                       vocab_size=8, z_channels=4)  # fmt: skip
+    net = VAR(config)
+    logits = net(torch.tensor([0, 3]), torch.zeros(2, 0, 4))
+    assert logits.shape == (2, 4, 8)

@@ -1,0 +1,76 @@
+"""Sampling: streams per image, exact probabilities, filters, guidance."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptq4arvg.sampling import Sampler, filter_logits, guide, image_generator
+
+
+def test_guidance():
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])
+    assert torch.equal(guide(a, b, 0.0), a)
+    assert torch.allclose(guide(a, b, 2.0), 3 * a - 2 * b)
+
+
+def test_streams_differ_by_seed_and_index():
+    draws = {
+        torch.rand(1, generator=image_generator(seed, i), dtype=torch.float64).item()
+        for seed in range(20)
+        for i in range(20)
+    }
+    assert len(draws) == 400
+
+
+def test_frequencies_are_the_probabilities():
+    """Pearson's statistic of 200000 draws over 8 tokens: chi-squared with 7 degrees of freedom."""
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.0, -3.0, 0.5, 0.1])
+    n = 200_000
+    ids = Sampler(1, seed=0, top_k=0, top_p=0.0)(logits.expand(1, n, 8), 0)
+    expected = logits.softmax(0) * n
+    statistic = ((torch.bincount(ids[0], minlength=8) - expected).square() / expected).sum()
+    assert statistic < 24.3  # exceeded once in a thousand
+
+
+def test_only_what_the_filters_leave_is_drawn():
+    logits = torch.randn(2, 500, 30, generator=torch.Generator().manual_seed(0))
+    ids = Sampler(2, seed=1, top_k=3, top_p=0.0)(logits, 0)
+    assert logits.topk(3).indices.eq(ids[..., None]).any(-1).all()
+    best = Sampler(2, seed=1, top_k=1, top_p=0.0)(logits, 0)
+    assert torch.equal(best, logits.argmax(-1))
+
+
+def test_rows_do_not_depend_on_their_company():
+    logits = torch.randn(5, 9, 40, generator=torch.Generator().manual_seed(0))
+    whole = Sampler(5, 3, 20, 0.9)(logits, 0)
+    part = Sampler(2, 3, 20, 0.9, first_index=3)(logits[3:], 0)
+    assert torch.equal(part, whole[3:])
+
+
+def test_the_global_stream_is_left_alone():
+    before = torch.get_rng_state()
+    Sampler(1, 0, 0, 0.0)(torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(0)), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(0, 14), st.floats(0, 0.999))
+@settings(deadline=None, max_examples=60)
+def test_filters_keep_the_best_and_no_more_than_asked(seed, vocabulary, top_k, top_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, vocabulary, generator=generator)
+    kept = filter_logits(logits, top_k, top_p).isfinite()
+    assert kept.gather(1, logits.argmax(1, keepdim=True)).all()
+    if top_k:
+        assert (kept.sum(1) <= top_k).all()
+    if top_p and not top_k:
+        mass = (logits.softmax(1) * kept).sum(1)
+        assert (mass >= top_p - 1e-5).all()
+    assert torch.equal(filter_logits(logits), logits)
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9])
+def test_top_p_keeps_the_smallest_set(top_p):
+    probabilities = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    kept = filter_logits(probabilities.log(), 0, top_p).isfinite().sum().item()
+    assert kept == {0.5: 2, 0.9: 3}[top_p]
