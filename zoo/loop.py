@@ -17,7 +17,15 @@ import torch
 
 from ptq4arvg.progress import make_progress
 
-__all__ = ["Stopped", "arguments", "load_checkpoint", "run_command", "save_checkpoint", "train"]
+__all__ = [
+    "Stopped",
+    "arguments",
+    "load_checkpoint",
+    "positive",
+    "run_command",
+    "save_checkpoint",
+    "train",
+]
 
 FIRST_REPORT, REPORT_EVERY = 1.5, 30.0  # seconds
 
@@ -34,7 +42,8 @@ class Stopped(Exception):
     """Training was interrupted after it had saved its state."""
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A command-line number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; wanted at least 1")
@@ -49,11 +58,11 @@ def arguments(description: str, steps: int, batch: int) -> argparse.ArgumentPars
     required = {"type": Path, "required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--data", help="folder that prepare_data.py wrote", **required)
     parser.add_argument("--out", help="folder for checkpoints and weights", **required)
-    parser.add_argument("--steps", type=_positive, default=steps, help="optimizer steps")
-    parser.add_argument("--batch", type=_positive, default=batch, help="pictures per step")
+    parser.add_argument("--steps", type=positive, default=steps, help="optimizer steps")
+    parser.add_argument("--batch", type=positive, default=batch, help="pictures per step")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches, augmentation")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--save-every", type=_positive, default=250, help="steps")
+    parser.add_argument("--save-every", type=positive, default=250, help="steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     return parser
 
