@@ -5,7 +5,8 @@
 
 On the bundled model, plain and stressed. Every row is a calibration seed and a variant; the rows
 compared on (next-token KL, top-1) and the images (Frechet distance in the bundled feature space)
-are the same for all. A summary over the seeds is printed at the end.
+are the same for all. Rows are written as they are measured; an interrupted run goes on where it
+stopped, unless the commit or the settings are others. A summary over the seeds ends it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ from ptq4arvg.evaluation import (
 
 MODEL, STRESS, EVALUATION_SEED = "var-tiny", (0.0, 30.0), 1000
 
+COLUMNS = ("stress", "seed", "variant", "kl", "top1_agreement", "logit_error", "sqnr_db",
+           "worst_sqnr_db", "worst_layer", "fd", "fd_low", "fd_high")  # fmt: skip
+
 # name -> (scheme, selection of calibration rows, images are drawn, options of quantize_)
 VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W8A8": ("W8A8", "dgc", True, {}),
     "W4A8": ("W4A8", "dgc", True, {}),
     "W6A6": ("W6A6", "dgc", True, {}),
     "W6A6 without GPS": ("W6A6", "dgc", False, {"gps": False}),
+    "W6A6 without smoothing": ("W6A6", "dgc", False, {"smooth": 0.0}),
     "W6A6 without GPS, smoothing, centring": (
         "W6A6", "dgc", False, {"gps": False, "smooth": 0.0, "center": False},
     ),
@@ -71,8 +76,10 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def measure(seeds: int, images: int, samples: int, keep: int) -> Iterator[dict[str, Any]]:
-    """One row of the CSV file per stress, seed and variant; "float" first."""
+def measure(
+    seeds: int, images: int, samples: int, keep: int, done: set[tuple[str, ...]]
+) -> Iterator[dict[str, Any]]:
+    """One row of the CSV file per stress, seed and variant that is not ``done``; "float" first."""
     network, reference = load_features(), load_reference()
     for stress in STRESS:
         model = ptq4arvg.load_model(MODEL, stress=stress)
@@ -87,13 +94,15 @@ def measure(seeds: int, images: int, samples: int, keep: int) -> Iterator[dict[s
             fd = FeatureStatistics().update(features).distance(*reference)
             return {"fd": fd, "fd_low": low, "fd_high": high}
 
-        yield {"stress": stress, "seed": "", "variant": "float"} | distance(model)
+        if (str(stress), "", "float") not in done:
+            yield {"stress": stress, "seed": "", "variant": "float"} | distance(model)
         for seed in range(seeds):
+            wanted = {v: k for v, k in VARIANTS.items() if (str(stress), str(seed), v) not in done}
             rows = {
                 select: ptq4arvg.calibrate(model, samples, keep, seed, select)
-                for select in sorted({v[1] for v in VARIANTS.values()})
+                for select in sorted({v[1] for v in wanted.values()})
             }
-            for variant, (scheme, select, draws, options) in VARIANTS.items():
+            for variant, (scheme, select, draws, options) in wanted.items():
                 other = ptq4arvg.load_model(MODEL, stress=stress)
                 report = ptq4arvg.quantize_(other, scheme, calibration=rows[select], **options)
                 close = agreement(logits, other, *compared)
@@ -104,16 +113,26 @@ def measure(seeds: int, images: int, samples: int, keep: int) -> Iterator[dict[s
                 yield row | (distance(other) if draws else {})
 
 
+def read_done(path: Path, stamp: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run of the same commit and settings; the date may differ."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings = {k: str(v) for k, v in stamp.items() if k != "date"}
+    return [row for row in rows if settings.items() <= row.items()]
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
     """Means over the seeds, one line per variant, plain and stressed side by side."""
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         cells = [f"{variant:40}"]
         for stress in STRESS:
-            found = [r for r in rows if r["variant"] == variant and r["stress"] == stress]
+            found = [r for r in rows if r["variant"] == variant and float(r["stress"]) == stress]
             for key, form in (("kl", "9.5f"), ("top1_agreement", "7.3f"), ("sqnr_db", "6.1f"),
                               ("fd", "6.2f")):  # fmt: skip
-                values = [r[key] for r in found if r.get(key) is not None]
+                values = [float(r[key]) for r in found if r.get(key) not in (None, "")]
                 cells.append(format(mean(values), form) if values else " " * int(float(form[:-1])))
         lines.append(" ".join(cells))
     head = " ".join([" " * 40] + ["       KL   top-1   SQNR     FD"] * len(STRESS))
@@ -132,20 +151,25 @@ def main() -> None:
     stamp = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
              "isa": ops.isa(), "machine": platform.machine(), "images": arguments.images,
              "samples": arguments.samples, "keep": arguments.keep}  # fmt: skip
-    rows, start = [], time.monotonic()
-    sys.stdout.write("measuring the float model\n")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for row in measure(arguments.seeds, arguments.images, arguments.samples, arguments.keep):
-        rows.append(row)
-        shown = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
-        sys.stdout.write(f"{time.monotonic() - start:6.0f} s  {shown}\n")
-        sys.stdout.flush()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, *stamp], lineterminator="\n")
+    out: Path = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows, start = read_done(out, stamp), time.monotonic()
+    sys.stdout.write(f"{len(rows)} rows are there already\n" if rows else "starting\n")
+    sys.stdout.flush()
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *stamp], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row | stamp for row in rows)
-    sys.stdout.write(f"{summary(rows)}\nwrote {arguments.out}\n")
+        writer.writerows(rows)
+        done = {(row["stress"], row["seed"], row["variant"]) for row in rows}
+        settings = (arguments.seeds, arguments.images, arguments.samples, arguments.keep)
+        for row in measure(*settings, done):
+            rows.append(row)
+            writer.writerow(row | stamp)
+            file.flush()
+            shown = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+            sys.stdout.write(f"{time.monotonic() - start:6.0f} s  {shown}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{summary(rows)}\nwrote {out}\n")
 
 
 if __name__ == "__main__":
