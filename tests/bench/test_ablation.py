@@ -21,8 +21,8 @@ def row(stress, seed, variant, kl, **stamp):
 def test_rows_of_the_same_settings_are_kept(tmp_path):
     path = tmp_path / "a.csv"
     assert ablation.read_done(path, STAMP) == []
-    write(path, [row(0.0, 1, "W6A6", 0.5), row(0.0, 1, "W8A8", 0.1, commit="def"),
-                 row(0.0, 1, "W4A8", 0.1, keep=8), row(30.0, 0, "W6A6", 0.7, date="other")])  # fmt: skip
+    same, other = row(0.0, 1, "W6A6", 0.5), row(30.0, 0, "W6A6", 0.7, date="other")
+    write(path, [same, {**same, "commit": "def"}, {**same, "keep": 8}, other])
     kept = ablation.read_done(path, STAMP)
     assert [(r["stress"], r["variant"]) for r in kept] == [("0.0", "W6A6"), ("30.0", "W6A6")]
 
