@@ -1,0 +1,61 @@
+"""Fusing packed linears with norms and activations, and undoing it."""
+
+import torch
+
+import ptq4arvg
+from ptq4arvg.calibration import Calibration
+from ptq4arvg.fuse import fuse_, unfuse_
+from ptq4arvg.pipeline import quantize_
+
+
+def rows(model):
+    ids = torch.randint(512, (2, model.tokens), generator=torch.Generator().manual_seed(1))
+    return Calibration(ids, torch.tensor([0, model.null_label]), seed=1, select="given")
+
+
+def quantized(**options):
+    model = ptq4arvg.load_model("var-tiny")
+    quantize_(model, "W8A8", "rtn", rows(model), **options)
+    return model
+
+
+def state(model):
+    """(norms that emit codes, activations that are done in an epilogue)."""
+    modules = list(model.transformer.modules())
+    norms = [m for m in modules if getattr(m, "quantizer", None) is not None]
+    return len(norms), len([m for m in modules if getattr(m, "fused", False)])
+
+
+def test_every_declared_pair_is_fused_and_can_be_undone():
+    model = quantized()
+    depth = model.config.depth
+    assert state(model) == (2 * depth + 1, depth)
+    unfuse_(model)
+    assert state(model) == (0, 0)
+    assert fuse_(model) == 3 * depth + 1
+    assert state(model) == (2 * depth + 1, depth)
+
+
+def test_a_float_neighbour_is_not_fused_into():
+    model = quantized(ignore=["head", "blocks.0.ffn.fc2", "blocks.1.ffn.fc1"])
+    depth = model.config.depth
+    assert state(model) == (2 * depth - 1, depth - 2)
+    assert model.replay(rows(model).ids, rows(model).labels).isfinite().all()
+
+
+def test_sinks_keep_their_linears_apart():
+    assert state(quantized(sink="float")) == (0, 0)
+
+
+def test_fused_and_separate_results_agree():
+    model = quantized()
+    calibration = rows(model)
+    fused = model.replay(calibration.ids, calibration.labels)
+    unfuse_(model)
+    separate = model.replay(calibration.ids, calibration.labels)
+    assert (fused - separate).square().mean() < 1e-4 * separate.square().mean()
+
+
+def test_a_float_model_has_nothing_to_fuse():
+    model = ptq4arvg.load_model("var-tiny")
+    assert fuse_(model) == 0 and state(model) == (0, 0)
