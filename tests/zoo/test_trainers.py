@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,12 +18,23 @@ from ptq4arvg.models import load_model
 from ptq4arvg.models.registry import DATA
 from ptq4arvg.models.vqvae import VQVAE
 from ptq4arvg.nn import AttentionCore
-from zoo import common, loop, train_features, train_tokenizer, train_transformer
+from zoo import (
+    check,
+    common,
+    loop,
+    prepare_data,
+    train_features,
+    train_tokenizer,
+    train_transformer,
+)
 
 from .test_loop import Display
 
 BUNDLED = DATA / "var-tiny"
-SEED = torch.Generator
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +117,7 @@ def test_tokenizer_training_resumes_exactly_and_exports(data, tmp_path, monkeypa
 
 def test_quantizing_gives_the_codes_of_the_tokenizer_and_passes_the_gradient(bundled):
     quantizer = bundled.tokenizer.quantize
-    f = torch.randn(2, 16, 8, 8, generator=SEED().manual_seed(0)).requires_grad_()
+    f = torch.randn(2, 16, 8, 8, generator=seeded(0)).requires_grad_()
     f_hat, loss, ids = train_tokenizer.quantize(quantizer, f)
     assert torch.equal(ids, quantizer.encode(f.detach()))
     torch.testing.assert_close(f_hat, quantizer.latents_and_inputs(ids)[0], atol=1e-5, rtol=1e-5)
@@ -122,15 +134,20 @@ def test_quantizing_gives_the_codes_of_the_tokenizer_and_passes_the_gradient(bun
 
 def test_the_codebook_is_filled_from_the_latents(bundled):
     quantizer = VQVAE(bundled.tokenizer.config).quantize
-    f = torch.randn(16, 16, 8, 8, generator=SEED().manual_seed(0))
-    train_tokenizer.fill_codebook_(quantizer, f, SEED().manual_seed(0))
+    f = torch.randn(16, 16, 8, 8, generator=seeded(0))
+    train_tokenizer.fill_codebook_(quantizer, f, seeded(0))
     codes = quantizer.embedding.weight.detach()
-    assert len(codes.unique(dim=0)) == 512
+    assert len(codes.unique(dim=0)) > 500  # the corners of 4x4 and 5x5 means are the same
     vectors = f.permute(0, 2, 3, 1).reshape(-1, 16)
-    assert (torch.cdist(codes[:150], vectors).amin(1) < 1e-3).all()
+
+    def nearest(a, b):
+        # Exactly, not by matrix products, which leave a rest of 1e-3 between equal vectors.
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+
+    assert nearest(codes[:150], vectors).max() < 1e-5
     means = F.adaptive_avg_pool2d(f, 1).flatten(1)
-    assert (torch.cdist(means, codes[230:330]).amin(1) < 1e-3).any()
-    assert (torch.cdist(codes[330:], vectors).amin(1) > 1e-3).all()  # residuals
+    assert nearest(means, codes[230:330]).min() < 1e-5
+    assert nearest(codes[330:], vectors).min() > 1e-3  # residuals
 
 
 def test_rare_codes_are_replaced_and_forgotten_by_the_optimizer(bundled):
@@ -138,7 +155,7 @@ def test_rare_codes_are_replaced_and_forgotten_by_the_optimizer(bundled):
     quantizer = model.quantize
     weight = quantizer.embedding.weight
     optimizer = train_tokenizer.make_optimizer(model)
-    f = torch.randn(2, 16, 8, 8, generator=SEED().manual_seed(0))
+    f = torch.randn(2, 16, 8, 8, generator=seeded(0))
     train_tokenizer.quantize(quantizer, f)[1].backward()
     optimizer.step()
     use = train_tokenizer.CodeUse(512, "cpu")
@@ -147,7 +164,7 @@ def test_rare_codes_are_replaced_and_forgotten_by_the_optimizer(bundled):
     before, moments = weight.detach().clone(), optimizer.state[weight]
     moments["exp_avg"].fill_(1)
     ids = quantizer.encode(f)
-    count = train_tokenizer.replace_rare_(quantizer, f, ids, use, optimizer, SEED().manual_seed(0))
+    count = train_tokenizer.replace_rare_(quantizer, f, ids, use, optimizer, seeded(0))
     changed = (weight != before).any(1).nonzero().flatten().tolist()
     assert count == 2 and changed == [3, 400]
     assert moments["exp_avg"][[3, 400]].eq(0).all() and moments["exp_avg"].sum() == 510 * 16
@@ -269,7 +286,7 @@ def test_only_matrices_of_linears_are_decayed(bundled):
 
 
 def test_explicit_attention_is_the_fused_one(bundled):
-    generator = SEED().manual_seed(0)
+    generator = seeded(0)
     q, k, v = (torch.randn(2, 4, 155, 64, generator=generator) for _ in range(3))
     explicit, fused = train_transformer.ExplicitAttention(), AttentionCore()
     for mask in (None, bundled.transformer.mask):
@@ -331,8 +348,8 @@ def test_folding_keeps_the_logits():
         model = train_features.TrainingNetwork(FeatureNetwork(32))
         images = torch.rand(8, 3, 32, 32)
     for norm in model.norms:
-        torch.nn.init.uniform_(norm.weight, 0.5, 2, generator=SEED().manual_seed(1))
-        torch.nn.init.uniform_(norm.bias, -1, 1, generator=SEED().manual_seed(2))
+        torch.nn.init.uniform_(norm.weight, 0.5, 2, generator=seeded(1))
+        torch.nn.init.uniform_(norm.bias, -1, 1, generator=seeded(2))
     for _ in range(3):
         model(images)  # running statistics
     network = FeatureNetwork(32)
@@ -345,10 +362,10 @@ def test_folding_keeps_the_logits():
 def test_features_are_dropped_by_the_given_generator():
     with common.fresh_weights(0):
         model = train_features.TrainingNetwork(FeatureNetwork(32)).eval()
-        images = torch.rand(64, 3, 32, 32)
-    first, again = (model(images, SEED().manual_seed(3)) for _ in range(2))
+        images = torch.rand(8, 3, 8, 8)
+    first, again = (model(images, seeded(3)) for _ in range(2))
     assert torch.equal(first, again) and not torch.allclose(first, model(images))
-    draws = torch.stack([model(images, SEED().manual_seed(i)) for i in range(64)])
+    draws = torch.stack([model(images, seeded(i)) for i in range(64)])
     torch.testing.assert_close(draws.mean(0), model(images), atol=0.05, rtol=0)  # no bias
 
 
@@ -374,12 +391,29 @@ def test_missing_data_is_an_error_of_one_line(module, tmp_path, capsys):
     assert "\n" not in error and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["prepare_data", "check", *(m.__name__[4:] for m in TRAINERS)])
-def test_the_scripts_run_as_files(name, tmp_path):
-    import subprocess
+# Runs every script as a file, with nothing of the others left behind.
+RUN_ALL = """
+import runpy, sys
+before = list(sys.path)
+for script in sys.argv[1:]:
+    sys.path[:] = before
+    for name in [n for n in sys.modules if n.split(".")[0] == "zoo"]:
+        del sys.modules[name]
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0, script
+"""
 
-    script = Path(__file__).parents[2] / "zoo" / f"{name}.py"
+
+def test_the_scripts_run_as_files(tmp_path):
+    folder = Path(__file__).parents[2] / "zoo"
+    scripts = [folder / f"{m.__name__[4:]}.py" for m in (prepare_data, check, *TRAINERS)]
     result = subprocess.run(
-        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
+        [sys.executable, "-c", RUN_ALL, *map(str, scripts)],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("usage:") == 5
+    assert all(f"usage: {script.name}" in result.stdout for script in scripts)
