@@ -21,6 +21,7 @@ work=$(mktemp -d)
 logs=${LOGS:-$work}
 trap 'rm -rf "$work"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONPATH  # what is installed is what gets tested
 
 fresh() { # fresh NAME [TORCH]: a virtual environment and a clean copy of the source
   "$python" -m venv "$work/$1"
