@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from ptq4arvg.models import load_model
 from zoo.classes import CLASSES, FLIP_OK
 
 PICTURES, HELD_OUT = 24, 6
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """The bundled model."""
+    return load_model("var-tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Steps this small take far longer where several threads wait for a busy processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,8 @@ from torch.nn import functional as F
 
 from ptq4arvg.evaluation import frechet_distance, load_features, load_reference
 from ptq4arvg.models import load_model
-from ptq4arvg.models.registry import DATA
+from tests.zoo.helpers import BUNDLED
 from zoo import check, common
-
-BUNDLED = DATA / "var-tiny"
 
 
 @pytest.fixture(scope="module")

@@ -8,28 +8,8 @@ import signal
 import pytest
 import torch
 
+from tests.zoo.helpers import Display
 from zoo import loop
-
-
-class Display:
-    """Notes what is shown; at ``stop`` finished steps it presses Ctrl-C."""
-
-    def __init__(self, stop=None):
-        self.stop, self.calls, self.said = stop, [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def __call__(self, phase, done, total):
-        self.calls.append((phase, done, total))
-        if done == self.stop:
-            signal.raise_signal(signal.SIGINT)
-
-    def say(self, text):
-        self.said.append(text)
 
 
 def options(out, **changes):
