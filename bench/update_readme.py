@@ -1,42 +1,73 @@
 #!/usr/bin/env python3
-"""Put the table of a demo's report.json between the markers of README.md.
+"""Put measured tables between the markers of README.md.
 
     python bench/update_readme.py demo/report.json
+    python bench/update_readme.py bench/results/ablation.csv
 
-The picture goes with it: grid.png beside the report is copied to bench/results/demo/.
+A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
 from pathlib import Path
+from statistics import mean
 
 from ptq4arvg.report import markdown_table
 
-BEGIN, END = "<!-- demo-table -->", "<!-- /demo-table -->"
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def replace_table(text: str, table: str) -> str:
-    """``text`` with ``table`` between the markers. ValueError unless both are there once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"README.md wants one {BEGIN} and one {END} after it")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{table}{END}{tail}"
+def replace_table(text: str, name: str, table: str) -> str:
+    """``text`` with ``table`` between the markers of ``name``. ValueError unless both are there
+    once."""
+    begin, end = f"<!-- {name}-table -->", f"<!-- /{name}-table -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"README.md wants one {begin} and one {end} after it")
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{table}{end}{tail}"
 
 
-def main(report: Path) -> None:
-    """Update README.md and bench/results/demo/ from ``report``."""
-    data = json.loads(report.read_text())
+def ablation_table(rows: list[dict[str, str]]) -> str:
+    """Mean (least to largest) next-token KL over the seeds, plain and stressed, in Markdown."""
+    stresses = sorted({float(row["stress"]) for row in rows})
+    seeds = len({row["seed"] for row in rows if row["seed"]})
+    title = {s: f"stressed {s:g}" if s else "plain" for s in stresses}
+    lines = [
+        f"| KL, mean of {seeds} seeds (range) | " + " | ".join(title[s] for s in stresses) + " |",
+        "|---" + "|---:" * len(stresses) + "|",
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows if row["kl"]):
+        cells = []
+        for s in stresses:
+            found = [r for r in rows if r["variant"] == variant and float(r["stress"]) == s]
+            kl = [float(r["kl"]) for r in found]
+            cells.append(f"{mean(kl):.2g} ({min(kl):.2g} to {max(kl):.2g})" if kl else "")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(path: Path) -> None:
+    """Update README.md from ``path``, and bench/results/demo/ with a demo's report."""
     readme = ROOT / "README.md"
-    readme.write_text(replace_table(readme.read_text(), markdown_table(data["rows"])))
+    text = readme.read_text()
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            readme.write_text(
+                replace_table(text, "ablation", ablation_table([*csv.DictReader(file)]))
+            )
+        return
+    readme.write_text(
+        replace_table(text, "demo", markdown_table(json.loads(path.read_text())["rows"]))
+    )
     target = ROOT / "bench" / "results" / "demo"
     target.mkdir(parents=True, exist_ok=True)
     for name in ("grid.png", "report.json"):
-        shutil.copyfile(report.with_name(name), target / name)
+        shutil.copyfile(path.with_name(name), target / name)
 
 
 if __name__ == "__main__":

@@ -17,20 +17,34 @@ def script():
     return module
 
 
+BEGIN, END = "<!-- demo-table -->", "<!-- /demo-table -->"
+
+
 def test_the_table_goes_between_the_markers(script):
-    text = f"a\n{script.BEGIN}\nold\n{script.END}\nb\n"
-    once = script.replace_table(text, "| new |\n")
-    assert once == f"a\n{script.BEGIN}\n| new |\n{script.END}\nb\n"
-    assert script.replace_table(once, "| new |\n") == once
+    text = f"a\n{BEGIN}\nold\n{END}\nb\n"
+    once = script.replace_table(text, "demo", "| new |\n")
+    assert once == f"a\n{BEGIN}\n| new |\n{END}\nb\n"
+    assert script.replace_table(once, "demo", "| new |\n") == once
 
 
-@pytest.mark.parametrize(
-    "text", ["", "<!-- demo-table -->", "<!-- /demo-table --><!-- demo-table -->"]
-)
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN])
 def test_missing_markers_are_an_error(script, text):
     with pytest.raises(ValueError, match="wants one"):
-        script.replace_table(text, "")
+        script.replace_table(text, "demo", "")
 
 
 def test_the_readme_has_its_markers(script):
-    script.replace_table((ROOT / "README.md").read_text(), "")
+    for name in ("demo", "ablation"):
+        script.replace_table((ROOT / "README.md").read_text(), name, "")
+
+
+def test_the_ablation_table_has_means_and_ranges(script):
+    rows = [
+        {"stress": "0.0", "seed": "", "variant": "float", "kl": ""},
+        {"stress": "0.0", "seed": "0", "variant": "W6A6", "kl": "0.1"},
+        {"stress": "0.0", "seed": "1", "variant": "W6A6", "kl": "0.3"},
+        {"stress": "30.0", "seed": "0", "variant": "W6A6", "kl": "0.5"},
+    ]
+    lines = script.ablation_table(rows).splitlines()
+    assert lines[0] == "| KL, mean of 2 seeds (range) | plain | stressed 30 |"
+    assert lines[2:] == ["| W6A6 | 0.2 (0.1 to 0.3) | 0.5 (0.5 to 0.5) |"]
