@@ -155,7 +155,8 @@ def train(
     Stopped: after Ctrl-C, when the state is saved.
     """
     path = options.out / f"{name}.ckpt"
-    settings = {key: getattr(options, key) for key in ("steps", "batch", "seed")}
+    names = ("steps", "batch", "seed", "float32")
+    settings = {key: int(getattr(options, key)) for key in names if hasattr(options, key)}
     done = 0
     if options.resume:
         state = load_checkpoint(path, settings, options.device)

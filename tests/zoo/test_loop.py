@@ -14,7 +14,7 @@ from zoo import loop
 
 def options(out, **changes):
     values = {"out": out, "steps": 6, "batch": 2, "seed": 0, "device": "cpu", "save_every": 4,
-              "resume": False}  # fmt: skip
+              "resume": False, "float32": False}  # fmt: skip
     return argparse.Namespace(**values | changes)
 
 
@@ -99,7 +99,9 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 9), ("batch", 3), ("seed", 1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 9), ("batch", 3), ("seed", 1), ("float32", 1)]
+)
 def test_resuming_with_other_settings_is_refused(tmp_path, name, value):
     job(Display(), options(tmp_path))
     with pytest.raises(ValueError, match=f"made with {name} .*, not {value}"):
