@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Activation", "ModulatedNorm"]
+from ..nn import PackedLinear
+
+__all__ = ["Activation", "ModulatedNorm", "add_gated"]
 
 
 class ModulatedNorm(nn.Module):
@@ -63,6 +65,17 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.fused else self.FUNCTIONS[self.name](x)
+
+
+def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor) -> Tensor:
+    """``residual + linear(x) * gate``, in the GEMM's epilogue where that gives the same bits.
+
+    residual [B, T, N], gate [B, 1, N]. In other dtypes than float32 the epilogue rounds less often,
+    and sink positions are computed after it.
+    """
+    if isinstance(linear, PackedLinear) and residual.dtype == torch.float32 and not linear.sink:
+        return linear(x, residual, gate.squeeze(1))
+    return residual + linear(x) * gate
 
 
 def divide_rows_(linear: nn.Linear, rows: slice, scale: Tensor, shift: Tensor | None) -> None:

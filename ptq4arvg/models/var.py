@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
-from .layers import Activation, ModulatedNorm, divide_rows_, scaled_buffer
+from .layers import Activation, ModulatedNorm, add_gated, divide_rows_, scaled_buffer
 
 __all__ = ["VAR", "VARConfig", "VARModel"]
 
@@ -71,22 +71,34 @@ class Attention(nn.Module):
         if q is not None and v is not None:
             state[f"{prefix}mat_qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Everything but the projection: x [B, t, C] -> [B, t, C]."""
         b, t, c = x.shape
         qkv = self.mat_qkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        if self.l2_norm:
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(math.log(100)).exp()
-            k = F.normalize(k, dim=-1)
+        if self.cache is not None:
+            begin, end = self.cursor.begin, self.cursor.begin + t
+            new_k, new_v = (store[:, :, begin:end] for store in self.cache)
+            new_v.copy_(v)
+            # q and k are ours alone: what is computed of them goes into place.
+            if self.l2_norm:
+                q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
+                F.normalize(k, dim=-1, out=new_k)
+            else:
+                q.mul_(0.25 / math.sqrt(c // self.heads))
+                new_k.copy_(k)
+            k, v = (store[:, :, :end] for store in self.cache)
+        elif self.l2_norm:
+            q, k = F.normalize(q, dim=-1) * self._scale(), F.normalize(k, dim=-1)
         else:
             q = q * (0.25 / math.sqrt(c // self.heads))
-        if self.cache is not None:
-            end = self.cursor.begin + t
-            for store, new in zip(self.cache, (k, v), strict=True):
-                store[:, :, self.cursor.begin : end] = new
-            k, v = (store[:, :, :end] for store in self.cache)
-        y = self.core(q, k, v, mask)  # [B, H, t, d]
-        return self.proj(y.transpose(1, 2).reshape(b, t, c))
+        return self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, c)
+
+    def _scale(self) -> Tensor:
+        return self.scale_mul_1H11.clamp_max(math.log(100)).exp()
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.proj(self.attend(x, mask))
 
 
 class FeedForward(nn.Module):
@@ -97,8 +109,12 @@ class FeedForward(nn.Module):
         self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu_tanh")
         self.fc2 = nn.Linear(hidden, width)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """What fc2 reads."""
+        return self.act(self.fc1(x))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(self.hidden(x))
 
 
 class Block(nn.Module):
@@ -134,6 +150,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [B, t, C]; modulation: precomputed from the condition, which is then not needed."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation or self.modulation(condition)
+        if self.attn.cache is not None:
+            # Decoding, where nothing looks at a linear's own output.
+            attended = self.attn.attend(self.norm1(x, scale1, shift1), mask)
+            x = add_gated(self.attn.proj, attended, x, gate1)
+            hidden = self.ffn.hidden(self.norm2(x, scale2, shift2))
+            return add_gated(self.ffn.fc2, hidden, x, gate2)
         x = x + self.attn(self.norm1(x, scale1, shift1), mask) * gate1
         return x + self.ffn(self.norm2(x, scale2, shift2)) * gate2
 

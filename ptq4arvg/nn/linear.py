@@ -35,6 +35,7 @@ class _StaticInput(nn.Module):
         self.register_buffer("a_level_zero", zero, persistent=False)
         residual = zero - 128 if q.a_bits == 8 else None
         self.register_buffer("a_zero", residual, persistent=False)
+        self._one_row = len(scale) == 1  # its input has no token axis
 
     def extra_repr(self) -> str:
         return (
@@ -44,7 +45,7 @@ class _StaticInput(nn.Module):
 
     def _where(self) -> tuple[Tensor | None, int]:
         """(position, tokens) for the ops; an input without a token axis has a one-row table."""
-        if len(self.a_scale) == 1:
+        if self._one_row:
             return None, 0
         return self.cursor.position, self.cursor.tokens
 
@@ -60,7 +61,7 @@ class _StaticInput(nn.Module):
 
     def _sink_rows(self, rows: int) -> Tensor | None:
         """Indices of the rows whose position is a sink, or None."""
-        if not self.sink or len(self.a_scale) == 1:
+        if not self.sink or self._one_row:
             return None
         begin, tokens = self.cursor.begin, self.cursor.tokens
         hit = [s - begin for s in self.sink if begin <= s < begin + tokens]
@@ -162,27 +163,36 @@ class PackedLinear(_StaticInput):
         ([K] or None); x [B, T, K]; scale and shift [B, 1, K].
         """
         position, tokens = self._where()
+        own, norms = self._buffers, norm._buffers  # many times faster than attributes
         return ops.norm_quantize(
-            x, self.a_inv_scale, self.a_level_zero, self.a_bits, scale=scale, shift=shift,
-            constant=norm.constant, post_scale=norm.post_scale, post_shift=norm.post_shift,
-            eps=norm.eps, position=position, tokens=tokens,
+            x, own["a_inv_scale"], own["a_level_zero"], self.a_bits, scale=scale, shift=shift,
+            constant=norms["constant"], post_scale=norms["post_scale"],
+            post_shift=norms["post_shift"], eps=norm.eps, position=position, tokens=tokens,
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, gate: Tensor | None = None
+    ) -> Tensor:
+        """The linear of x; with ``residual`` [..., N] (and ``gate`` [images, N]) in its dtype,
+        ``residual + gate * linear(x)`` in the same op."""
+        own = self._buffers  # many times faster than attributes
         codes = x if x.dtype == torch.int8 else self.quantize(x)
         position, tokens = self._where()
-        arguments = {
-            "a_zero": self.a_zero, "w_sum": self.w_sum, "w_zero": self.w_zero, "bias": self.bias,
-            "bits": self.w_bits, "position": position, "tokens": tokens,
-            "activation": self.activation,
-        }  # fmt: skip
-        weight = self.packed, self.a_scale, self.w_scale
+        weight = (
+            own["packed"], own["a_scale"], own["w_scale"], own["a_zero"], own["w_sum"],
+            own["w_zero"], own["bias"],
+        )  # fmt: skip
         if self._next:
-            (to,) = self._next
+            to = self._next[0]
             return ops.gemm_quantize(
                 codes, *weight, out_inv_scale=to.a_inv_scale, out_zero=to.a_level_zero,
-                out_bits=to.a_bits, **arguments,
+                out_bits=to.a_bits, bits=self.w_bits, position=position, tokens=tokens,
+                activation=self.activation,
             )  # fmt: skip
-        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
-        y = ops.gemm(codes, *weight, out_dtype=out_dtype, **arguments)
+        like = x if residual is None else residual
+        y = ops.gemm(
+            codes, *weight, bits=self.w_bits, position=position, tokens=tokens,
+            activation=self.activation, residual=residual, gate=gate,
+            out_dtype=torch.float32 if like.dtype == torch.int8 else like.dtype,
+        )  # fmt: skip
         return self._replace_sinks(y, x) if self.sink else y

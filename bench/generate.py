@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Time whole models: quantized against the same float model in float32 and bfloat16.
+
+    python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W6A6,W4A8 \\
+        --out bench/results/generate.csv
+
+Every variant lives in a process of its own, so that its peak memory is its own; they generate in
+turn, one at a time. Quantized ones are loaded from a checkpoint and never hold a float copy of a
+quantized weight. Published sizes get random weights: speed and memory do not depend on their
+values, images do, and mean nothing here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import stamp, write_csv
+from tables import show
+from variants import FLOATS, Variant, VariantError, prepare
+
+from ptq4arvg.errors import closest
+from ptq4arvg.models.registry import model_config
+from ptq4arvg.numerics import SCHEMES
+from ptq4arvg.progress import make_progress
+
+TIMES = ("image", "first_scale", "tokens", "decode", "cpu")
+RATIOS = (
+    *(f"x_{base}{end}" for end in ("", "_tokens", "_cpu") for base in FLOATS),
+    *(f"memory_{base}" for base in FLOATS),
+)
+COLUMNS = (
+    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "variant", "repeats",
+    *(f"seconds_{name}" for name in TIMES), "p10", "p90", "seconds_load", "peak_mib",
+    "import_mib", "waited", *RATIOS,
+)  # fmt: skip
+
+
+def _median(values: list[float], q: float = 0.5) -> float:
+    return torch.tensor(values, dtype=torch.float64).quantile(q).item()
+
+
+def summarize(
+    name: str, loaded: dict[str, Any], runs: list[dict[str, float]], images: int
+) -> dict[str, Any]:
+    """One row, without ratios. Seconds of the whole call, but for seconds_image and its quantiles.
+
+    seconds_tokens: up to the last token; seconds_decode: from there; seconds_cpu: of all threads.
+    """
+    totals = [run["seconds"] / images for run in runs]
+    return {
+        "variant": name, "repeats": len(runs), "seconds_image": _median(totals),
+        "p10": _median(totals, 0.1), "p90": _median(totals, 0.9),
+        "seconds_first_scale": _median([run["first"] for run in runs]),
+        "seconds_tokens": _median([run["tokens"] for run in runs]),
+        "seconds_decode": _median([run["decode"] for run in runs]),
+        "seconds_cpu": _median([run["cpu"] for run in runs]),
+        "waited": _median([run["waited"] for run in runs]),
+        "seconds_load": loaded["seconds"], "import_mib": loaded["import_mib"],
+        "peak_mib": max(run["peak_mib"] for run in runs),
+    }  # fmt: skip
+
+
+def add_ratios(rows: list[dict[str, Any]], runs: dict[str, list[dict[str, float]]]) -> None:
+    """Ratios of the same round, then their median; memory_*: peak as a part of that variant's."""
+    by_name = {row["variant"]: row for row in rows}
+    for row in rows:
+        for base in FLOATS:
+            if base not in by_name:
+                continue
+            pairs = list(zip(runs[base], runs[row["variant"]], strict=False))
+            for end, key in (("", "seconds"), ("_tokens", "tokens"), ("_cpu", "cpu")):
+                row[f"x_{base}{end}"] = _median([a[key] / b[key] for a, b in pairs])
+            row[f"memory_{base}"] = row["peak_mib"] / by_name[base]["peak_mib"]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The rows, with the ratios against both float variants."""
+    lines = []
+    for row in rows:
+        ratios = [f"{row[c]:.2f}" if c in row else "" for c in RATIOS]
+        times = [f"{row[f'seconds_{c}']:.3f}" for c in TIMES]
+        lines.append([row["variant"], *times, f"{row['peak_mib']:.0f}", *ratios])
+    names = [c.replace("x_", "x ").replace("memory_", "mem/").replace("float", "f") for c in RATIOS]
+    head = ["variant", "s/image", "first", "tokens", "decode", "cpu", "MiB"]
+    head += [name.replace("bf16", "bf").replace("_", " ") for name in names]
+    first = rows[0]
+    title = f"{first['model']}, {first['images']} images with guidance, {first['threads']} threads"
+    show(title, head, lines)
+    waited = max(row["waited"] for row in rows)
+    if waited > 0.05:
+        sys.stdout.write(
+            f"Threads waited for a processor for up to {waited:.0%} of the time: repeat on a quiet "
+            "machine\n"
+        )
+    if first["model"] != "var-tiny":
+        sys.stdout.write("Random weights: the images mean nothing, speed and memory do.\n")
+
+
+def measure(
+    arguments: argparse.Namespace, checkpoints: Path, rows: list[dict[str, Any]],
+    progress: Callable[[str, int, int], None],
+) -> None:  # fmt: skip
+    """Start all variants, run them in turn, and fill ``rows`` with what was measured."""
+    names = [*arguments.floats, *arguments.schemes]
+    folders = prepare(arguments.model, arguments.schemes, checkpoints, arguments.threads, progress)
+    variants: dict[str, Variant] = {}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    try:
+        for number, name in enumerate(names):
+            progress("load", number, len(names))
+            variants[name] = Variant(
+                arguments.model, name, folders.get(name), arguments.images, arguments.threads,
+                arguments.device,
+            )  # fmt: skip
+            variants[name].run()  # the first call allocates; it is not counted
+        progress("load", len(names), len(names))
+        total = len(names) * arguments.repeats
+        for done in range(total):
+            progress("generate", done, total)
+            name = names[done % len(names)]
+            runs[name].append(variants[name].run())
+        progress("generate", total, total)
+    finally:
+        for variant in variants.values():
+            variant.close()
+        shared = stamp(arguments.device, arguments.threads) | {
+            "model": arguments.model, "images": arguments.images,
+        }  # fmt: skip
+        rows += [
+            shared | summarize(n, variants[n].loaded, runs[n], arguments.images)
+            for n in names
+            if runs[n]
+        ]
+        add_ratios(rows, runs)
+
+
+def _list(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"{option}: unknown {name!r}; known are {', '.join(known)}. "
+                             f"{closest(name, known)}")  # fmt: skip
+    return wanted
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", default="var-d16")
+    add("--images", type=int, default=1, help="labels of one call of generate")
+    add("--schemes", default="W8A8,W6A6,W4A8")
+    add("--floats", default=",".join(FLOATS), help="float variants to compare with")
+    add("--repeats", type=int, default=5, help="calls of every variant")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--checkpoints", type=Path, help="keep the quantized models here and use what is there")
+    add("--out", type=Path, help="CSV file")
+    add("--quiet", action="store_true", help="no progress")
+    arguments = parser.parse_args(argv)
+    model_config(arguments.model)
+    arguments.schemes = _list("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
+    arguments.floats = _list("--floats", arguments.floats, FLOATS)
+    if min(arguments.images, arguments.repeats, arguments.threads) < 1:
+        raise ValueError("--images, --repeats and --threads want numbers above 0")
+    if not arguments.schemes and not arguments.floats:
+        raise ValueError("nothing to measure: --schemes and --floats are both empty")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write the file. 2 for bad arguments, 130 when interrupted."""
+    try:
+        arguments = _parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"generate.py: {error}\n")
+        return 2
+    rows: list[dict[str, Any]] = []
+    status = 0
+    folder = arguments.checkpoints or Path(tempfile.mkdtemp(prefix="ptq4arvg-"))
+    with make_progress(arguments.quiet) as display:
+        try:
+            measure(arguments, folder, rows, display)
+        except KeyboardInterrupt:
+            display.say("interrupted; this is what was measured until then")
+            status = 130
+        except VariantError as error:
+            display.say(f"generate.py: {error}")
+            status = 1
+        finally:
+            if not arguments.checkpoints:
+                shutil.rmtree(folder, ignore_errors=True)
+    if rows:
+        print_table(rows)
+        if arguments.out:
+            write_csv(arguments.out, COLUMNS, rows)
+            sys.stdout.write(f"wrote {arguments.out}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

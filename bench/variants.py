@@ -1,0 +1,204 @@
+"""Models in processes of their own, for bench/generate.py.
+
+A worker builds or loads one model, then generates whenever it is told to; both sides talk in lines
+of JSON. Run as a script, this file is the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FLOATS", "Variant", "VariantError", "prepare"]
+
+FLOATS = ("float32", "bfloat16")
+# Enough for ranges; random weights give nothing that more would improve.
+CALIBRATION_ROWS = 2
+
+
+class VariantError(RuntimeError):
+    """A worker ended before its time."""
+
+
+class _Worker:
+    """A process that is sent lines and answers with lines of JSON."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    def read(self) -> dict[str, Any]:
+        """The next answer. VariantError if the process has ended instead."""
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise VariantError(
+                f"{self.name}: its process ended with status {status} before it answered; its "
+                "message is above (-9: it was killed, most likely for want of memory)"
+            )
+        return json.loads(line)
+
+    def send(self, line: str) -> None:
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End the process, however busy it is."""
+        self._process.terminate()
+        self._process.wait()
+
+
+class Variant:
+    """One model in its own process. ``loaded``: how long that took, and memory before it."""
+
+    def __init__(
+        self, model: str, name: str, folder: Path | None, images: int, threads: int, device: str
+    ) -> None:
+        self._worker = _Worker(
+            name, "serve", model, name, str(folder or ""), str(images), str(threads), device
+        )
+        self.loaded = self._worker.read()
+
+    def run(self) -> dict[str, float]:
+        """Generate once. Seconds: "seconds" in all, "first" scale, "tokens", "decode", "cpu" of all
+        threads; "waited": part of the time that threads waited for a processor; "peak_mib" of the
+        process so far."""
+        self._worker.send("run")
+        return self._worker.read()
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+
+def prepare(
+    model: str, schemes: list[str], folder: Path, threads: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Path]:  # fmt: skip
+    """Checkpoints of ``model``, one per scheme, made in ``folder`` where they do not exist yet."""
+    folders = {scheme: folder / f"{model}-{scheme}" for scheme in schemes}
+    missing = [scheme for scheme in schemes if not folders[scheme].exists()]
+    if missing:
+        progress("prepare", 0, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        worker = _Worker("prepare", "prepare", model, ",".join(missing), str(folder), str(threads))
+        try:
+            while step := worker.read():
+                progress(*step["progress"])
+        finally:
+            worker.close()
+    return folders
+
+
+def _float_model(name: str, dtype: str) -> Any:
+    """The float model, never held in another dtype; published sizes get random weights."""
+    import torch
+
+    from ptq4arvg.models.registry import BUNDLED, build_model, load_model, model_config
+
+    wanted = getattr(torch, dtype)
+    if name in BUNDLED:
+        return load_model(name, dtype=wanted)
+    torch.set_default_dtype(wanted)
+    try:
+        return build_model(name, model_config(name), seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _answer(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def _prepare(name: str, schemes: str, folder: str, threads: str) -> None:
+    import torch
+
+    import ptq4arvg
+
+    torch.set_num_threads(int(threads))
+    rows = None
+    for scheme in schemes.split(","):
+
+        def progress(phase: str, done: int, total: int, scheme: str = scheme) -> None:
+            if phase.startswith("fit"):
+                return  # nothing to fit, all at once
+            _answer({"progress": [f"prepare {scheme}: {phase}", done, total]})
+
+        progress("build", 0, 1)
+        model = _float_model(name, "float32")
+        rows = rows or ptq4arvg.calibrate(
+            model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
+        )
+        ptq4arvg.quantize_(model, scheme, "rtn", rows, batch_size=1, progress=progress)
+        model.save_pretrained(Path(folder) / f"{name}-{scheme}")
+    _answer({})
+
+
+def _mib(field: str) -> float:
+    """VmHWM (peak) or VmRSS of this process; the peak as the system counts it elsewhere."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _serve(name: str, variant: str, folder: str, images: str, threads: str, device: str) -> None:
+    import torch
+    from timing import Waiting
+
+    import ptq4arvg
+
+    torch.set_num_threads(int(threads))
+    before, start = _mib("VmRSS"), time.perf_counter()
+    if folder:
+        model = ptq4arvg.load_quantized(folder, device=device)
+    else:
+        model = _float_model(name, variant).to(device)
+    labels = [label % model.num_classes for label in range(int(images))]
+    marks: dict[str, float] = {}
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def mark(key: str) -> None:
+        wait()
+        marks.setdefault(key, time.perf_counter())
+
+    # The last linear gives the logits of a scale; its first call ends the first one.
+    head = model.transformer.get_submodule(model.linears()[-1].name)
+    head.register_forward_hook(lambda *_: None if "first" in marks else mark("first"))
+    decode = model.decode_ids
+    model.decode_ids = lambda ids: (mark("tokens"), decode(ids))[1]
+    _answer({"seconds": time.perf_counter() - start, "import_mib": before})
+    for _ in sys.stdin:
+        marks.clear()
+        with Waiting() as waiting:
+            waited, cpu, start = waiting.read(), time.process_time(), time.perf_counter()
+            model.generate(labels, seed=0, batch_size=len(labels))
+            mark("end")
+            waited, cpu = waiting.read() - waited, time.process_time() - cpu
+        seconds = marks["end"] - start
+        _answer({
+            "seconds": seconds, "first": marks["first"] - start, "tokens": marks["tokens"] - start,
+            "decode": marks["end"] - marks["tokens"], "peak_mib": _mib("VmHWM"),
+            "waited": waited / seconds / int(threads), "cpu": cpu,
+        })  # fmt: skip
+
+
+if __name__ == "__main__":
+    # The parent handles an interrupt and ends its workers.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    {"prepare": _prepare, "serve": _serve}[sys.argv[1]](*sys.argv[2:])
