@@ -303,10 +303,11 @@ def _quantize_linear(
 
 def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, record):
     """Put the quantized module in the linear's place; the float weight goes with the old one."""
-    kind = PackedLinear if pack else QuantLinear
-    module = kind(q, model.cursor)
     parent, _, leaf = p.name.rpartition(".")
-    setattr(model.transformer.get_submodule(parent), leaf, module)
+    owner = model.transformer.get_submodule(parent)
+    dtype = getattr(owner, leaf).weight.dtype
+    module = PackedLinear(q, model.cursor, dtype) if pack else QuantLinear(q, model.cursor)
+    setattr(owner, leaf, module)
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16
     return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,

@@ -186,3 +186,17 @@ def test_a_quantized_model_is_not_quantized_again(quantized, cases):
     model, _, _ = quantized(0.0, "ptq4arvg", "W6A6")
     with pytest.raises(ValueError, match="quantized already"):
         quantize_(model, "W8A8", calibration=cases[0.0][0])
+
+
+def test_half_precision_models(tmp_path):
+    """What is not quantized stays in bfloat16, and a checkpoint gives the same images."""
+    model = ptq4arvg.load_model("var-tiny", dtype=torch.bfloat16)
+    rows = ptq4arvg.calibrate(model, samples=8, keep=4)
+    exact = model.replay(rows.ids, rows.labels).float()
+    quantize_(model, "W8A8", calibration=rows)
+    logits = model.replay(rows.ids, rows.labels)
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - exact).square().sum() < 1e-3 * exact.square().sum()
+    images = model.generate([3, 7], seed=1)
+    model.save_pretrained(tmp_path / "q")
+    assert torch.equal(ptq4arvg.load_quantized(tmp_path / "q").generate([3, 7], seed=1), images)

@@ -106,17 +106,16 @@ def _assemble(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> Any:
     settings = layer_settings(config["quantization_config"])
-    model = build(config)
+    model, dtype = build(config), compute_dtype(config)
     _install_attention(model, config["quantization_config"], tensors)
     for name, setting in settings.items():
-        _install_linear(model, name, setting, tensors, device)
+        _install_linear(model, name, setting, tensors, device, dtype)
     parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "tokenizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:
             raise ValueError(f"{name} belongs to no part of a model")
         parts[part][rest] = tensor
-    dtype = compute_dtype(config)
     fill(model.transformer, parts["transformer"], set(settings), dtype, device)
     fill(model.tokenizer, parts["tokenizer"], set(), dtype, device)
     model.to(device)
@@ -137,6 +136,7 @@ def _install_linear(
     setting: dict[str, Any],
     tensors: dict[str, Tensor],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Take the linear's tensors out of ``tensors`` and put its integer module in place."""
     try:
@@ -158,7 +158,7 @@ def _install_linear(
         for f in fields(q)
         if isinstance(getattr(q, f.name), Tensor)
     }
-    _replace(model, name, PackedLinear.from_quantization(replace(q, **moved), model.cursor))
+    _replace(model, name, PackedLinear(replace(q, **moved), model.cursor, dtype))
 
 
 def _install_attention(model: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

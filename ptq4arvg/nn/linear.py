@@ -115,19 +115,18 @@ class PackedLinear(_StaticInput):
     Buffers: ``packed`` uint8, the weight in this device's kernel layout, ``w_scale`` [N],
     ``w_zero`` int32 [N] or None, ``w_sum`` int32 [N], ``bias`` [N] or None, ``input_scale`` and
     ``input_zero`` [G], ``position_group`` [T]. ``activation`` is applied in the GEMM's epilogue.
+    dtype: of the output where the input, being codes, does not tell it.
     """
 
-    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+    def __init__(
+        self, q: LinearQuantization, cursor: Cursor, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(q, cursor)
+        self.dtype = dtype
         self.activation = "none"
         self._next: tuple[PackedLinear, ...] = ()  # a tuple, so that it is not a submodule
         self.register_buffer("w_sum", q.codes.sum(1, dtype=torch.int32))
         self.register_buffer("packed", ops.pack_weight(q.codes.contiguous(), q.w_zero, q.w_bits))
-
-    @classmethod
-    def from_quantization(cls, q: LinearQuantization, cursor: Cursor) -> PackedLinear:
-        """The integer linear of a canonical quantization."""
-        return cls(q, cursor)
 
     def canonical(self) -> LinearQuantization:
         """The canonical (row-major) form of this layer, as checkpoints store it."""
@@ -193,6 +192,6 @@ class PackedLinear(_StaticInput):
         y = ops.gemm(
             codes, *weight, bits=self.w_bits, position=position, tokens=tokens,
             activation=self.activation, residual=residual, gate=gate,
-            out_dtype=torch.float32 if like.dtype == torch.int8 else like.dtype,
+            out_dtype=self.dtype if like.dtype == torch.int8 else like.dtype,
         )  # fmt: skip
         return self._replace_sinks(y, x) if self.sink else y
