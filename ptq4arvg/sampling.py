@@ -24,15 +24,20 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     top-p keeps the most likely tokens until their mass reaches ``top_p``, counted from the least
     likely end (a token goes if the mass up to it does not exceed 1 - top_p), and always the best.
     """
-    if top_k > 0 and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p > 0:
-        ascending, order = logits.sort(dim=-1)
-        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        removed[..., -1] = False
-        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
-    return logits
+    limited = 0 < top_k < logits.shape[-1]
+    if limited:
+        kept, index = logits.topk(top_k)  # descending
+        least = kept[..., -1:]
+        if not top_p or ((logits >= least).sum(-1) > top_k).any():  # equal logits stay together
+            logits, limited = logits.masked_fill(logits < least, -torch.inf), False
+    if not top_p:
+        return logits
+    if not limited:
+        kept, index = logits.sort(dim=-1, descending=True)
+    removed = kept.flip(-1).softmax(-1).cumsum(-1).flip(-1) <= 1 - top_p
+    removed[..., 0] = False
+    kept = kept.masked_fill(removed, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, index, kept)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -74,3 +74,24 @@ def test_top_p_keeps_the_smallest_set(top_p):
     probabilities = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
     kept = filter_logits(probabilities.log(), 0, top_p).isfinite().sum().item()
     assert kept == {0.5: 2, 0.9: 3}[top_p]
+
+
+def test_equal_logits_at_the_limit_stay_together():
+    logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]])
+    assert filter_logits(logits, 2).isfinite().tolist() == [[True, True, True, True, False]]
+    assert filter_logits(logits, 2, 0.999).isfinite().sum() == 4
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 0.8), (0, 0.8), (40, 0.3)])
+def test_top_p_counts_only_what_top_k_left(top_k, top_p):
+    """Against the definition, one row at a time, in plain Python."""
+    logits = torch.randn(6, 30, generator=torch.Generator().manual_seed(top_k), dtype=torch.float64)
+    for row, kept in zip(logits, filter_logits(logits, top_k, top_p), strict=True):
+        left = sorted(range(30), key=lambda i: -row[i].item())[: top_k or 30]
+        mass = sum(row[i].exp().item() for i in left)
+        up_to, wanted = 0.0, set(left[:1])
+        for i in reversed(left):  # least likely first
+            up_to += row[i].exp().item() / mass
+            if up_to > 1 - top_p:
+                wanted.add(i)
+        assert set(kept.isfinite().nonzero().flatten().tolist()) == wanted
