@@ -6,5 +6,6 @@
 namespace ptq4arvg::cpu {
 
 void gemm_avx512_vnni(const GemmProblem& problem);
+void gemm_float_avx512_vnni(const GemmFloatProblem& problem);
 
 }  // namespace ptq4arvg::cpu
