@@ -56,6 +56,8 @@ struct Avx512Vnni {
 
 }  // namespace
 
-void gemm_avx512_vnni(const GemmProblem& problem) { gemm_tiles<Avx512Vnni>(problem); }
+void gemm_avx512_vnni(const GemmProblem& problem) {
+  problem.m <= kDecodeRows ? gemm_decode_avx512_vnni(problem) : gemm_tiles<Avx512Vnni>(problem);
+}
 
 }  // namespace ptq4arvg::cpu

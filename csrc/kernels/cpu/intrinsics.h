@@ -10,6 +10,7 @@
 #else
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's _mm512_undefined_ps() and its kin (bug 105593)
 #include <immintrin.h>
 #pragma GCC diagnostic pop
