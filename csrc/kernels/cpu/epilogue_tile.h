@@ -71,18 +71,16 @@ PTQ4ARVG_FN void epilogue_panel(const GemmProblem& p, const StripColumns<Panels>
 }
 
 // Rows of sums, `stride` apart, by the panels of the strip.
-template <int Panels>
-static inline void epilogue_tile(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
-                                 int count, const int32_t* sums, int64_t stride) {
-  with_activation(p.epilogue.activation, [&](auto kind) {
-    for (int panel = 0; panel < columns.panels(); ++panel) {
-      if (columns.mask(panel) == 0xffff) {
-        epilogue_panel<kind.value, true>(p, columns, rows, count, panel, sums, stride);
-      } else {
-        epilogue_panel<kind.value, false>(p, columns, rows, count, panel, sums, stride);
-      }
+template <Activation kind, int Panels>
+PTQ4ARVG_FN void epilogue_tile(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
+                               int count, const int32_t* sums, int64_t stride) {
+  for (int panel = 0; panel < columns.panels(); ++panel) {
+    if (columns.mask(panel) == 0xffff) {
+      epilogue_panel<kind, true>(p, columns, rows, count, panel, sums, stride);
+    } else {
+      epilogue_panel<kind, false>(p, columns, rows, count, panel, sums, stride);
     }
-  });
+  }
 }
 
 }  // namespace

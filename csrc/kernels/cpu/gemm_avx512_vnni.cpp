@@ -13,6 +13,7 @@ struct Avx512Vnni {
   static constexpr int kFlip = 0x80;
   static constexpr int kExcess = 128;
   static constexpr bool kWholeChunks = false;
+  static constexpr bool kOverlap = false;  // the epilogue needs the same execution ports
 
   static void begin() {}
   static void end() {}
@@ -45,10 +46,10 @@ struct Avx512Vnni {
     }
   }
 
-  template <int Rows = kRows>
-  static void tile(int rows, const uint8_t* a, int64_t groups, const StripWeights& w, int32_t* out) {
+  template <class Work, int Rows = kRows>
+  static void tile(int rows, const uint8_t* a, int64_t groups, const StripWeights& w, int32_t* out, const Work& work) {
     if constexpr (Rows > 1) {
-      if (rows < Rows) return tile<Rows - 1>(rows, a, groups, w, out);
+      if (rows < Rows) return tile<Work, Rows - 1>(rows, a, groups, w, out, work);
     }
     tile_of<Rows>(a, groups, w, out);
   }

@@ -123,7 +123,9 @@ void decode_panels(const GemmProblem& p, const Layout& layout, const DecodeRows&
   }
   StripColumns<Panels> columns;
   gather_columns(p, first * kPanel, Bits == 8 ? 128 : 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-  epilogue_tile(p, columns, in.rows, Rows, sums, Panels * kPanel);
+  with_activation(p.epilogue.activation, [&](auto kind) {
+    epilogue_tile<kind.value>(p, columns, in.rows, Rows, sums, Panels * kPanel);
+  });
 }
 
 template <int Bits, int Rows>

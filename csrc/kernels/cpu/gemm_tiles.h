@@ -8,7 +8,9 @@
 //   kExcess          the sums come out this many times the column sums too large, because of that
 //   kWholeChunks     does the micro-kernel read weights in whole chunks only?
 //   begin(), end()   around the tiles of a thread
-//   tile(rows, a, groups, w, sums)   sums of `rows` rows by a strip, kStripColumns apart
+//   tile(rows, a, groups, w, sums, work)   sums of `rows` rows by a strip, kStripColumns apart
+//   kOverlap         tile calls work(step, steps) for every step in [0, steps) on the way: the epilogue of the tile
+//                    before, which other execution ports can do meanwhile
 #pragma once
 
 #include <cstring>
@@ -130,36 +132,68 @@ static inline void open_strip(const GemmProblem& p, const TilePlan& plan, int64_
   }
 }
 
+// A tile of sums that waits for its epilogue.
+struct Pending {
+  const StripColumns<kStrip>* columns = nullptr;
+  const EpilogueRow* rows = nullptr;
+  const int32_t* sums = nullptr;
+  int count = 0;
+};
+
+// Rows [begin, end) of it.
+template <Activation kind>
+PTQ4ARVG_FN void finish_tile(const GemmProblem& p, const Pending& tile, int64_t begin, int64_t end) {
+  epilogue_tile<kind>(p, *tile.columns, tile.rows + begin, static_cast<int>(end - begin),
+                      tile.sums + begin * kStripColumns, kStripColumns);
+}
+
+template <class Isa, Activation kind>
+static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t begin, int64_t end) {
+  uint8_t* a = static_cast<uint8_t*>(thread_scratch(plan.scratch()));
+  int8_t* unpacked = reinterpret_cast<int8_t*>(a + plan.a_bytes);
+  EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(unpacked + plan.w_bytes);
+  alignas(64) int32_t sums[2][Isa::kRows * kStripColumns];
+  StripColumns<kStrip> columns[2];
+  Pending pending;
+  const auto work = [&](int64_t step, int64_t steps) __attribute__((always_inline)) {
+    if (pending.count) finish_tile<kind>(p, pending, pending.count * step / steps, pending.count * (step + 1) / steps);
+  };
+  int64_t packed_block = -1, tiles = 0;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / plan.strips, first = block * plan.block_rows;
+    const int64_t last = first + plan.block_rows < p.m ? first + plan.block_rows : p.m;
+    if (block != packed_block) {
+      work(0, 1);
+      pending.count = 0;
+      pack_tiles<Isa>(p, plan, first, last, a);
+      for (int64_t m = first; m < last; ++m) rows[m - first] = epilogue_row(p, m);
+      packed_block = block;
+    }
+    StripWeights w;
+    open_strip<Isa>(p, plan, task % plan.strips, unpacked, &w, &columns[task % 2]);
+    for (int64_t m = first; m < last; m += plan.tile_rows, ++tiles) {
+      const int count = static_cast<int>(last - m < plan.tile_rows ? last - m : plan.tile_rows);
+      const uint8_t* tile = a + (m - first) / plan.tile_rows * plan.tile_bytes;
+      Isa::tile(count, tile, plan.layout.groups, w, sums[tiles % 2], work);
+      pending = {&columns[task % 2], rows + (m - first), sums[tiles % 2], count};
+      if (!Isa::kOverlap) {
+        work(0, 1);
+        pending.count = 0;
+      }
+    }
+  }
+  work(0, 1);
+}
+
 template <class Isa>
 static inline void gemm_tiles(const GemmProblem& p) {
   if (p.m == 0) return;
   const TilePlan plan = plan_tiles<Isa>(p);
   const int64_t work = plan.block_rows * kStripColumns * p.k;
   parallel_for(plan.blocks * plan.strips, kGrain / work, [&](int64_t begin, int64_t end) {
-    uint8_t* a = static_cast<uint8_t*>(thread_scratch(plan.scratch()));
-    int8_t* unpacked = reinterpret_cast<int8_t*>(a + plan.a_bytes);
-    EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(unpacked + plan.w_bytes);
     Isa::begin();
-    int64_t packed_block = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / plan.strips, first = block * plan.block_rows;
-      const int64_t last = first + plan.block_rows < p.m ? first + plan.block_rows : p.m;
-      if (block != packed_block) {
-        pack_tiles<Isa>(p, plan, first, last, a);
-        for (int64_t m = first; m < last; ++m) rows[m - first] = epilogue_row(p, m);
-        packed_block = block;
-      }
-      StripWeights w;
-      StripColumns<kStrip> columns;
-      open_strip<Isa>(p, plan, task % plan.strips, unpacked, &w, &columns);
-      for (int64_t m = first; m < last; m += plan.tile_rows) {
-        const int count = static_cast<int>(last - m < plan.tile_rows ? last - m : plan.tile_rows);
-        const uint8_t* tile = a + (m - first) / plan.tile_rows * plan.tile_bytes;
-        alignas(64) int32_t sums[Isa::kRows * kStripColumns];
-        Isa::tile(count, tile, plan.layout.groups, w, sums);
-        epilogue_tile(p, columns, rows + (m - first), count, sums, kStripColumns);
-      }
-    }
+    with_activation(p.epilogue.activation,
+                    [&](auto kind) { run_tasks<Isa, kind.value>(p, plan, begin, end); });
     Isa::end();
   });
 }
