@@ -3,22 +3,11 @@
 // tdpbssd takes signed bytes on both sides, so `a` goes in as it is; a chunk of 16 rows and a chunk of a panel are each
 // one tile of 16 rows of 64 bytes as they lie. Rows and groups past the end are multiplied too, by zeros or for nobody.
 #include "kernels/cpu/amx_int8_kernels.h"
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/gemm_tiles.h"
 
 namespace ptq4arvg::cpu {
 namespace {
-
-constexpr int kTileRows = 16;
-constexpr int kTileBytes = kTileRows * 64;
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// The compiler does not know that tile loads and stores touch memory.
-PTQ4ARVG_FN void memory_barrier() { __asm__ volatile("" ::: "memory"); }
 
 struct AmxInt8 {
   static constexpr int kRows = 2 * kTileRows;
@@ -27,13 +16,8 @@ struct AmxInt8 {
   static constexpr bool kWholeChunks = true;
   static constexpr bool kOverlap = true;
 
-  // The tile registers belong to this thread until end(): while they hold something, every switch of threads saves them.
-  static void begin() {
-    const TileConfig config;
-    memory_barrier();
-    _tile_loadconfig(&config);
-  }
-  static void end() { _tile_release(); }
+  static void begin() { configure_tiles(); }
+  static void end() { release_tiles(); }
 
   template <bool Both>
   PTQ4ARVG_FN void step(const uint8_t* a, const int8_t* w0, const int8_t* w1) {
