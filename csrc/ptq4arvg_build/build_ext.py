@@ -29,7 +29,7 @@ COMMON_FLAGS = (
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 # The stable ABI lives in libtorch_cpu alone; CUDA's libraries must stay optional. libstdc++ comes
 # first because torch's libraries export copies of parts of it, which another torch may not have.
-OPS_LINK_FLAGS = ("-Wl,--no-undefined", "-Wl,--as-needed", "-lstdc++")
+OPS_LINK_FLAGS = ("-Wl,--no-undefined", "-Wl,--as-needed", "-lstdc++", "-pthread")
 
 
 def extensions() -> list[Extension]:

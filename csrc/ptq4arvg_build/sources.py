@@ -11,6 +11,7 @@ AVX512_VNNI_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     *AVX2_FLAGS,
 )
+AMX_INT8_FLAGS = ("-mamx-tile", "-mamx-int8", *AVX512_VNNI_FLAGS)
 X86_NAMES = ("x86_64", "amd64")
 
 
@@ -29,7 +30,9 @@ def is_x86(machine: str | None = None) -> bool:
 
 
 def isa_rank(path: Path) -> int:
-    """0 baseline, 1 AVX2, 2 AVX-512-VNNI, by file name."""
+    """0 baseline, 1 AVX2, 2 AVX-512-VNNI, 3 AMX, by file name."""
+    if "amx_int8" in path.name:
+        return 3
     if "avx512_vnni" in path.name:
         return 2
     return 1 if "avx2" in path.name else 0
@@ -40,13 +43,14 @@ def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
     if not is_x86(machine):
         return ()
     # -march=x86-64 first, so that a distribution's or a user's default cannot raise the baseline.
-    return ("-march=x86-64", *((), AVX2_FLAGS, AVX512_VNNI_FLAGS)[isa_rank(path)])
+    flags = ((), AVX2_FLAGS, AVX512_VNNI_FLAGS, AMX_INT8_FLAGS)
+    return ("-march=x86-64", *flags[isa_rank(path)])
 
 
 def collect(csrc: Path, machine: str | None = None) -> Sources:
     """All source files under `csrc`, in link order.
 
-    Baseline files come first and AVX-512 ones last: of an inline function that several files emit,
+    Baseline files come first and AMX ones last: of an inline function that several files emit,
     the linker keeps the first copy, and that must be one that every processor can run.
     """
     kernels = [p for p in csrc.glob("kernels/**/*.cpp") if is_x86(machine) or isa_rank(p) == 0]

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 
 namespace py = pybind11;
@@ -11,10 +12,12 @@ namespace {
 
 using TextFunction = const char* (*)();
 using IsaFunction = const char* (*)(const char*, const char**);
+using MeasureFunction = const char* (*)(const char*, int64_t, int, double, double*);
 
 struct Library {
   TextFunction build_info = nullptr, list_kernels = nullptr, last_kernel = nullptr;
   IsaFunction isa = nullptr;
+  MeasureFunction measure = nullptr;
 };
 
 Library library;
@@ -35,7 +38,8 @@ void load(const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: its operators stay registered
   if (!handle) throw py::import_error("ptq4arvg._info: " + std::string(dlerror()));
   library = {find<TextFunction>(handle, "ptq4arvg_build_info"), find<TextFunction>(handle, "ptq4arvg_list_kernels"),
-             find<TextFunction>(handle, "ptq4arvg_last_kernel"), find<IsaFunction>(handle, "ptq4arvg_isa")};
+             find<TextFunction>(handle, "ptq4arvg_last_kernel"), find<IsaFunction>(handle, "ptq4arvg_isa"),
+             find<MeasureFunction>(handle, "ptq4arvg_measure")};
 }
 
 py::object parsed(const char* json) { return py::module_::import("json").attr("loads")(json); }
@@ -44,6 +48,18 @@ std::string isa(const char* wanted) {
   const char* name = nullptr;
   if (const char* error = loaded().isa(wanted, &name)) throw py::value_error(error);
   return name;
+}
+
+double measure(const char* kind, int64_t bytes, int threads, double seconds) {
+  const MeasureFunction function = loaded().measure;
+  const char* error;
+  double result = 0;
+  {
+    py::gil_scoped_release release;
+    error = function(kind, bytes, threads, seconds, &result);
+  }
+  if (error) throw py::value_error(error);
+  return result;
 }
 
 }  // namespace
@@ -64,4 +80,15 @@ PYBIND11_MODULE(_info, m) {
       "set_isa", [](const std::string& name) { return isa(name.c_str()); }, py::arg("name"),
       "Use this CPU instruction set from now on ('' for the default); returns its name. ValueError if it is unknown "
       "or the machine lacks it.");
+  m.def(
+      "measure_peak",
+      [](const std::string& kind, int threads, double seconds) { return measure(kind.c_str(), 0, threads, seconds); },
+      py::arg("kind"), py::arg("threads"), py::arg("seconds"),
+      "Multiplications and additions a second of a register-only loop: 'amx', 'vnni', 'avx2_maddubs' (int8) or 'fma' "
+      "(float32). ValueError for a kind that this machine lacks.");
+  m.def(
+      "measure_bandwidth",
+      [](int64_t bytes, int threads, double seconds) { return measure(nullptr, bytes, threads, seconds); },
+      py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+      "Bytes read a second from a buffer of this size by so many threads together.");
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/peak.h"
 
 #define PTQ4ARVG_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -92,6 +93,19 @@ PTQ4ARVG_EXPORT const char* ptq4arvg_isa(const char* wanted, const char** name) 
   try {
     if (wanted) cpu::set_isa(wanted);
     *name = cpu::kernels().isa;
+    return nullptr;
+  } catch (const std::exception& error) {
+    answer = error.what();
+    return answer.c_str();
+  }
+}
+
+// Operations a second of a kind of register-only loop, or (null) bytes read a second of a buffer, in *result. Null, or
+// an error text.
+PTQ4ARVG_EXPORT const char* ptq4arvg_measure(const char* kind, int64_t bytes, int threads, double seconds,
+                                             double* result) {
+  try {
+    *result = kind ? cpu::measure_peak(kind, threads, seconds) : cpu::measure_bandwidth(bytes, threads, seconds);
     return nullptr;
   } catch (const std::exception& error) {
     answer = error.what();

@@ -2,7 +2,7 @@
 # Build the kernel test without torch and Python: build.sh OUTPUT [compiler flags]
 #
 # With AVX-512 emulated by SIMDe where its headers are installed (Debian: libsimde-dev) and the processor has AVX2 but
-# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. CXX names the compiler (default g++).
+# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. CXX names the compiler (default g++).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 csrc=$here/../../csrc
@@ -24,6 +24,7 @@ fi
 flags="-std=c++20 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -I$csrc $*"
 avx2="-mavx2 -mfma -mf16c"
 avx512="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+native512=$avx512
 define=
 if [ "$emulate" = 1 ]; then
     define=-DPTQ4ARVG_EMULATE
@@ -36,11 +37,12 @@ for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kerne
     name=$(basename "$source" .cpp)
     isa=
     case $name in
+        *amx_int8*) isa="$avx2 $native512 -mamx-tile -mamx-int8" ;;
         *avx512_vnni*) isa="$avx2 $avx512" ;;
         *avx2*) isa=$avx2 ;;
         test_kernels) isa=$define ;;
     esac
-    case $name in *avx*) [ $x86 = 1 ] || continue ;; esac
+    case $name in *avx* | *amx*) [ $x86 = 1 ] || continue ;; esac
     # shellcheck disable=SC2086 - words on purpose
     $cxx $flags $isa -c "$source" -o "$objects/$name.o"
 done

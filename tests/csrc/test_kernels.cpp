@@ -188,11 +188,13 @@ int main() {
     const std::string name = choices[i].name;
     if (name == "scalar") continue;
 #if defined(PTQ4ARVG_EMULATE)
-    check_table(choices[i].table(), name == "avx2" ? "on hardware" : "emulated by SIMDe, not on hardware");
-#else
+    if (name == "avx512_vnni") {
+      check_table(choices[i].table(), "emulated by SIMDe, not on hardware");
+      continue;
+    }
+#endif
     if (choices[i].available()) check_table(choices[i].table(), "on hardware");
     else std::printf("%s: not on this processor, not checked\n", choices[i].name);
-#endif
   }
 #endif
   std::printf("ok\n");

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ptq4arvg import ops
+from ptq4arvg import _info, ops
 
 
 def test_build_info():
@@ -54,3 +55,43 @@ def test_torch_ops_have_the_documented_names():
         assert hasattr(torch.ops.ptq4arvg, name)
         assert hasattr(ops, name)
         assert hasattr(ops.reference, name)
+
+
+KINDS = {"amx": "amx_int8", "vnni": "avx512_vnni", "avx2_maddubs": "avx2", "fma": "avx2"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_measure_peak(kind):
+    if KINDS[kind] not in ops.build_info()["available_isas"]:
+        with pytest.raises(ValueError, match=f"kind is '{kind}', this processor has "):
+            _info.measure_peak(kind, 1, 0.01)
+        return
+    rate = _info.measure_peak(kind, 1, 0.01)
+    assert 1e8 < rate < 1e15
+    assert _info.measure_peak(kind, 2, 0.01) > 1e8
+
+
+def test_measure_peak_names_the_kinds():
+    known = [kind for kind, isa in KINDS.items() if isa in ops.build_info()["available_isas"]]
+    with pytest.raises(ValueError, match=f"kind is 'warp', .* has {', '.join(known) or 'none'}$"):
+        _info.measure_peak("warp", 1, 0.01)
+
+
+@pytest.mark.parametrize(("threads", "seconds"), [(0, 0.01), (1, 0.0), (1, -1.0), (1, float("nan"))])
+def test_measurements_check_their_arguments(threads, seconds):
+    with pytest.raises(ValueError, match="wanted 1 to 1024 threads and up to 60 seconds"):
+        _info.measure_peak("fma", threads, seconds)
+    with pytest.raises(ValueError, match="wanted 1 to 1024 threads and up to 60 seconds"):
+        _info.measure_bandwidth(1 << 20, threads, seconds)
+
+
+@pytest.mark.parametrize("bytes_", [4096, 100_000, 5_000_000])
+def test_measure_bandwidth(bytes_):
+    assert 1e7 < _info.measure_bandwidth(bytes_, 1, 0.01) < 1e14
+    if bytes_ > 8192:
+        assert _info.measure_bandwidth(bytes_, 2, 0.01) > 1e7
+
+
+def test_measure_bandwidth_wants_a_page_a_thread():
+    with pytest.raises(ValueError, match="at least 4096 bytes a thread, not 5000 for 2"):
+        _info.measure_bandwidth(5000, 2, 0.01)

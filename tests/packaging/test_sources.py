@@ -6,6 +6,7 @@ import pytest
 from ptq4arvg_build import sources
 
 NAMES = [
+    "kernels/cpu/amx_int8.cpp",
     "kernels/cpu/gemm_avx512_vnni.cpp",
     "kernels/cpu/gemm_avx2.cpp",
     "kernels/cpu/scalar.cpp",
@@ -42,6 +43,7 @@ def test_baseline_files_are_linked_first(csrc):
         "torch/library.cpp",
         "kernels/cpu/gemm_avx2.cpp",
         "kernels/cpu/gemm_avx512_vnni.cpp",
+        "kernels/cpu/amx_int8.cpp",
     ]
 
 
@@ -62,7 +64,12 @@ def test_no_cuda_files(tmp_path):
     [
         ("scalar.cpp", [], ["-mavx2", "-mfma", "-mavx512f"]),
         ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f"]),
-        ("avx512_vnni.cpp", ["-mavx512vnni", "-mavx512bw", "-mavx512vl", "-mavx512dq"], []),
+        (
+            "avx512_vnni.cpp",
+            ["-mavx512vnni", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+            ["-mamx-int8"],
+        ),
+        ("gemm_amx_int8.cpp", ["-mamx-tile", "-mamx-int8", "-mavx512vnni"], []),
     ],
 )
 def test_isa_flags_by_file_name(name, has, has_not):

@@ -5,8 +5,8 @@
 namespace ptq4arvg::cpu {
 
 const KernelTable& avx2_table() {
-  static const KernelTable table{"avx2", gemm_avx2, gemm_float_avx2, quantize_rows<Avx2Lanes>,
-                                 norm_quantize_rows<Avx2Lanes>};
+  static const KernelTable table{"avx2", gemm_avx2, gemm_float_avx2, quantize_rows<Avx2Lanes, ScalarLanes>,
+                                 norm_quantize_rows<Avx2Lanes, ScalarLanes>};
   return table;
 }
 

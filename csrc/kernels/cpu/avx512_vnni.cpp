@@ -1,13 +1,13 @@
-// The integer product has its own micro-kernel here; what is bound by memory or by float arithmetic in a fixed order
-// takes the AVX2 code.
-#include "kernels/cpu/avx2_kernels.h"
 #include "kernels/cpu/avx512_vnni_kernels.h"
+#include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/rowwise.h"
 
 namespace ptq4arvg::cpu {
 
 const KernelTable& avx512_vnni_table() {
-  static const KernelTable table{"avx512_vnni", gemm_avx512_vnni, gemm_float_avx2, avx2_table().quantize,
-                                 avx2_table().norm_quantize};
+  static const KernelTable table{"avx512_vnni", gemm_avx512_vnni, gemm_float_avx512_vnni,
+                                 quantize_rows<Avx512Lanes<true>, Avx512Lanes<false>>,
+                                 norm_quantize_rows<Avx512Lanes<true>, Avx512Lanes<false>>};
   return table;
 }
 

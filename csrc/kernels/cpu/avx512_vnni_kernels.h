@@ -5,6 +5,10 @@
 
 namespace ptq4arvg::cpu {
 
+constexpr int kDecodeRows = 16;  // at most so many are few: gemm_decode_avx512_vnni
+
 void gemm_avx512_vnni(const GemmProblem& problem);
+void gemm_decode_avx512_vnni(const GemmProblem& problem);
+void gemm_float_avx512_vnni(const GemmFloatProblem& problem);
 
 }  // namespace ptq4arvg::cpu

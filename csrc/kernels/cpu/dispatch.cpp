@@ -7,6 +7,8 @@
 
 #if defined(PTQ4ARVG_X86)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace ptq4arvg::cpu {
@@ -37,10 +39,29 @@ bool has_avx512_vnni() {
   const unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   return (b & wanted) == wanted && (c & bit_AVX512VNNI) && system_saves(0xe6);  // and opmask, zmm
 }
+
+// The tile registers are large: Linux gives them to processes that ask (arch_prctl, ARCH_REQ_XCOMP_PERM).
+bool system_lends_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool lent = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return lent;
+#else
+  return false;
+#endif
+}
+
+bool has_amx_int8() {
+  unsigned a, b, c, d;
+  if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  return (d & kTile) && (d & kInt8) && system_saves(0x600e6) && system_lends_tiles();
+}
 #endif
 
 const IsaChoice kChoices[] = {
 #if defined(PTQ4ARVG_X86)
+    {"amx_int8", has_amx_int8, amx_int8_table},
     {"avx512_vnni", has_avx512_vnni, avx512_vnni_table},
     {"avx2", has_avx2, avx2_table},
 #endif
@@ -85,7 +106,8 @@ struct Names {
    "quantize." #isa,                                                                           \
    "norm_quantize." #isa}
 
-const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx512_vnni)};
+const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx512_vnni),
+                        PTQ4ARVG_NAMES(amx_int8)};
 
 const Names& names_of(const KernelTable& table) {
   for (const Names& names : kNames) {
@@ -117,7 +139,8 @@ void set_isa(const char* name) {
 const char* last_kernel() { return last.load(std::memory_order_relaxed); }
 
 void gemm(const GemmProblem& problem) {
-  const KernelTable& table = kernels();
+  const KernelTable& chosen = kernels();
+  const KernelTable& table = chosen.gemm_table ? chosen.gemm_table(problem) : chosen;
   last.store(names_of(table).gemm[problem.bits / 2 - 2], std::memory_order_relaxed);
   table.gemm(problem);
 }

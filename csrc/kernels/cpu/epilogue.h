@@ -1,6 +1,8 @@
 // The GEMM epilogue on a strip of one row: int32 sums in, floats or codes out.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/lanes_scalar.h"
 #include "kernels/gemm.h"
 
@@ -22,34 +24,58 @@ PTQ4ARVG_FN EpilogueRow epilogue_row(const GemmProblem& p, int64_t row) {
   return out;
 }
 
-template <class L>
-PTQ4ARVG_FN void epilogue_lanes(const GemmProblem& p, const EpilogueRow& r, int64_t n, const int32_t* sums,
-                                const int32_t* column_sums) {
-  using F = typename L::F;
+// y in lanes n, n + 1, ... of a row, before the activation, to where it belongs.
+template <Activation kind, class L>
+PTQ4ARVG_FN void finish_lanes(const L& lanes, const GemmProblem& p, const EpilogueRow& r, int64_t n, typename L::F y) {
   const Epilogue& e = p.epilogue;
-  const F sum = L::dot_correction(L::load_int(sums), r.a_zero, L::load_int(column_sums));
-  F y = dequantize(sum, L::load(e.w_scale + n), F(r.a_scale));
-  if (e.bias) y = add(y, L::load(e.bias + n));
-  y = activate(e.activation, y);
-  if (e.gate.data) y = mul(L::load_any(e.gate, r.image * e.gate.row_stride + n), y);
-  if (e.residual.data) y = add(L::load_any(e.residual, r.row * e.residual.row_stride + n), y);
+  y = activate(kind, y);
+  if (e.gate.data) y = mul(lanes.load_any(e.gate, r.image * e.gate.row_stride + n), y);
+  if (e.residual.data) y = add(lanes.load_any(e.residual, r.row * e.residual.row_stride + n), y);
   const int64_t at = r.row * p.n + n;
   if (e.requantize) {
-    L::store_codes(static_cast<int8_t*>(e.out) + at, quantize(y, r.requantize));
+    lanes.store_codes(static_cast<int8_t*>(e.out) + at, quantize(y, r.requantize));
   } else {
-    L::store_any(e.out, e.out_dtype, at, y);
+    lanes.store_any(e.out, e.out_dtype, at, y);
+  }
+}
+
+template <Activation kind, class L>
+PTQ4ARVG_FN void epilogue_lanes(const L& lanes, const GemmProblem& p, const EpilogueRow& r, int64_t n,
+                                const int32_t* sums, const int32_t* column_sums) {
+  using F = typename L::F;
+  const Epilogue& e = p.epilogue;
+  const F sum = lanes.dot_correction(lanes.load_int(sums), r.a_zero, lanes.load_int(column_sums));
+  F y = dequantize(sum, lanes.load(e.w_scale + n), F(r.a_scale));
+  if (e.bias) y = add(y, lanes.load(e.bias + n));
+  finish_lanes<kind>(lanes, p, r, n, y);
+}
+
+// body(constant) where constant.value is `kind`: one copy of the code for each activation, none in its loops.
+template <class Body>
+PTQ4ARVG_FN void with_activation(Activation kind, const Body& body) {
+  switch (kind) {
+    case Activation::gelu:
+      return body(std::integral_constant<Activation, Activation::gelu>{});
+    case Activation::gelu_tanh:
+      return body(std::integral_constant<Activation, Activation::gelu_tanh>{});
+    case Activation::silu:
+      return body(std::integral_constant<Activation, Activation::silu>{});
+    case Activation::none:
+      return body(std::integral_constant<Activation, Activation::none>{});
   }
 }
 
 // Columns [n, end) of one row. sums and packed_sums start at column n; the packed sums serve where w_sum is absent.
-template <class L>
+template <class Whole, class Tail>
 static inline void epilogue(const GemmProblem& p, int64_t row, int64_t n, int64_t end, const int32_t* sums,
                             const int32_t* packed_sums) {
   const EpilogueRow r = epilogue_row(p, row);
   const int32_t* column_sums = p.epilogue.w_sum ? p.epilogue.w_sum + n : packed_sums;
-  int64_t i = 0;
-  for (; n + i + L::width <= end; i += L::width) epilogue_lanes<L>(p, r, n + i, sums + i, column_sums + i);
-  for (; n + i < end; ++i) epilogue_lanes<ScalarLanes>(p, r, n + i, sums + i, column_sums + i);
+  with_activation(p.epilogue.activation, [&](auto kind) {
+    for_lanes<Whole, Tail>(end - n, [&](auto lanes, int64_t i) __attribute__((always_inline)) {
+      epilogue_lanes<kind.value>(lanes, p, r, n + i, sums + i, column_sums + i);
+    });
+  });
 }
 
 }  // namespace

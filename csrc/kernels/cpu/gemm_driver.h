@@ -121,7 +121,7 @@ static inline void run_tile(const GemmProblem& p, const GemmPlan& plan, int64_t 
   alignas(64) int32_t sums[Rows * Isa::kStrip * kPanel];
   Isa::template tile<Rows>(a, plan.depth, strip.codes, strip.sums, p.bits, sums);
   for (int r = 0; r < Rows; ++r) {
-    epilogue<typename Isa::Lanes>(p, m + r, strip.first, strip.end, sums + r * Isa::kStrip * kPanel, strip.sums);
+    epilogue<typename Isa::Lanes, ScalarLanes>(p, m + r, strip.first, strip.end, sums + r * Isa::kStrip * kPanel, strip.sums);
   }
 }
 

@@ -67,11 +67,11 @@ static inline void multiply_step(const Weights& w, int64_t group, const float* x
 }
 
 template <class L>
-PTQ4ARVG_FN void finish(const GemmFloatProblem& p, int64_t m, int64_t n, const float* sum) {
+PTQ4ARVG_FN void finish(const L& lanes, const GemmFloatProblem& p, int64_t m, int64_t n, const float* sum) {
   using F = typename L::F;
-  F y = mul(L::load(p.w_scale + n), L::load(sum));
-  if (p.bias) y = add(y, L::load(p.bias + n));
-  L::store_any(p.out, p.out_dtype, m * p.n + n, activate(p.activation, y));
+  F y = mul(lanes.load(p.w_scale + n), lanes.load(sum));
+  if (p.bias) y = add(y, lanes.load(p.bias + n));
+  lanes.store_any(p.out, p.out_dtype, m * p.n + n, activate(p.activation, y));
 }
 
 // Rows m ... m + Rows - 1 of x (float32, rows `stride` apart) by the columns [first, end) of one panel.
@@ -94,9 +94,8 @@ void tile(const GemmFloatProblem& p, const float* x, int64_t stride, const Weigh
     alignas(32) float row[kPanel];
     _mm256_store_ps(row, sums[r][0]);
     _mm256_store_ps(row + 8, sums[r][1]);
-    int64_t n = first;
-    for (; n + 8 <= end; n += 8) finish<Avx2Lanes>(p, m + r, n, row + (n - first));
-    for (; n < end; ++n) finish<ScalarLanes>(p, m + r, n, row + (n - first));
+    for_lanes<Avx2Lanes, ScalarLanes>(end - first,
+                                      [&](auto lanes, int64_t i) { finish(lanes, p, m + r, first + i, row + i); });
   }
 }
 
@@ -109,7 +108,7 @@ void rows_by_panel(const GemmFloatProblem& p, float* scratch, const Weights& w, 
     if (p.x.dtype != DType::f32) {
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t k = 0; k < p.k; ++k) {
-          scratch[r * p.k + k] = ScalarLanes::load_any(p.x, (m + r) * p.x.row_stride + k);
+          scratch[r * p.k + k] = ScalarLanes{}.load_any(p.x, (m + r) * p.x.row_stride + k);
         }
       }
       x = scratch;

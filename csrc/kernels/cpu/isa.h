@@ -14,6 +14,7 @@ struct KernelTable {
   void (*gemm_float)(const GemmFloatProblem&);
   void (*quantize)(const QuantizeProblem&);
   void (*norm_quantize)(const NormQuantizeProblem&);
+  const KernelTable& (*gemm_table)(const GemmProblem&) = nullptr;  // whose gemm is best; null: always its own
 };
 
 const KernelTable& scalar_table();
@@ -21,6 +22,7 @@ const KernelTable& scalar_table();
 #define PTQ4ARVG_X86 1
 const KernelTable& avx2_table();
 const KernelTable& avx512_vnni_table();
+const KernelTable& amx_int8_table();
 #endif
 
 struct IsaChoice {

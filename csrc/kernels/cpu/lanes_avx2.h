@@ -48,16 +48,16 @@ struct Avx2Lanes {
   using I = __m256i;
   static constexpr int width = 8;
 
-  static F load(const float* p) { return Float8(_mm256_loadu_ps(p)); }
-  static void store(float* p, F x) { _mm256_storeu_ps(p, x.v); }
-  static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  F load(const float* p) const { return Float8(_mm256_loadu_ps(p)); }
+  void store(float* p, F x) const { _mm256_storeu_ps(p, x.v); }
+  I load_int(const int32_t* p) const { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-  static F dot_correction(I sum, int32_t zero, I column_sum) {
+  F dot_correction(I sum, int32_t zero, I column_sum) const {
     const I correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sum);
     return Float8(_mm256_cvtepi32_ps(_mm256_sub_epi32(sum, correction)));
   }
 
-  static F load_any(const FloatMatrix& x, int64_t index) {
+  F load_any(const FloatMatrix& x, int64_t index) const {
     if (x.dtype == DType::f32) return load(static_cast<const float*>(x.data) + index);
     const auto* half = reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x.data) + index);
     const __m128i bits = _mm_loadu_si128(half);
@@ -65,7 +65,7 @@ struct Avx2Lanes {
     return Float8(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
   }
 
-  static void store_any(void* out, DType dtype, int64_t index, F x) {
+  void store_any(void* out, DType dtype, int64_t index, F x) const {
     if (dtype == DType::f32) {
       _mm256_storeu_ps(static_cast<float*>(out) + index, x.v);
       return;
@@ -74,11 +74,32 @@ struct Avx2Lanes {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(out) + index), half);
   }
 
-  static void store_codes(int8_t* out, F code) {
+  void store_codes(int8_t* out, F code) const {
     const __m256i wide = _mm256_cvttps_epi32(code.v);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
   }
+
+  // Eight running sums in float64 of x - centre, or of its square.
+  struct Sums {
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+    template <bool Squared>
+    static __m256d term(__m128 x, double centre) {
+      const __m256d d = _mm256_sub_pd(_mm256_cvtps_pd(x), _mm256_set1_pd(centre));
+      return Squared ? _mm256_mul_pd(d, d) : d;
+    }
+    template <bool Squared>
+    void add_eight(const FloatMatrix& x, int64_t index, double centre) {
+      const __m256 values = Avx2Lanes{}.load_any(x, index).v;
+      low = _mm256_add_pd(low, term<Squared>(_mm256_castps256_ps128(values), centre));
+      high = _mm256_add_pd(high, term<Squared>(_mm256_extractf128_ps(values, 1), centre));
+    }
+    void store(double* out) const {
+      _mm256_storeu_pd(out, low);
+      _mm256_storeu_pd(out + 4, high);
+    }
+  };
 };
 
 }  // namespace

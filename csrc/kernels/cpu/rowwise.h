@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/cpu/lanes_scalar.h"
 #include "kernels/norm_quantize.h"
@@ -16,17 +17,26 @@ PTQ4ARVG_FN QuantizeRow table_row(const QuantizeTable& table, int64_t t) {
   return quantize_row(table.inv_scale[t], table.zero[t], table.bits);
 }
 
-template <class L>
+// body(matrix) with the matrix's dtype known to the compiler: no branch in the loops over its elements.
+template <class Body>
+PTQ4ARVG_FN void with_dtype(const FloatMatrix& x, const Body& body) {
+  if (x.dtype == DType::f32) return body(FloatMatrix{x.data, DType::f32, x.row_stride});
+  if (x.dtype == DType::f16) return body(FloatMatrix{x.data, DType::f16, x.row_stride});
+  body(FloatMatrix{x.data, DType::bf16, x.row_stride});
+}
+
+template <class Whole, class Tail>
 static inline void quantize_rows(const QuantizeProblem& p) {
   parallel_for(p.m, kRowwiseGrain / p.k, [&p](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
-      const int64_t x = m * p.x.row_stride;
-      int8_t* out = p.out + m * p.k;
-      int64_t k = 0;
-      for (; k + L::width <= p.k; k += L::width) L::store_codes(out + k, quantize(L::load_any(p.x, x + k), row));
-      for (; k < p.k; ++k) ScalarLanes::store_codes(out + k, quantize(ScalarLanes::load_any(p.x, x + k), row));
-    }
+    with_dtype(p.x, [&](FloatMatrix x) __attribute__((always_inline)) {
+      for (int64_t m = begin; m < end; ++m) {
+        const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
+        for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+          const auto value = lanes.load_any(x, m * x.row_stride + k);
+          lanes.store_codes(p.out + m * p.k + k, quantize(value, row));
+        });
+      }
+    });
   });
 }
 
@@ -34,65 +44,84 @@ struct NormRow {
   float mean, rstd;
 };
 
-// Float64 statistics. Eight running sums in a fixed order, so that every instruction set finds the same bits; in loops
-// of eight, so that compilers keep them in vectors.
-template <class L, bool Squared>
-static inline double sum_row(const FloatMatrix& x, int64_t begin, int64_t count, double centre) {
-  double sums[8] = {};
-  const auto term = [centre](float value) {
-    const double d = static_cast<double>(value) - centre;
-    return Squared ? d * d : d;
-  };
+// Float64 statistics of Rows rows from m. Eight running sums a row in a fixed order, so that every instruction set finds
+// the same bits; several rows together, because the additions of one wait for each other.
+template <class L, int Rows, bool Squared>
+PTQ4ARVG_FN void sum_rows(const FloatMatrix& x, int64_t m, int64_t count, const double* centre, double* out) {
+  typename L::Sums sums[Rows];
   int64_t k = 0;
   for (; k + 8 <= count; k += 8) {
-    float values[8];
-    for (int i = 0; i < 8; i += L::width) L::store(values + i, L::load_any(x, begin + k + i));
-    for (int i = 0; i < 8; ++i) sums[i] += term(values[i]);
+    for (int r = 0; r < Rows; ++r) sums[r].template add_eight<Squared>(x, (m + r) * x.row_stride + k, centre[r]);
   }
-  for (int i = 0; k + i < count; ++i) sums[i] += term(ScalarLanes::load_any(x, begin + k + i));
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+  for (int r = 0; r < Rows; ++r) {
+    double s[8];
+    sums[r].store(s);
+    for (int i = 0; k + i < count; ++i) {
+      const double d = static_cast<double>(ScalarLanes{}.load_any(x, (m + r) * x.row_stride + k + i)) - centre[r];
+      s[i] += Squared ? d * d : d;
+    }
+    out[r] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+  }
 }
 
-template <class L>
-static inline NormRow norm_row(const NormQuantizeProblem& p, int64_t x) {
+template <class L, int Rows>
+PTQ4ARVG_FN void norm_statistics(const NormQuantizeProblem& p, const FloatMatrix& x, int64_t m, NormRow* out) {
   const double count = static_cast<double>(p.k);
-  const double mean = p.rms ? 0.0 : sum_row<L, false>(p.x, x, p.k, 0.0) / count;
-  const double variance = sum_row<L, true>(p.x, x, p.k, mean) / count;
-  return {static_cast<float>(mean), static_cast<float>(1.0 / std::sqrt(variance + p.eps))};
+  double mean[Rows] = {}, squares[Rows];
+  if (!p.rms) {
+    const double zero[Rows] = {};
+    sum_rows<L, Rows, false>(x, m, p.k, zero, mean);
+    for (int r = 0; r < Rows; ++r) mean[r] /= count;
+  }
+  sum_rows<L, Rows, true>(x, m, p.k, mean, squares);
+  for (int r = 0; r < Rows; ++r) {
+    out[r] = {static_cast<float>(mean[r]), static_cast<float>(1.0 / std::sqrt(squares[r] / count + p.eps))};
+  }
 }
 
 template <class L>
-PTQ4ARVG_FN void norm_lanes(const NormQuantizeProblem& p, const NormRow& norm, const QuantizeRow& row, int64_t m,
-                            int64_t image, int64_t k) {
+PTQ4ARVG_FN void norm_lanes(const L& lanes, const NormQuantizeProblem& p, const FloatMatrix& x, const NormRow& norm,
+                            const QuantizeRow& row, int64_t m, int64_t image, int64_t k) {
   using F = typename L::F;
-  F y = L::load_any(p.x, m * p.x.row_stride + k);
+  F y = lanes.load_any(x, m * x.row_stride + k);
   if (!p.rms) y = sub(y, F(norm.mean));
   y = mul(y, F(norm.rstd));
-  if (p.weight) y = mul(y, L::load(p.weight + k));
-  if (p.bias) y = add(y, L::load(p.bias + k));
+  if (p.weight) y = mul(y, lanes.load(p.weight + k));
+  if (p.bias) y = add(y, lanes.load(p.bias + k));
   if (p.scale.data) {
-    const F constant = p.constant ? L::load(p.constant + k) : F(1.0f);
-    y = mul(y, add(constant, L::load_any(p.scale, image * p.scale.row_stride + k)));
+    const F constant = p.constant ? lanes.load(p.constant + k) : F(1.0f);
+    y = mul(y, add(constant, lanes.load_any(p.scale, image * p.scale.row_stride + k)));
   } else if (p.constant) {
-    y = mul(y, L::load(p.constant + k));
+    y = mul(y, lanes.load(p.constant + k));
   }
-  if (p.shift.data) y = add(y, L::load_any(p.shift, image * p.shift.row_stride + k));
-  if (p.post_scale) y = mul(y, L::load(p.post_scale + k));
-  if (p.post_shift) y = add(y, L::load(p.post_shift + k));
-  L::store_codes(p.out + m * p.k + k, quantize(y, row));
+  if (p.shift.data) y = add(y, lanes.load_any(p.shift, image * p.shift.row_stride + k));
+  if (p.post_scale) y = mul(y, lanes.load(p.post_scale + k));
+  if (p.post_shift) y = add(y, lanes.load(p.post_shift + k));
+  lanes.store_codes(p.out + m * p.k + k, quantize(y, row));
 }
 
-template <class L>
+template <class Whole, class Tail, int Rows>
+PTQ4ARVG_FN void norm_quantize_some(const NormQuantizeProblem& p, const FloatMatrix& x, int64_t first) {
+  NormRow norms[Rows];
+  norm_statistics<Whole, Rows>(p, x, first, norms);
+  for (int64_t m = first; m < first + Rows; ++m) {
+    const NormRow norm = norms[m - first];
+    const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
+    const int64_t image = m / p.rows.tokens;
+    for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+      norm_lanes(lanes, p, x, norm, row, m, image, k);
+    });
+  }
+}
+
+template <class Whole, class Tail>
 static inline void norm_quantize_rows(const NormQuantizeProblem& p) {
   parallel_for(p.m, kRowwiseGrain / (4 * p.k), [&p](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      const NormRow norm = norm_row<L>(p, m * p.x.row_stride);
-      const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
-      const int64_t image = m / p.rows.tokens;
-      int64_t k = 0;
-      for (; k + L::width <= p.k; k += L::width) norm_lanes<L>(p, norm, row, m, image, k);
-      for (; k < p.k; ++k) norm_lanes<ScalarLanes>(p, norm, row, m, image, k);
-    }
+    with_dtype(p.x, [&](FloatMatrix x) {
+      int64_t m = begin;
+      for (; m + 4 <= end; m += 4) norm_quantize_some<Whole, Tail, 4>(p, x, m);
+      for (; m < end; ++m) norm_quantize_some<Whole, Tail, 1>(p, x, m);
+    });
   });
 }
 

@@ -48,7 +48,7 @@ void gemm_scalar(const GemmProblem& p) {
         const int32_t a = p.a[m * p.a_stride + k];
         for (int c = 0; c < kPanel; ++c) sums[c] += a * w[k * kPanel + c];
       }
-      epilogue<Lanes>(p, m, first, end, sums, column_sums);
+      epilogue<Lanes, Lanes>(p, m, first, end, sums, column_sums);
     }
   });
 }
@@ -58,13 +58,13 @@ void gemm_float_scalar(const GemmFloatProblem& p) {
     for (int64_t m = 0; m < p.m; ++m) {
       float sums[kPanel] = {};
       for (int64_t k = 0; k < p.k; ++k) {
-        const float x = Lanes::load_any(p.x, m * p.x.row_stride + k);
+        const float x = Lanes{}.load_any(p.x, m * p.x.row_stride + k);
         for (int c = 0; c < kPanel; ++c) sums[c] = add(sums[c], mul(x, static_cast<float>(w[k * kPanel + c])));
       }
       for (int64_t n = first; n < end; ++n) {
         float y = mul(p.w_scale[n], sums[n - first]);
         if (p.bias) y = add(y, p.bias[n]);
-        Lanes::store_any(p.out, p.out_dtype, m * p.n + n, activate(p.activation, y));
+        Lanes{}.store_any(p.out, p.out_dtype, m * p.n + n, activate(p.activation, y));
       }
     }
   });
@@ -73,8 +73,8 @@ void gemm_float_scalar(const GemmFloatProblem& p) {
 }  // namespace
 
 const KernelTable& scalar_table() {
-  static const KernelTable table{"scalar", gemm_scalar, gemm_float_scalar, quantize_rows<Lanes>,
-                                 norm_quantize_rows<Lanes>};
+  static const KernelTable table{"scalar", gemm_scalar, gemm_float_scalar, quantize_rows<Lanes, Lanes>,
+                                 norm_quantize_rows<Lanes, Lanes>};
   return table;
 }
 

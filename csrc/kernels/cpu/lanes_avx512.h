@@ -1,0 +1,116 @@
+// Sixteen floats at a time, with the same operations in the same order as ScalarLanes. Tails are masked: loads give
+// zeros past the end and stores leave what is there.
+#pragma once
+
+#include "kernels/cpu/intrinsics.h"
+#include "kernels/cpu/lanes_avx2.h"
+#include "kernels/format.h"
+
+namespace ptq4arvg {
+namespace {  // compiled for several instruction sets: internal linkage, see real.h
+
+struct Float16 {
+  __m512 v;
+  explicit Float16(float x) : v(_mm512_set1_ps(x)) {}
+  explicit Float16(__m512 x) : v(x) {}
+};
+
+inline Float16 add(Float16 a, Float16 b) { return Float16(_mm512_add_ps(a.v, b.v)); }
+inline Float16 sub(Float16 a, Float16 b) { return Float16(_mm512_sub_ps(a.v, b.v)); }
+inline Float16 mul(Float16 a, Float16 b) { return Float16(_mm512_mul_ps(a.v, b.v)); }
+inline Float16 div(Float16 a, Float16 b) { return Float16(_mm512_div_ps(a.v, b.v)); }
+inline Float16 larger(Float16 a, Float16 b) { return Float16(_mm512_max_ps(a.v, b.v)); }
+inline Float16 smaller(Float16 a, Float16 b) { return Float16(_mm512_min_ps(a.v, b.v)); }
+
+inline Float16 if_negative(Float16 x, Float16 then, Float16 otherwise) {
+  const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return Float16(_mm512_mask_blend_ps(negative, otherwise.v, then.v));
+}
+
+inline Float16 magnitude(Float16 x) {
+  return Float16(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))));
+}
+
+inline Float16 round_even(Float16 x) { return sub(add(x, Float16(kRoundingShift)), Float16(kRoundingShift)); }
+
+inline Float16 power_of_two(Float16 n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvttps_epi32(n.v), _mm512_set1_epi32(127));
+  return Float16(_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+}
+
+// Round to nearest even on the bits, NaN to 0x7fc0, as float_to_bf16. Not vcvtneps2bf16: that flushes subnormals.
+inline __m256i floats_to_bf16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i top = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  top = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), top, _mm512_set1_epi32(0x7fc0));
+  return _mm512_cvtepi32_epi16(top);
+}
+
+// Whole: all sixteen; else the first `count` of them.
+template <bool Whole>
+struct Avx512Lanes {
+  using F = Float16;
+  using I = __m512i;
+  static constexpr int width = 16;
+
+  __mmask16 mask = 0xffff;
+
+  static Avx512Lanes first(int64_t count) { return {static_cast<__mmask16>((1u << count) - 1)}; }
+
+  F load(const float* p) const {
+    return Float16(Whole ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(mask, p));
+  }
+  void store(float* p, F x) const { Whole ? _mm512_storeu_ps(p, x.v) : _mm512_mask_storeu_ps(p, mask, x.v); }
+  I load_int(const int32_t* p) const { return Whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(mask, p); }
+
+  F dot_correction(I sum, int32_t zero, I column_sum) const {
+    const I correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), column_sum);
+    return Float16(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, correction)));
+  }
+
+  F load_any(const FloatMatrix& x, int64_t index) const {
+    if (x.dtype == DType::f32) return load(static_cast<const float*>(x.data) + index);
+    const uint16_t* p = static_cast<const uint16_t*>(x.data) + index;
+    const __m256i half = Whole ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                               : _mm256_maskz_loadu_epi16(mask, p);
+    if (x.dtype == DType::f16) return Float16(_mm512_cvtph_ps(half));
+    return Float16(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+  }
+
+  void store_any(void* out, DType dtype, int64_t index, F x) const {
+    if (dtype == DType::f32) return store(static_cast<float*>(out) + index, x);
+    const __m256i half = dtype == DType::f16 ? _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT) : floats_to_bf16(x.v);
+    uint16_t* p = static_cast<uint16_t*>(out) + index;
+    if constexpr (Whole) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask, half);
+    }
+  }
+
+  void store_codes(int8_t* out, F code) const {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(code.v));
+    if constexpr (Whole) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
+    } else {
+      _mm_mask_storeu_epi8(out, mask, bytes);
+    }
+  }
+
+  // Eight running sums in float64 of x - centre, or of its square.
+  struct Sums {
+    __m512d sums = _mm512_setzero_pd();
+
+    template <bool Squared>
+    void add_eight(const FloatMatrix& x, int64_t index, double centre) {
+      const __m512d value = _mm512_cvtps_pd(Avx2Lanes{}.load_any(x, index).v);
+      const __m512d d = _mm512_sub_pd(value, _mm512_set1_pd(centre));
+      sums = _mm512_add_pd(sums, Squared ? _mm512_mul_pd(d, d) : d);
+    }
+    void store(double* out) const { _mm512_storeu_pd(out, sums); }
+  };
+};
+
+}  // namespace
+}  // namespace ptq4arvg
