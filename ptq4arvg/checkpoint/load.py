@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..fuse import fuse_
@@ -19,6 +18,7 @@ from .architecture import build, compute_dtype
 from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
 from .hashing import content_hash, text_hash
 from .layout import linear_names, unpack_linear
+from .reading import Section, TensorFile
 from .tensors import fill
 
 __all__ = ["load_quantized", "read_config"]
@@ -54,17 +54,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the checkpoint again")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({error}); copy the checkpoint again"
-        ) from None
-
-
 def _check_files(folder: Path, files: dict[str, str]) -> None:
     for name, wanted in files.items():
         path = folder / name
@@ -87,7 +76,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> An
     """
     folder, device = Path(folder), torch.device(device)
     config = read_config(folder)
-    tensors = _read_tensors(folder / "model.safetensors")
+    tensors = TensorFile(folder / "model.safetensors")
     found = content_hash(config, tensors)
     if found != config["hash"]:
         raise ValueError(
@@ -103,19 +92,18 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> An
 
 
 def _assemble(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device
 ) -> Any:
     settings = layer_settings(config["quantization_config"])
     model, dtype = build(config), compute_dtype(config)
     _install_attention(model, config["quantization_config"], tensors)
+    left = set(tensors)
     for name, setting in settings.items():
-        _install_linear(model, name, setting, tensors, device, dtype)
-    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "tokenizer": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part not in parts:
-            raise ValueError(f"{name} belongs to no part of a model")
-        parts[part][rest] = tensor
+        left -= _install_linear(model, name, setting, tensors, device, dtype)
+    parts = {part: Section(tensors, f"{part}.", left) for part in ("transformer", "tokenizer")}
+    lost = sorted(n for n in left if n.partition(".")[0] not in parts)
+    if lost:
+        raise ValueError(f"{lost[0]} belongs to no part of a model")
     fill(model.transformer, parts["transformer"], set(settings), dtype, device)
     fill(model.tokenizer, parts["tokenizer"], set(), dtype, device)
     model.to(device)
@@ -134,11 +122,11 @@ def _install_linear(
     model: Any,
     name: str,
     setting: dict[str, Any],
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     device: torch.device,
     dtype: torch.dtype,
-) -> None:
-    """Take the linear's tensors out of ``tensors`` and put its integer module in place."""
+) -> set[str]:
+    """Put the linear's integer module in place; returns the names of the tensors it took."""
     try:
         linear = model.transformer.get_submodule(name)
     except AttributeError:
@@ -147,7 +135,7 @@ def _install_linear(
         raise ValueError(f"{name} is a {type(linear).__name__}; wanted a linear layer")
     needed, optional = linear_names(setting["w_bits"])
     prefix = f"transformer.{name}."
-    own = {k: tensors.pop(prefix + k) for k in needed | optional if prefix + k in tensors}
+    own = {k: tensors[prefix + k] for k in sorted(needed | optional) if prefix + k in tensors}
     missing = sorted(needed - set(own))
     if missing:
         raise ValueError(f"tensors missing: {', '.join(prefix + m for m in missing)}")
@@ -159,9 +147,10 @@ def _install_linear(
         if isinstance(getattr(q, f.name), Tensor)
     }
     _replace(model, name, PackedLinear(replace(q, **moved), model.cursor, dtype))
+    return {prefix + key for key in own}
 
 
-def _install_attention(model: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for name, setting in config.get("attention", {}).items():
         prefix = f"transformer.{name}."
         try:
