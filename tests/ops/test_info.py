@@ -77,7 +77,9 @@ def test_measure_peak_names_the_kinds():
         _info.measure_peak("warp", 1, 0.01)
 
 
-@pytest.mark.parametrize(("threads", "seconds"), [(0, 0.01), (1, 0.0), (1, -1.0), (1, float("nan"))])
+@pytest.mark.parametrize(
+    ("threads", "seconds"), [(0, 0.01), (1, 0.0), (1, -1.0), (1, float("nan"))]
+)
 def test_measurements_check_their_arguments(threads, seconds):
     with pytest.raises(ValueError, match="wanted 1 to 1024 threads and up to 60 seconds"):
         _info.measure_peak("fma", threads, seconds)
