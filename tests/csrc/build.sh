@@ -27,8 +27,8 @@ avx512="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 native512=$avx512
 define=
 if [ "$emulate" = 1 ]; then
-    define=-DPTQ4ARVG_EMULATE
-    avx512="$define -Wno-psabi"
+    define="-DPTQ4ARVG_EMULATE -I$here"
+    avx512="$define -Wno-psabi -Wno-ignored-attributes"
 fi
 x86=0
 case $(uname -m) in x86_64 | amd64) x86=1 ;; esac

@@ -38,3 +38,11 @@ def test_avx512_vnni_was_checked(output):
     if "avx512_vnni: not on this processor" in output:
         pytest.skip("no AVX-512-VNNI here, and no SIMDe headers (libsimde-dev) to emulate it")
     assert "avx512_vnni: 90 cases agree" in output
+
+
+def test_amx_int8_was_checked(output):
+    if "amx_int8: " not in output:
+        pytest.skip("not an x86 machine")
+    if "amx_int8: not on this processor" in output:
+        pytest.skip("this processor or system has no AMX, and SIMDe does not emulate it")
+    assert "amx_int8: 90 cases agree (on hardware)" in output

@@ -20,8 +20,11 @@ struct alignas(64) TileConfig {
 };
 
 // The registers belong to this thread until release_tiles: while they hold something, every switch of threads saves them.
-static inline void configure_tiles() {
-  const TileConfig config;
+//
+// Of the first `shortened` of them only some rows count: a product takes as many clocks as there are rows of `a`.
+static inline void configure_tiles(int shortened = 0, int rows = kTileRows) {
+  TileConfig config;
+  for (int i = 0; i < shortened; ++i) config.rows[i] = static_cast<uint8_t>(rows);
   memory_barrier();
   _tile_loadconfig(&config);
 }

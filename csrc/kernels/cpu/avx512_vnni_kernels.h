@@ -6,6 +6,7 @@
 namespace ptq4arvg::cpu {
 
 constexpr int kDecodeRows = 16;  // at most so many are few: gemm_decode_avx512_vnni
+constexpr int64_t kDecodeGrain = 192 * 1024;  // bytes of weights that are worth a thread
 
 void gemm_avx512_vnni(const GemmProblem& problem);
 void gemm_decode_avx512_vnni(const GemmProblem& problem);

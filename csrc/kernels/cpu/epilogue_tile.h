@@ -83,5 +83,14 @@ PTQ4ARVG_FN void epilogue_tile(const GemmProblem& p, const StripColumns<Panels>&
   }
 }
 
+// The same for any activation; one copy for all the micro-kernels that differ in rows only.
+template <int Panels>
+static __attribute__((noinline)) void finish_strip(const GemmProblem& p, const StripColumns<Panels>& columns,
+                                                   const EpilogueRow* rows, int count, const int32_t* sums) {
+  with_activation(p.epilogue.activation, [&](auto kind) {
+    epilogue_tile<kind.value>(p, columns, rows, count, sums, Panels * kPanel);
+  });
+}
+
 }  // namespace
 }  // namespace ptq4arvg::cpu

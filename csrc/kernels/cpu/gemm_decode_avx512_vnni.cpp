@@ -16,8 +16,6 @@ namespace {
 
 constexpr int kChunkGroups = 16;
 constexpr int kChunk = kChunkGroups * kGroup;
-constexpr int64_t kGrainBytes = 192 * 1024;  // of weights that are worth a thread
-constexpr int kAhead = 1024;                 // bytes to prefetch ahead: past the hardware's 4 KiB page ends
 
 // All rows of `a` as [chunk][row][64 k], zeros past K, and the rows' sums.
 template <int Bits, int Rows>
@@ -38,25 +36,13 @@ void pack_rows(const GemmProblem& p, uint8_t* out, int32_t* row_sums) {
   }
 }
 
-// The cache lines that begin in this group of the panel, some way ahead.
-template <int Bits>
-PTQ4ARVG_FN void prefetch(const PanelBytes& panel, int64_t group) {
-  constexpr int kBytes = Bits == 8 ? 64 : 32;
-  if (group * kBytes % 64 == 0) {
-    _mm_prefetch(reinterpret_cast<const char*>(panel.codes + group * kBytes + kAhead), _MM_HINT_T0);
-  }
-  if (Bits == 6 && group % 4 == 0) {
-    _mm_prefetch(reinterpret_cast<const char*>(panel.pairs + group * 16 + kAhead / 2), _MM_HINT_T0);
-  }
-}
-
 template <int Bits, int Rows, int Panels>
 PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes (&panels)[Panels], int64_t group,
                       __m512i (&sums)[Rows][Panels]) {
   __m512i columns[Panels];
   for (int i = 0; i < Panels; ++i) {
     columns[i] = load_group<Bits>(panels[i], group);
-    prefetch<Bits>(panels[i], group);
+    prefetch_group<Bits>(panels[i], group);
   }
   for (int r = 0; r < Rows; ++r) {
     int32_t codes;
@@ -123,9 +109,7 @@ void decode_panels(const GemmProblem& p, const Layout& layout, const DecodeRows&
   }
   StripColumns<Panels> columns;
   gather_columns(p, first * kPanel, Bits == 8 ? 128 : 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-  with_activation(p.epilogue.activation, [&](auto kind) {
-    epilogue_tile<kind.value>(p, columns, in.rows, Rows, sums, Panels * kPanel);
-  });
+  finish_strip(p, columns, in.rows, Rows, sums);
 }
 
 template <int Bits, int Rows>
@@ -135,7 +119,7 @@ void decode_rows(const GemmProblem& p) {
   const Layout layout = layout_of(p.n, p.k, Bits);
   const int64_t chunks = (p.k + kChunk - 1) / kChunk;
   const int64_t cost = kPanels * layout.panel_bytes * (8 + Rows) / 8;
-  parallel_for((layout.panels + kPanels - 1) / kPanels, kGrainBytes / cost, [&](int64_t begin, int64_t end) {
+  parallel_for((layout.panels + kPanels - 1) / kPanels, kDecodeGrain / cost, [&](int64_t begin, int64_t end) {
     uint8_t* a = static_cast<uint8_t*>(thread_scratch(chunks * Rows * kChunk));
     int32_t row_sums[Rows];
     EpilogueRow rows[Rows];

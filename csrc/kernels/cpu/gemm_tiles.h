@@ -124,10 +124,11 @@ static inline void open_strip(const GemmProblem& p, const TilePlan& plan, int64_
     int8_t zeros[kPanel];
     panel_zeros(p.w_zero, p.bits, p.n, panel_at(i), zeros);
     const PanelBytes panel = panel_bytes_of(bytes_at(i), plan.layout);
+    const __m512i spread = spread_zeros_512(zeros);
     if (p.bits == 6) {
-      unpack_groups<6>(panel, zeros, 0, plan.layout.groups, codes);
+      unpack_groups<6>(panel, spread, 0, plan.layout.groups, codes);
     } else {
-      unpack_groups<4>(panel, zeros, 0, plan.layout.groups, codes);
+      unpack_groups<4>(panel, spread, 0, plan.layout.groups, codes);
     }
   }
 }

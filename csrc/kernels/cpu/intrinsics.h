@@ -7,6 +7,8 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
+
+#include "simde_gaps.h"
 #else
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push

@@ -24,6 +24,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+#if defined(PTQ4ARVG_X86)
 bool has(const char* isa) {
   int count;
   const IsaChoice* choices = isa_choices(&count);
@@ -38,7 +39,6 @@ struct Kind {
   const PeakLoop& (*loop)();
 };
 
-#if defined(PTQ4ARVG_X86)
 // The first of a name that the processor has counts.
 const Kind kKinds[] = {{"amx", "amx_int8", tiles_amx_int8},
                        {"vnni", "avx512_vnni", dot_avx512_vnni},

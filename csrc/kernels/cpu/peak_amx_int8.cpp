@@ -17,7 +17,7 @@ int run_tiles(int64_t rounds) {
 }  // namespace
 
 const PeakLoop& tiles_amx_int8() {
-  static const PeakLoop loop{4 * 16 * 16 * 64 * 2.0, configure_tiles, release_tiles, run_tiles};
+  static const PeakLoop loop{4 * 16 * 16 * 64 * 2.0, [] { configure_tiles(); }, release_tiles, run_tiles};
   return loop;
 }
 

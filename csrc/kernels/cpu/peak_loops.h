@@ -27,7 +27,11 @@ const PeakLoop& tiles_amx_int8();
 // Keeps a register's value alive and unknown to the compiler.
 template <class V>
 static inline __attribute__((always_inline)) void touch(V& value) {
+#if defined(PTQ4ARVG_EMULATE)
+  __asm__ volatile("" : "+m"(value));
+#else
   __asm__ volatile("" : "+v"(value));
+#endif
 }
 
 }  // namespace ptq4arvg::cpu

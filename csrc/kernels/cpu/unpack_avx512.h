@@ -32,19 +32,29 @@ PTQ4ARVG_FN __m512i load_group(const PanelBytes& panel, int64_t group) {
   return _mm512_and_si512(either, _mm512_set1_epi8(63));
 }
 
-// The zero points of 16 columns, each four times over: one group's worth.
+// The zero points of 16 columns (as panel_zeros gives them), each four times over: one group's worth.
 PTQ4ARVG_FN __m512i spread_zeros_512(const int8_t* zeros) {
   const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
   return _mm512_mullo_epi32(z, _mm512_set1_epi32(0x01010101));
 }
 
-// Groups [begin, end) of a packed panel as int8 codes; zeros as panel_zeros gives them.
+// Groups [begin, end) of a packed panel as int8 codes.
 template <int Bits>
-static inline void unpack_groups(const PanelBytes& panel, const int8_t* zeros, int64_t begin, int64_t end,
-                                 int8_t* codes) {
-  const __m512i zero = spread_zeros_512(zeros);
-  for (int64_t g = begin; g < end; ++g) {
-    _mm512_storeu_si512(codes + g * kGroupCodes, _mm512_sub_epi8(load_group<Bits>(panel, g), zero));
+PTQ4ARVG_FN void unpack_groups(const PanelBytes& panel, __m512i zeros, int64_t begin, int64_t end, int8_t* codes) {
+  for (int64_t g = begin; g < end; ++g, codes += kGroupCodes) {
+    _mm512_storeu_si512(codes, _mm512_sub_epi8(load_group<Bits>(panel, g), zeros));
+  }
+}
+
+// The cache lines of a panel that begin in this group, some way ahead.
+template <int Bits>
+PTQ4ARVG_FN void prefetch_group(const PanelBytes& panel, int64_t group) {
+  constexpr int kAhead = 1024, kBytes = Bits == 8 ? 64 : 32;
+  if (group * kBytes % 64 == 0) {
+    _mm_prefetch(reinterpret_cast<const char*>(panel.codes + group * kBytes + kAhead), _MM_HINT_T0);
+  }
+  if (Bits == 6 && group % 4 == 0) {
+    _mm_prefetch(reinterpret_cast<const char*>(panel.pairs + group * 16 + kAhead / 2), _MM_HINT_T0);
   }
 }
 
