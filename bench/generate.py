@@ -8,6 +8,9 @@ Every variant lives in a process of its own, so that its peak memory is its own;
 turn, one at a time. Quantized ones are loaded from a checkpoint and never hold a float copy of a
 quantized weight. Published sizes get random weights: speed and memory do not depend on their
 values, images do, and mean nothing here.
+
+Attention products, norms, embeddings and the tokenizer of quantized variants are in ``--rest``:
+bfloat16 by default, as in the stronger of the two float variants.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ RATIOS = (
     *(f"memory_{base}" for base in FLOATS),
 )
 COLUMNS = (
-    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "variant", "repeats",
+    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "variant",
+    "repeats",
     *(f"seconds_{name}" for name in TIMES), "p10", "p90", "seconds_load", "peak_mib",
     "import_mib", "waited", *RATIOS,
 )  # fmt: skip
@@ -91,7 +95,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     head = ["variant", "s/image", "first", "tokens", "decode", "cpu", "MiB"]
     head += [name.replace("bf16", "bf").replace("_", " ") for name in names]
     first = rows[0]
-    title = f"{first['model']}, {first['images']} images with guidance, {first['threads']} threads"
+    title = (
+        f"{first['model']}, {first['images']} images with guidance, {first['threads']} threads, "
+    )
+    title += f"{first['rest']} where not quantized"
     show(title, head, lines)
     waited = max(row["waited"] for row in rows)
     if waited > 0.05:
@@ -109,7 +116,9 @@ def measure(
 ) -> None:  # fmt: skip
     """Start all variants, run them in turn, and fill ``rows`` with what was measured."""
     names = [*arguments.floats, *arguments.schemes]
-    folders = prepare(arguments.model, arguments.schemes, checkpoints, arguments.threads, progress)
+    folders = prepare(
+        arguments.model, arguments.schemes, arguments.rest, checkpoints, arguments.threads, progress
+    )
     variants: dict[str, Variant] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     try:
@@ -131,7 +140,7 @@ def measure(
         for variant in variants.values():
             variant.close()
         shared = stamp(arguments.device, arguments.threads) | {
-            "model": arguments.model, "images": arguments.images,
+            "model": arguments.model, "images": arguments.images, "rest": arguments.rest,
         }  # fmt: skip
         rows += [
             shared | summarize(n, variants[n].loaded, runs[n], arguments.images)
@@ -157,6 +166,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=1, help="labels of one call of generate")
     add("--schemes", default="W8A8,W6A6,W4A8")
     add("--floats", default=",".join(FLOATS), help="float variants to compare with")
+    add("--rest", default="bfloat16", choices=FLOATS,
+        help="dtype of what is not quantized in a quantized model")  # fmt: skip
     add("--repeats", type=int, default=5, help="calls of every variant")
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())

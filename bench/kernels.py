@@ -66,8 +66,11 @@ class Limits:
         return self._peak
 
     def bandwidth(self, size: int) -> float | None:
-        """Bytes a second read from ``size`` bytes, rounded to a power of two and kept."""
-        size = 1 << max(size - 1, 1).bit_length()
+        """Bytes a second read from ``size`` bytes, rounded to a power of two and kept.
+
+        A page a thread is the least that can be timed.
+        """
+        size = 1 << max(size - 1, 4095 * self.threads).bit_length()
         if size not in self._bytes and self.known:
             self._bytes[size] = float(
                 ops._info.measure_bandwidth(size, self.threads, self.seconds)

@@ -82,16 +82,19 @@ class Variant:
 
 
 def prepare(
-    model: str, schemes: list[str], folder: Path, threads: int,
+    model: str, schemes: list[str], rest: str, folder: Path, threads: int,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Path]:  # fmt: skip
-    """Checkpoints of ``model``, one per scheme, made in ``folder`` where they do not exist yet."""
-    folders = {scheme: folder / f"{model}-{scheme}" for scheme in schemes}
+    """Checkpoints of ``model``, one per scheme, made in ``folder`` where they do not exist yet.
+
+    rest: the dtype of what is not quantized."""
+    folders = {scheme: folder / f"{model}-{scheme}-{rest}" for scheme in schemes}
     missing = [scheme for scheme in schemes if not folders[scheme].exists()]
     if missing:
         progress("prepare", 0, 1)
         folder.mkdir(parents=True, exist_ok=True)
-        worker = _Worker("prepare", "prepare", model, ",".join(missing), str(folder), str(threads))
+        worker = _Worker("prepare", "prepare", model, ",".join(missing), rest, str(folder),
+                         str(threads))  # fmt: skip
         try:
             while step := worker.read():
                 progress(*step["progress"])
@@ -109,18 +112,14 @@ def _float_model(name: str, dtype: str) -> Any:
     wanted = getattr(torch, dtype)
     if name in BUNDLED:
         return load_model(name, dtype=wanted)
-    torch.set_default_dtype(wanted)
-    try:
-        return build_model(name, model_config(name), seed=0)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return build_model(name, model_config(name), seed=0, dtype=wanted)
 
 
 def _answer(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 
 
-def _prepare(name: str, schemes: str, folder: str, threads: str) -> None:
+def _prepare(name: str, schemes: str, rest: str, folder: str, threads: str) -> None:
     import torch
 
     import ptq4arvg
@@ -135,12 +134,12 @@ def _prepare(name: str, schemes: str, folder: str, threads: str) -> None:
             _answer({"progress": [f"prepare {scheme}: {phase}", done, total]})
 
         progress("build", 0, 1)
-        model = _float_model(name, "float32")
+        model = _float_model(name, rest)
         rows = rows or ptq4arvg.calibrate(
             model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
         )
         ptq4arvg.quantize_(model, scheme, "rtn", rows, batch_size=1, progress=progress)
-        model.save_pretrained(Path(folder) / f"{name}-{scheme}")
+        model.save_pretrained(Path(folder) / f"{name}-{scheme}-{rest}")
     _answer({})
 
 

@@ -195,7 +195,7 @@ def packed_bytes(n: int, k: int, bits: int) -> int:
 
 
 def isa() -> str:
-    """The CPU instruction set in use: avx512_vnni, avx2 or scalar (see PTQ4ARVG_CPU_ISA)."""
+    """The CPU instruction set in use: amx_int8, avx512_vnni, avx2 or scalar (PTQ4ARVG_CPU_ISA)."""
     return _info.isa()
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["Sampler", "filter_logits", "guide", "image_generator"]
 
+TIES = 32  # logits equal to the least of the top-k that are expected; with more it is slower
+
 Choose = Callable[[Tensor, int], Tensor]
 
 
@@ -24,15 +26,18 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     top-p keeps the most likely tokens until their mass reaches ``top_p``, counted from the least
     likely end (a token goes if the mass up to it does not exceed 1 - top_p), and always the best.
     """
-    limited = 0 < top_k < logits.shape[-1]
-    if limited:
-        kept, index = logits.topk(top_k)  # descending
-        least = kept[..., -1:]
-        if not top_p or ((logits >= least).sum(-1) > top_k).any():  # equal logits stay together
-            logits, limited = logits.masked_fill(logits < least, -torch.inf), False
+    vocabulary, kept = logits.shape[-1], None
+    if 0 < top_k < vocabulary:
+        # Equal logits stay together, so a few more than top_k are looked at.
+        kept, index = logits.topk(min(top_k + TIES, vocabulary))  # descending
+        least = kept[..., top_k - 1 : top_k]
+        if not top_p or ((logits >= least).sum(-1) > kept.shape[-1]).any():
+            logits, kept = logits.masked_fill(logits < least, -torch.inf), None
+        else:
+            kept = kept.masked_fill(kept < least, -torch.inf)
     if not top_p:
         return logits
-    if not limited:
+    if kept is None:
         kept, index = logits.sort(dim=-1, descending=True)
     removed = kept.flip(-1).softmax(-1).cumsum(-1).flip(-1) <= 1 - top_p
     removed[..., 0] = False

@@ -82,6 +82,14 @@ def test_equal_logits_at_the_limit_stay_together():
     assert filter_logits(logits, 2, 0.999).isfinite().sum() == 4
 
 
+@pytest.mark.parametrize("same", [3, 40])
+def test_many_equal_logits(same):
+    """However many are equal to the least of the top-k, all of them count."""
+    logits = torch.cat([torch.arange(10.0, 5.0, -1), torch.zeros(same), -torch.ones(50)])[None]
+    kept = filter_logits(logits.double(), 6, 1 - 1e-9).isfinite()
+    assert kept[0, : 5 + same].all() and not kept[0, 5 + same :].any()
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 0.8), (0, 0.8), (40, 0.3)])
 def test_top_p_counts_only_what_top_k_left(top_k, top_p):
     """Against the definition, one row at a time, in plain Python."""

@@ -43,8 +43,9 @@ def compute_dtype(config: Mapping[str, Any]) -> torch.dtype:
 def build(config: Mapping[str, Any]) -> Any:
     """The model that ``config`` describes; its memory is not set. ValueError if it cannot be."""
     try:
-        model = build_model(config["name"], config["architecture"])
+        dtype = compute_dtype(config)
+        model = build_model(config["name"], config["architecture"], dtype=dtype)
         model.stress = float(config["stress"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the architecture in config.json is incomplete: {error}") from None
-    return model.to(compute_dtype(config))
+    return model

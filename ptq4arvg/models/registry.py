@@ -76,8 +76,13 @@ def model_config(name: str) -> dict[str, Any]:
                      f"{closest(name, names)}")  # fmt: skip
 
 
-def build_model(name: str, config: dict[str, Any], seed: int | None = None) -> ARVGModel:
-    """The model of a configuration, in evaluation mode, on the CPU, in float32.
+def build_model(
+    name: str,
+    config: dict[str, Any],
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ARVGModel:
+    """The model of a configuration, in evaluation mode, on the CPU.
 
     seed: random weights of a plausible size, reproducibly; None: memory left as it is, to be
     loaded into. {"family": "var", "transformer": VARConfig fields, "tokenizer": VQVAEConfig fields}
@@ -89,7 +94,9 @@ def build_model(name: str, config: dict[str, Any], seed: int | None = None) -> A
         transformer, tokenizer = VAR(settings), VQVAE(_from_dict(VQVAEConfig, config["tokenizer"]))
     # Buffers that follow from the configuration are made again where there is memory.
     level = torch.cat([torch.full((p * p,), i) for i, p in enumerate(settings.patch_nums)])
-    transformer, tokenizer = transformer.to_empty(device="cpu"), tokenizer.to_empty(device="cpu")
+    # Memory that nothing is written to costs nothing, so the dtype is decided before there is any.
+    transformer = transformer.to(dtype).to_empty(device="cpu")
+    tokenizer = tokenizer.to(dtype).to_empty(device="cpu")
     transformer.level.copy_(level)
     transformer.cursor.position = torch.zeros(1, dtype=torch.int32)
     model = VARModel(name, settings, transformer, tokenizer)

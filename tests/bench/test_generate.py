@@ -25,7 +25,7 @@ def test_the_bundled_model(tmp_path, capsys):
         assert float(row["peak_mib"]) > float(row["import_mib"]) > 0
         assert float(row["x_float32"]) > 0 and not row["x_bfloat16"]
     assert float(rows[0]["x_float32"]) == 1 and float(rows[0]["memory_float32"]) == 1
-    assert (kept / "var-tiny-W4A8" / "config.json").is_file()
+    assert (kept / "var-tiny-W4A8-bfloat16" / "config.json").is_file()
     captured = capsys.readouterr()
     assert "W4A8" in captured.out and "generate" in captured.err
 
