@@ -2,6 +2,12 @@
 //
 // A configuration is a row of data: a name, the oldest architecture it runs on, its tile and three functions. The
 // CUTLASS kernels fill one table of them, one configuration per file; the choice among them is in select.h.
+//
+// What the build does with files below this folder goes by their names (csrc/ptq4arvg_build/sources.py): a .cu file
+// with sm90 in its name is compiled for sm_90a alone and left out where that is not wanted, one with sm80 for all
+// others, any other file for all. C++ and .cu files see PTQ4ARVG_HAS_SM80 and PTQ4ARVG_HAS_SM90A where those are built,
+// and PTQ4ARVG_CUDA_REDUCED in the reduced set, which leaves out every .cu file in cutlass/ but those with `base` in
+// the name.
 #pragma once
 
 #include <cuda_runtime_api.h>
