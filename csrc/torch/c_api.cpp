@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/last_kernel.h"
 
 #define PTQ4ARVG_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -85,7 +86,7 @@ PTQ4ARVG_EXPORT const char* ptq4arvg_list_kernels() {
   return answer.c_str();
 }
 
-PTQ4ARVG_EXPORT const char* ptq4arvg_last_kernel() { return cpu::last_kernel(); }
+PTQ4ARVG_EXPORT const char* ptq4arvg_last_kernel() { return last_kernel(); }
 
 // Sets the instruction set ("" for the default, null to leave it) and gives its name in *name. Null, or an error text.
 PTQ4ARVG_EXPORT const char* ptq4arvg_isa(const char* wanted, const char** name) {
