@@ -64,7 +64,7 @@ struct Sm80Visitor {
       CUTLASS_PRAGMA_UNROLL
       for (int c = 0; c < kColumns; ++c) {
         const int32_t column = column_at(c);
-        w_scale[c] = bias[c] = Lanes<kWidth>(kNoAddend);
+        w_scale[c] = bias[c] = Lanes<kWidth>(kNoBias);
         w_sum[c] = Integers<kWidth>(0);
         if (column >= n) continue;
         w_scale[c] = load_lanes<kWidth>(e.w_scale, DType::f32, column);
@@ -83,14 +83,12 @@ struct Sm80Visitor {
         for (int c = 0; c < kColumns; ++c) {
           const int i = r * kColumns + c;
           const int32_t column = column_at(c);
-          const bool inside = row < m && column < n;
-          gate[i] = Lanes<kWidth>(kNoFactor);
-          residual[i] = Lanes<kWidth>(kNoAddend);
-          if (e.gate.data && inside) {
+          if (row >= m || column >= n) continue;
+          if (e.gate.data) {
             const int64_t at = tokens.image(row) * e.gate.row_stride + column;
             gate[i] = load_lanes<kWidth>(e.gate.data, e.gate.dtype, at);
           }
-          if (e.residual.data && inside) {
+          if (e.residual.data) {
             const int64_t at = row * e.residual.row_stride + column;
             residual[i] = load_lanes<kWidth>(e.residual.data, e.residual.dtype, at);
           }
@@ -101,16 +99,26 @@ struct Sm80Visitor {
     template <class Accumulator, int size>
     CUTLASS_DEVICE auto visit(int step, int row_group, int c, int, const cutlass::Array<Accumulator, size>& sums) {
       static_assert(size == kWidth);
+      const Epilogue& e = params->epilogue;
       const int32_t row = row_at(row_group, step), column = column_at(c);
-      Integers<kWidth> sum;
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < kWidth; ++i) sum.v[i] = sums[i];
       const TokenRow& t = rows[row_group];
-      const int i = row_group * kColumns + c;
-      const Lanes<kWidth> y = finish(sum, Integers<kWidth>(t.zero), w_sum[c], w_scale[c], Lanes<kWidth>(t.scale),
-                                     bias[c], params->epilogue.activation, gate[i], residual[i]);
+      const int group = row_group * kColumns + c;
+      Lanes<kWidth> y;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        y.v[i] = begin_element(sums[i], t.zero, w_sum[c].v[i], w_scale[c].v[i], t.scale, bias[c].v[i]);
+      }
+      activate_all(e.activation, y);
+      if (e.gate.data) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], gate[group].v[i]);
+      }
+      if (e.residual.data) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual[group].v[i]);
+      }
       if (row < m && column < n) {
-        store_lanes<output>(params->epilogue.out, static_cast<int64_t>(row) * n + column, y, t.out);
+        store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.out);
       }
       return sums;
     }

@@ -1,0 +1,186 @@
+// The fused epilogue as a node of CUTLASS 3.x's epilogue tree: static tables, arithmetic, gate, residual, output codes.
+//
+// Its children bring the vectors over the weights' channels: scale, sum and bias. The accumulators stay in the layout
+// of wgmma, where a thread holds pairs of neighbours of two rows in each 64 rows, so the entries of the tables are
+// loaded once per thread and tile, before the first group of columns.
+#pragma once
+
+#include <cute/tensor.hpp>
+#include <cutlass/epilogue/fusion/sm90_visitor_tma_warpspecialized.hpp>
+#include <cutlass/numeric_types.h>
+
+#include "kernels/cuda/cutlass/memory.h"
+
+namespace ptq4arvg::cuda {
+
+template <Output output>
+struct CutlassElement;
+template <>
+struct CutlassElement<Output::codes> { using Type = int8_t; };
+template <>
+struct CutlassElement<Output::f32> { using Type = float; };
+template <>
+struct CutlassElement<Output::f16> { using Type = cutlass::half_t; };
+template <>
+struct CutlassElement<Output::bf16> { using Type = cutlass::bfloat16_t; };
+
+template <Output output>
+struct Sm90Finish {
+  using Element = typename CutlassElement<output>::Type;
+
+  struct SharedStorage {};
+  struct Arguments {
+    Epilogue epilogue;
+    RowPositions rows;
+  };
+  using Params = Arguments;
+
+  template <class Shape>
+  static constexpr Params to_underlying_arguments(const Shape&, const Arguments& arguments, void*) {
+    return arguments;
+  }
+  template <class Shape>
+  static bool can_implement(const Shape&, const Arguments&) {
+    return true;
+  }
+  template <class Shape>
+  static size_t get_workspace_size(const Shape&, const Arguments&) {
+    return 0;
+  }
+  template <class Shape>
+  static cutlass::Status initialize_workspace(const Shape&, const Arguments&, void*, cudaStream_t,
+                                              cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+
+  CUTLASS_HOST_DEVICE Sm90Finish() {}
+  CUTLASS_HOST_DEVICE Sm90Finish(const Params& params, const SharedStorage&) : params_(&params) {}
+
+  CUTLASS_DEVICE bool is_producer_load_needed() const { return false; }
+  CUTLASS_DEVICE bool is_C_load_needed() const { return false; }
+
+  template <class... Args>
+  CUTLASS_DEVICE auto get_producer_load_callbacks(const cutlass::epilogue::fusion::detail::ProducerLoadArgs<Args...>&) {
+    return cutlass::epilogue::fusion::detail::EmptyProducerLoadCallbacks{};
+  }
+
+  // Offsets and Rows: (piece, piece in m, piece in n, subtile in m, subtile in n) -> (row, column) relative to the
+  // thread's first element, and its row's entries.
+  template <class Offsets, class RowStrides, class Rows>
+  struct Callbacks : cutlass::epilogue::fusion::detail::EmptyConsumerStoreCallbacks {
+    const Params* params;
+    Offsets offsets;
+    Rows rows;
+    int32_t first_m, first_n, m, n;
+    TokenIndex tokens;
+
+    CUTLASS_DEVICE Callbacks(const Params* params, Offsets offsets, Rows rows, int32_t first_m, int32_t first_n,
+                             int32_t m, int32_t n)
+        : params(params), offsets(offsets), rows(rows), first_m(first_m), first_n(first_n), m(m), n(n) {}
+
+    CUTLASS_DEVICE void begin() {
+      tokens = token_index(params->rows);
+      auto distinct = cute::filter_zeros(rows);
+      auto where = cute::filter_zeros(offsets, RowStrides{});
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < cute::size(distinct); ++i) {
+        const int32_t row = first_m + cute::get<0>(where(i));
+        distinct(i) = token_row(params->epilogue, tokens.table(row), output == Output::codes);
+      }
+    }
+
+    template <int size>
+    CUTLASS_DEVICE cutlass::Array<Element, size> visit(const cutlass::Array<int32_t, size>& sums, int piece,
+                                                       int subtile_m, int subtile_n,
+                                                       const cutlass::Array<float, size>& w_scale,
+                                                       const cutlass::Array<int32_t, size>& w_sum,
+                                                       const cutlass::Array<float, size>& bias) {
+      constexpr int kWidth = 8;  // lanes that share a branch: enough parallelism, few registers
+      static_assert(size % kWidth == 0);
+      const Epilogue& e = params->epilogue;
+      auto row_of = rows(cute::_, cute::_, cute::_, subtile_m, subtile_n);
+      cutlass::Array<Element, size> out;
+      CUTLASS_PRAGMA_UNROLL
+      for (int begin = 0; begin < size; begin += kWidth) {
+        const int at = piece * size + begin;
+        Lanes<kWidth> y, gate, residual;
+        if (e.gate.data) load_pairs(e.gate, true, at, subtile_m, subtile_n, gate);
+        if (e.residual.data) load_pairs(e.residual, false, at, subtile_m, subtile_n, residual);
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; ++i) {
+          const int j = begin + i;
+          y.v[i] = begin_element(sums[j], row_of(at + i).zero, w_sum[j], w_scale[j], row_of(at + i).scale, bias[j]);
+        }
+        activate_all(e.activation, y);
+        if (e.gate.data) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], gate.v[i]);
+        }
+        if (e.residual.data) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual.v[i]);
+        }
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; i += 4) put(out, begin + i, y.v + i, row_of(at + i).out, row_of(at + i + 2).out);
+      }
+      return out;
+    }
+
+   private:
+    // Columns come two by two in wgmma's layout. A gate has a row for each image.
+    template <int width>
+    CUTLASS_DEVICE void load_pairs(const FloatMatrix& x, bool by_image, int at, int subtile_m, int subtile_n,
+                                   Lanes<width>& to) {
+      auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < width; i += 2) {
+        const int32_t row = first_m + cute::get<0>(offset_of(at + i));
+        const int32_t column = first_n + cute::get<1>(offset_of(at + i));
+        Lanes<2> pair(0.0f);
+        if (row < m && column < n) {
+          pair = load_lanes<2>(x.data, x.dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
+        }
+        to.v[i] = pair.v[0], to.v[i + 1] = pair.v[1];
+      }
+    }
+
+    // Four lanes, two of each of two rows.
+    template <int size>
+    CUTLASS_DEVICE static void put(cutlass::Array<Element, size>& out, int at, const float* y, const QuantizeRow& upper,
+                                   const QuantizeRow& lower) {
+      if constexpr (output == Output::codes) {
+        const uint32_t word = low_bytes(code_bits(y[0], upper), code_bits(y[1], upper), code_bits(y[2], lower),
+                                        code_bits(y[3], lower));
+        reinterpret_cast<cutlass::Array<uint32_t, size / 4>&>(out)[at / 4] = word;
+      } else if constexpr (output == Output::f32) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < 4; ++i) out[at + i] = y[i];
+      } else {
+        auto& words = reinterpret_cast<cutlass::Array<uint32_t, size / 2>&>(out);
+        words[at / 2] = pack_half2(y[0], y[1], output);
+        words[at / 2 + 1] = pack_half2(y[2], y[3], output);
+      }
+    }
+  };
+
+  template <bool reference_source, class... Args>
+  CUTLASS_DEVICE auto get_consumer_store_callbacks(
+      const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& args) {
+    const auto [m, n, k, l] = args.problem_shape_mnkl;
+    // A tensor that does not move along a row: elements of one row share their place in what is made like it.
+    auto by_row = cute::make_tensor(cute::make_gmem_ptr(static_cast<const int8_t*>(nullptr)),
+                                    cute::make_layout(cute::make_shape(m, n, l),
+                                                      cute::Stride<cute::_1, cute::_0, cute::_0>{}));
+    auto mine = cutlass::epilogue::fusion::detail::sm90_partition_for_epilogue<reference_source>(
+        by_row, args.tile_shape_mnk, args.tile_coord_mnkl, args.epi_tile, args.tiled_copy, args.thread_idx);
+    auto rows = cute::make_tensor_like<TokenRow>(mine);
+    const int32_t first_m = m - cute::get<0>(args.residue_tCcD), first_n = n - cute::get<1>(args.residue_tCcD);
+    return Callbacks<decltype(args.tCcD), decltype(mine.stride()), decltype(rows)>(params_, args.tCcD, rows, first_m,
+                                                                                   first_n, m, n);
+  }
+
+ private:
+  const Params* params_ = nullptr;
+};
+
+}  // namespace ptq4arvg::cuda

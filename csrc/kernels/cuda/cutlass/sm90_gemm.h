@@ -1,0 +1,103 @@
+// The int8 GEMM of sm_90a: CUTLASS 3.x with wgmma, TMA and specialized warps, and the fused epilogue tree.
+#pragma once
+
+// A device assert is a call, and a call anywhere in a kernel makes ptxas serialize its wgmma instructions.
+#if !defined(NDEBUG)
+#define NDEBUG
+#endif
+
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "kernels/cuda/cutlass/config.h"
+#include "kernels/cuda/cutlass/sm90_finish.h"
+
+namespace ptq4arvg::cuda {
+
+// Two consumer warp groups: each with a tile of its own, one multiplying while the other is in its epilogue, or both
+// on one tile, which may then be twice as large.
+struct Pingpong {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+struct Cooperative {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+
+template <int block_m, int block_n, int block_k, int cluster_m, class Schedule>
+struct Sm90Gemm {
+  using Block = cute::Shape<cute::Int<block_m>, cute::Int<block_n>, cute::Int<block_k>>;
+  using Cluster = cute::Shape<cute::Int<cluster_m>, cute::_1, cute::_1>;
+
+  template <Output output>
+  struct Launch {
+    using Row = cutlass::layout::RowMajor;
+    using Column = cutlass::layout::ColumnMajor;
+    using Out = typename CutlassElement<output>::Type;
+    template <class Element>
+    using PerChannel = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Block, Element>;
+    using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output>, PerChannel<float>, PerChannel<int32_t>,
+                                                    PerChannel<float>>;
+    static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA writes rows in pieces of 16 bytes
+    using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
+        cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, void, Row, kOutWidth, Out, Row, kOutWidth,
+        typename Schedule::Epilogue, Tree>::CollectiveOp;
+    using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
+        Cluster,
+        cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+            sizeof(typename CollectiveEpilogue::SharedStorage))>,
+        typename Schedule::Mainloop>::CollectiveOp;
+    using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
+                                                        CollectiveEpilogue, cutlass::gemm::PersistentScheduler>;
+    using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+
+    static cudaError_t run(const CodesGemm& g) {
+      const GemmProblem& p = g.problem;
+      const Epilogue& e = p.epilogue;
+      typename Gemm::Arguments arguments;
+      arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+      arguments.problem_shape = {static_cast<int>(p.m), static_cast<int>(p.n), padded_depth(g), 1};
+      arguments.mainloop.ptr_A = p.a;
+      arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
+      arguments.mainloop.ptr_B = g.codes;
+      arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+      arguments.epilogue.thread = {{e.w_scale},
+                                   {e.a_zero ? g.w_sum : nullptr, 0},
+                                   {e.bias, kNoBias},
+                                   {e, p.rows}};
+      arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
+      arguments.epilogue.dD = {p.n, cute::_1{}, 0};
+      arguments.hw_info.sm_count = g.sm_count;
+      Gemm gemm;
+      if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
+      if (gemm.initialize(arguments, nullptr, g.stream) != cutlass::Status::kSuccess) return failure();
+      return gemm.run(g.stream) == cutlass::Status::kSuccess ? cudaSuccess : failure();
+    }
+
+    static cudaError_t failure() {
+      const cudaError_t error = cudaGetLastError();
+      return error != cudaSuccess ? error : cudaErrorInvalidConfiguration;
+    }
+  };
+
+  // sm_90a code runs on compute capability 9.0 alone.
+  static bool can_run(const CodesGemm& g) {
+    const int64_t width = 16 / output_bytes(output_of(g.problem.epilogue));
+    return g.sm == 90 && operands_fit(g) && epilogue_fits(g, 2) && g.problem.n % width == 0 &&
+           aligned(g.problem.epilogue.out, 16);
+  }
+
+  static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch>(g); }
+
+  static TileConfig config(const char* name) {
+    return {name, 90, block_m, block_n, block_k, no_workspace, can_run, launch};
+  }
+};
+
+}  // namespace ptq4arvg::cuda
