@@ -65,7 +65,7 @@ GemmChoice forced(const std::string& name, const GemmProblem& p, const CodesGemm
   const TileConfig* tile = find_tile(name);
   if (!tile) {
     std::string known;
-    for (const char* each : kernel_names()) known += (known.empty() ? "" : ", ") + std::string(each);
+    for (const KernelName& each : kernel_names()) known += (known.empty() ? "" : ", ") + std::string(each.name);
     throw std::invalid_argument(said + "wanted one of " + known + ", or nothing for the best");
   }
   if (!tile->can_run(g)) {
@@ -78,10 +78,10 @@ GemmChoice forced(const std::string& name, const GemmProblem& p, const CodesGemm
 
 }  // namespace
 
-const std::vector<const char*>& kernel_names() {
-  static const std::vector<const char*> names = [] {
-    std::vector<const char*> list{kDecodeName};
-    for (const TileConfig* each : tiles()) list.push_back(each->name);
+const std::vector<KernelName>& kernel_names() {
+  static const std::vector<KernelName> names = [] {
+    std::vector<KernelName> list{{kDecodeName, 80}};
+    for (const TileConfig* each : tiles()) list.push_back({each->name, each->sm_min});
     return list;
   }();
   return names;

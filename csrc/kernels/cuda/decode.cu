@@ -34,8 +34,7 @@ cudaError_t decode_gemm(const GemmProblem& p, const DecodePlan& plan, void* work
   const int64_t sums = layout_of(p.n, p.k, p.bits).sums;
   const AddUp s{p, reinterpret_cast<const int32_t*>(p.w + sums), partial, plan.splits};
   const dim3 grid(static_cast<unsigned>((p.n + 127) / 128), static_cast<unsigned>(p.m));
-  add_up_kernel<<<grid, 128, 0, launch.stream>>>(s);
-  return cudaGetLastError();
+  return launch_kernel(add_up_kernel, grid, 128, 0, launch.stream, s);
 }
 
 }  // namespace ptq4arvg::cuda

@@ -6,10 +6,10 @@
 // the order in which warps and blocks are added changes nothing, so every run gives the same bits.
 #pragma once
 
+#include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/fragments.h"
-#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace ptq4arvg::cuda {
@@ -82,16 +82,8 @@ struct Stage {
     } else {
       uint32_t nibbles[4], crumbs = 0;
       const int block = t * 2 + h / 2;
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(nibbles[0]), "=r"(nibbles[1]), "=r"(nibbles[2]), "=r"(nibbles[3])
-                   : "r"(from + block * kNibbleBytes + lane * 16)
-                   : "memory");
-      if constexpr (Bits == 6) {
-        asm volatile("ld.shared.b32 %0, [%1];"
-                     : "=r"(crumbs)
-                     : "r"(from + kNibbles + block * kCrumbBytes + lane * 8 + h % 2 * 4)
-                     : "memory");
-      }
+      load_words(from + block * kNibbleBytes + lane * 16, nibbles);
+      if constexpr (Bits == 6) crumbs = load_word(from + kNibbles + block * kCrumbBytes + lane * 8 + h % 2 * 4);
       fragment<Bits>(nibbles, crumbs, h % 2, zeros, out);
     }
   }
@@ -106,7 +98,7 @@ template <int Bits, int ColumnTiles, int TokenTiles, int Warps, int Stages>
 __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_constant__ Decode d) {
   using S = Stage<Bits, ColumnTiles, TokenTiles>;
   constexpr int kColumns = ColumnTiles * kBlockColumns, kTokens = TokenTiles * 8;
-  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* const shared = dynamic_shared();
   __shared__ OutputRow rows[kTokens];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t first_column = static_cast<int64_t>(blockIdx.x) * kColumns;
@@ -203,8 +195,7 @@ cudaError_t start(const Decode& d, const DecodePlan& plan, const Launch& launch)
   auto* kernel = decode_kernel<Bits, ColumnTiles, TokenTiles, Warps, Stages>;
   if (const cudaError_t error = allow_shared(kernel, kBytes)) return error;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits));
-  kernel<<<grid, 32 * Warps, kBytes, launch.stream>>>(d);
-  return cudaGetLastError();
+  return launch_kernel(kernel, grid, 32 * Warps, kBytes, launch.stream, d);
 }
 
 template <int Bits>

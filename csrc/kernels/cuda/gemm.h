@@ -31,8 +31,13 @@ GemmChoice choose_gemm(const GemmProblem& problem, const Device& device);
 // The same for operands without any misalignment on an architecture, with no device at hand.
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, int bits, int sm);
 
+struct KernelName {
+  const char* name;
+  int sm_min;
+};
+
 // What choose_gemm can choose in this build: "decode", then the tiled kernels.
-const std::vector<const char*>& kernel_names();
+const std::vector<KernelName>& kernel_names();
 
 // Device pointers throughout; m > 0. Sets last_kernel().
 cudaError_t gemm(const GemmProblem& problem, const Launch& launch, const Scratch& scratch);

@@ -63,8 +63,7 @@ cudaError_t gemm_float(const GemmFloatProblem& p, const int8_t* codes, int64_t l
     g.p.x.data = static_cast<const char*>(p.x.data) + m * p.x.row_stride * x_size;
     g.p.out = static_cast<char*>(p.out) + m * p.n * out_size;
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>((g.p.m + kRows - 1) / kRows));
-    gemm_float_kernel<<<grid, block, 0, launch.stream>>>(g);
-    if (const cudaError_t error = cudaGetLastError()) return error;
+    if (const cudaError_t error = launch_kernel(gemm_float_kernel, grid, block, 0, launch.stream, g)) return error;
   }
   return cudaSuccess;
 }

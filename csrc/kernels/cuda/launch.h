@@ -31,4 +31,11 @@ inline cudaError_t allow_shared(Kernel* kernel, int bytes) {
                               bytes);
 }
 
+template <class Problem>
+inline cudaError_t launch_kernel(void (*kernel)(Problem), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream,
+                                 const Problem& problem) {
+  void* arguments[] = {const_cast<Problem*>(&problem)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, shared_bytes, stream);
+}
+
 }  // namespace ptq4arvg::cuda

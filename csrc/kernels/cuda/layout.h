@@ -75,6 +75,15 @@ PTQ4ARVG_FN uint32_t levels6(uint32_t nibbles, uint32_t crumbs, int h, int j) {
   return levels4(nibbles, h) | (high & 0x30303030u);
 }
 
+// Byte offset in shared memory of 16-byte chunk `chunk` of a row of Chunks of them: turned by the row, so that eight
+// rows of one chunk lie in different banks.
+template <int Chunks>
+PTQ4ARVG_FN uint32_t swizzled(int row, int chunk) {
+  static_assert(Chunks == 8 || Chunks == 4);
+  const int turned = Chunks == 8 ? chunk ^ (row & 7) : chunk ^ ((row >> 1) & 3);
+  return static_cast<uint32_t>((row * Chunks + turned) * 16);
+}
+
 PTQ4ARVG_FN int32_t zero_of_column(const int32_t* zero, int bits, int64_t n, int64_t column) {
   if (bits == 8 || column >= n) return 0;
   return zero ? zero[column] : default_weight_zero(bits);

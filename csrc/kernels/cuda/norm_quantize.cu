@@ -160,18 +160,12 @@ cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
   bool wide = vector_rows(p.x) && vector_rows(p.scale) && vector_rows(p.shift) && p.k % W == 0 && aligned(p.out);
   for (const float* each : {p.weight, p.bias, p.constant, p.post_scale, p.post_shift}) wide = wide && aligned(each);
   const int64_t chunks = wide ? p.k / W : p.k;
-  if (!wide) {
-    norm_quantize_kernel<T, 1, 0><<<grid, 256, 0, launch.stream>>>(p);
-  } else if (chunks <= 128) {
-    norm_quantize_kernel<T, W, 1><<<grid, 128, 0, launch.stream>>>(p);
-  } else if (chunks <= 256) {
-    norm_quantize_kernel<T, W, 2><<<grid, 128, 0, launch.stream>>>(p);
-  } else if (chunks <= 1024) {
-    norm_quantize_kernel<T, W, 4><<<grid, chunks <= 512 ? 128 : 256, 0, launch.stream>>>(p);
-  } else {
-    norm_quantize_kernel<T, W, 0><<<grid, 256, 0, launch.stream>>>(p);
-  }
-  return cudaGetLastError();
+  const auto run = [&](auto* kernel, int threads) { return launch_kernel(kernel, grid, threads, 0, launch.stream, p); };
+  if (!wide) return run(norm_quantize_kernel<T, 1, 0>, 256);
+  if (chunks <= 128) return run(norm_quantize_kernel<T, W, 1>, 128);
+  if (chunks <= 256) return run(norm_quantize_kernel<T, W, 2>, 128);
+  if (chunks <= 512) return run(norm_quantize_kernel<T, W, 4>, 128);
+  return chunks <= 1024 ? run(norm_quantize_kernel<T, W, 4>, 256) : run(norm_quantize_kernel<T, W, 0>, 256);
 }
 
 }  // namespace

@@ -57,12 +57,7 @@ cudaError_t start(const QuantizeProblem& p, const Launch& launch) {
   const int64_t blocks = (p.m + kWarps - 1) / kWarps;
   if (blocks > 0x7fffffff || pieces > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces)), block(32, kWarps);
-  if (wide) {
-    quantize_kernel<T, W><<<grid, block, 0, launch.stream>>>(p);
-  } else {
-    quantize_kernel<T, 1><<<grid, block, 0, launch.stream>>>(p);
-  }
-  return cudaGetLastError();
+  return launch_kernel(wide ? quantize_kernel<T, W> : quantize_kernel<T, 1>, grid, block, 0, launch.stream, p);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // A row's place in the tables and its image; 32-bit divisions wherever they do.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include "kernels/quantize.h"
 
 namespace ptq4arvg::cuda {

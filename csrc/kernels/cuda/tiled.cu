@@ -1,7 +1,8 @@
 // 64 x 64 outputs a block, 64 k a step, four warps of 32 x 32, three stages of cp.async. Rows of activations are the A
 // operand here, weights the B operand.
+#include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/epilogue.h"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/tiled.h"
 
@@ -32,10 +33,9 @@ __device__ inline void fill(const Tiled& t, uint32_t to, int64_t m, int64_t n, i
 }
 
 __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__ Tiled t) {
-  __shared__ __align__(128) unsigned char shared[kStages * kStageBytes];
   __shared__ OutputRow rows[kTile];
   __shared__ OutputColumn columns[kTile];
-  const uint32_t ring = shared_address(shared);
+  const uint32_t ring = shared_address(dynamic_shared());
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp % 2 * 32, warp_n = warp / 2 * 32;
   const int64_t m = static_cast<int64_t>(blockIdx.x) * kTile, n = static_cast<int64_t>(blockIdx.y) * kTile;
@@ -107,8 +107,7 @@ cudaError_t launch_tiled(const CodesGemm& g) {
   const bool aligned = reinterpret_cast<uintptr_t>(g.problem.a) % 16 == 0 && g.problem.a_stride % 16 == 0;
   const Tiled t{g.problem, g.codes, g.ldc, g.w_sum, aligned};
   const dim3 grid(static_cast<unsigned>(tiles_m), static_cast<unsigned>(tiles_n));
-  tiled_kernel<<<grid, kThreads, 0, g.stream>>>(t);
-  return cudaGetLastError();
+  return launch_kernel(tiled_kernel, grid, kThreads, kStages * kStageBytes, g.stream, t);
 }
 
 }  // namespace

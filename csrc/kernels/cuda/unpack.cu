@@ -84,14 +84,8 @@ cudaError_t unpack_weight(const PackProblem& p, const uint8_t* packed, int8_t* c
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const unsigned grid = static_cast<unsigned>(blocks);
   const dim3 block(32, kWarps);
-  if (p.bits == 8) {
-    copy_rows_kernel<<<grid, 256, 0, launch.stream>>>(u);
-  } else if (p.bits == 6) {
-    unpack_kernel<6><<<grid, block, 0, launch.stream>>>(u);
-  } else {
-    unpack_kernel<4><<<grid, block, 0, launch.stream>>>(u);
-  }
-  return cudaGetLastError();
+  if (p.bits == 8) return launch_kernel(copy_rows_kernel, grid, 256, 0, launch.stream, u);
+  return launch_kernel(p.bits == 6 ? unpack_kernel<6> : unpack_kernel<4>, grid, block, 0, launch.stream, u);
 }
 
 }  // namespace ptq4arvg::cuda

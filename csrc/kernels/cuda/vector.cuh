@@ -1,6 +1,7 @@
 // 16-byte accesses and float conversions of the row-wise kernels.
 #pragma once
 
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/format.h"
 
 namespace ptq4arvg::cuda {
@@ -25,15 +26,12 @@ __device__ inline void widen(uint4 raw, float* out) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if constexpr (T == DType::f32) {
-      out[i] = __uint_as_float(words[i]);
+      out[i] = bits_float(words[i]);
     } else if constexpr (T == DType::bf16) {
-      out[2 * i] = __uint_as_float(words[i] << 16);
-      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+      out[2 * i] = bits_float(words[i] << 16);
+      out[2 * i + 1] = bits_float(words[i] & 0xffff0000u);
     } else {
-      // The hardware's conversion is exact, as f16_to_float is.
-      asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
-          : "=f"(out[2 * i]), "=f"(out[2 * i + 1])
-          : "r"(words[i]));
+      widen_halves(words[i], out + 2 * i);
     }
   }
 }

@@ -1,9 +1,16 @@
-// The instructions of the int8 kernels: asynchronous copies, matrix loads, products.
+// The instructions that CUDA C++ has no name for. All inline assembly of our own kernels is here, so that a test can
+// put an emulation in its place and run the kernels lane by lane on a CPU (tests/cuda/emulator).
 #pragma once
 
 #include <cstdint>
 
 namespace ptq4arvg::cuda {
+
+// The block's dynamic shared memory.
+__device__ inline unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char shared[];
+  return shared;
+}
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -36,27 +43,29 @@ __device__ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Byte offset of 16-byte chunk `chunk` of a row of Chunks of them: turned by the row, so that eight rows of one chunk
-// lie in different banks.
-template <int Chunks>
-__device__ inline uint32_t swizzled(int row, int chunk) {
-  static_assert(Chunks == 8 || Chunks == 4);
-  const int turned = Chunks == 8 ? chunk ^ (row & 7) : chunk ^ ((row >> 1) & 3);
-  return static_cast<uint32_t>((row * Chunks + turned) * 16);
+// Four words, or one, from shared memory, and four to it.
+__device__ inline void load_words(uint32_t address, uint32_t* out) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
 }
-
-// Up to 16 bytes of a row of activations to shared memory: zeros past `left`, byte by byte where rows are not aligned.
-__device__ inline void copy_codes(uint32_t to, const int8_t* from, int64_t left, bool aligned) {
-  const int bytes = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
-  if (aligned) return copy_async(to, from, bytes);
-  uint32_t words[4] = {};
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    if (i < bytes) words[i / 4] |= (static_cast<uint32_t>(from[i]) & 0xffu) << (8 * (i % 4));
-  }
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+__device__ inline uint32_t load_word(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+__device__ inline void store_words(uint32_t address, const uint32_t* words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                "r"(words[3])
                : "memory");
+}
+
+// Two float16 numbers of a word to floats: exact, as f16_to_float is.
+__device__ inline void widen_halves(uint32_t word, float* out) {
+  asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
+      : "=f"(out[0]), "=f"(out[1])
+      : "r"(word));
 }
 
 }  // namespace ptq4arvg::cuda
