@@ -1,4 +1,4 @@
-"""The tiled GEMMs without a GPU: the instructions they compile to, and their epilogue's arithmetic on the host."""
+"""The tiled GEMMs without a GPU: what they compile to, and their epilogue on the host."""
 
 from __future__ import annotations
 
@@ -116,3 +116,24 @@ def test_epilogue_arithmetic(tmp_path):
     ran = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines()[-1] == "ok"
+
+
+@pytest.mark.slow
+def test_coordinates_cover_each_tile_once(tmp_path):
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("needs nvcc")
+    program = tmp_path / "test_cutlass_layout"
+    include = [f"-I{CSRC}", *(f"-I{path}" for path in find_cutlass())]
+    flags = ["-std=c++20", "-O1", "-w", "--expt-relaxed-constexpr"]
+    flags += ["-gencode=arch=compute_80,code=sm_80"]
+    source = HERE / "test_cutlass_layout.cu"
+    built = subprocess.run(
+        [nvcc, *flags, *include, str(source), "-o", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -32,18 +32,25 @@ struct Sm80Visitor {
   CUTLASS_HOST_DEVICE Sm80Visitor() {}
   CUTLASS_HOST_DEVICE Sm80Visitor(const Params& params, const SharedStorage&) : params_(&params) {}
 
+  // The vectors over the weights' channels, for one group.
+  struct Channels {
+    Lanes<kWidth> scale, bias;
+    Integers<kWidth> sum;
+  };
+
   // Coordinates: (group's first element, column group, row group, step) -> (row, column, batch)
   template <class Coordinates>
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
     static constexpr int kColumns = ThreadMap::Iterations::kColumn;
     static constexpr int kRows = ThreadMap::Iterations::kRow;
+    // A thread's columns are the same in every step. More than eight of them do not fit the registers beside the sums.
+    static constexpr bool kHoldChannels = kColumns <= 2;
 
     const Params* params;
     Coordinates coordinates;
     int32_t m, n;
     TokenIndex tokens;
-    Lanes<kWidth> w_scale[kColumns], bias[kColumns];
-    Integers<kWidth> w_sum[kColumns];
+    Channels channels[kColumns];
     TokenRow rows[kRows];
     Lanes<kWidth> gate[kRows * kColumns], residual[kRows * kColumns];
 
@@ -57,19 +64,21 @@ struct Sm80Visitor {
       return cute::get<1>(coordinates(cute::_0{}, column, cute::_0{}, cute::_0{}));
     }
 
-    // The columns of a thread are the same in every step.
-    CUTLASS_DEVICE void begin_epilogue() {
+    CUTLASS_DEVICE Channels load_channels(int32_t column) const {
       const Epilogue& e = params->epilogue;
+      Channels out{Lanes<kWidth>(0.0f), Lanes<kWidth>(kNoBias), Integers<kWidth>(0)};
+      if (column >= n) return out;
+      out.scale = load_lanes<kWidth>(e.w_scale, DType::f32, column);
+      if (e.bias) out.bias = load_lanes<kWidth>(e.bias, DType::f32, column);
+      if (e.a_zero) out.sum = load_integers(e.w_sum + column);
+      return out;
+    }
+
+    CUTLASS_DEVICE void begin_epilogue() {
       tokens = token_index(params->rows);
-      CUTLASS_PRAGMA_UNROLL
-      for (int c = 0; c < kColumns; ++c) {
-        const int32_t column = column_at(c);
-        w_scale[c] = bias[c] = Lanes<kWidth>(kNoBias);
-        w_sum[c] = Integers<kWidth>(0);
-        if (column >= n) continue;
-        w_scale[c] = load_lanes<kWidth>(e.w_scale, DType::f32, column);
-        if (e.bias) bias[c] = load_lanes<kWidth>(e.bias, DType::f32, column);
-        if (e.a_zero) w_sum[c] = load_integers(e.w_sum + column);
+      if constexpr (kHoldChannels) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < kColumns; ++c) channels[c] = load_channels(column_at(c));
       }
     }
 
@@ -102,11 +111,12 @@ struct Sm80Visitor {
       const Epilogue& e = params->epilogue;
       const int32_t row = row_at(row_group, step), column = column_at(c);
       const TokenRow& t = rows[row_group];
+      const Channels channel = kHoldChannels ? channels[c] : load_channels(column);
       const int group = row_group * kColumns + c;
       Lanes<kWidth> y;
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kWidth; ++i) {
-        y.v[i] = begin_element(sums[i], t.zero, w_sum[c].v[i], w_scale[c].v[i], t.scale, bias[c].v[i]);
+        y.v[i] = begin_element(sums[i], t.zero, channel.sum.v[i], channel.scale.v[i], t.scale, channel.bias.v[i]);
       }
       activate_all(e.activation, y);
       if (e.gate.data) {

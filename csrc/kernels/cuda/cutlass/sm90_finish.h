@@ -95,7 +95,8 @@ struct Sm90Finish {
                                                        const cutlass::Array<float, size>& w_scale,
                                                        const cutlass::Array<int32_t, size>& w_sum,
                                                        const cutlass::Array<float, size>& bias) {
-      constexpr int kWidth = 8;  // lanes that share a branch: enough parallelism, few registers
+      // Lanes that share a branch: enough parallelism, few registers. Codes need their tables beside the sums.
+      constexpr int kWidth = output == Output::codes ? 4 : 8;
       static_assert(size % kWidth == 0);
       const Epilogue& e = params->epilogue;
       auto row_of = rows(cute::_, cute::_, cute::_, subtile_m, subtile_n);
@@ -121,16 +122,31 @@ struct Sm90Finish {
           for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual.v[i]);
         }
         CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < kWidth; i += 4) put(out, begin + i, y.v + i, row_of(at + i).out, row_of(at + i + 2).out);
+        for (int i = 0; i < kWidth; i += 4) {
+          const QuantizeRow to[] = {row_of(at + i).out, row_of(at + i + 1).out, row_of(at + i + 2).out,
+                                    row_of(at + i + 3).out};
+          put(out, begin + i, y.v + i, to);
+        }
       }
       return out;
     }
 
    private:
-    // Columns come two by two in wgmma's layout. A gate has a row for each image.
+    // Elements come in pairs of neighbours, as in wgmma's layout.
+    static constexpr bool in_pairs() {
+      constexpr typename Offsets::layout_type layout{};
+      for (int i = 0; i < cute::size(layout); i += 2) {
+        if (cute::get<0>(layout(i + 1)) != cute::get<0>(layout(i))) return false;
+        if (cute::get<1>(layout(i + 1)) != cute::get<1>(layout(i)) + 1) return false;
+      }
+      return true;
+    }
+
+    // A gate has a row for each image.
     template <int width>
     CUTLASS_DEVICE void load_pairs(const FloatMatrix& x, bool by_image, int at, int subtile_m, int subtile_n,
                                    Lanes<width>& to) {
+      static_assert(in_pairs());
       auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < width; i += 2) {
@@ -144,13 +160,11 @@ struct Sm90Finish {
       }
     }
 
-    // Four lanes, two of each of two rows.
     template <int size>
-    CUTLASS_DEVICE static void put(cutlass::Array<Element, size>& out, int at, const float* y, const QuantizeRow& upper,
-                                   const QuantizeRow& lower) {
+    CUTLASS_DEVICE static void put(cutlass::Array<Element, size>& out, int at, const float* y, const QuantizeRow* to) {
       if constexpr (output == Output::codes) {
-        const uint32_t word = low_bytes(code_bits(y[0], upper), code_bits(y[1], upper), code_bits(y[2], lower),
-                                        code_bits(y[3], lower));
+        const uint32_t word = low_bytes(code_bits(y[0], to[0]), code_bits(y[1], to[1]), code_bits(y[2], to[2]),
+                                        code_bits(y[3], to[3]));
         reinterpret_cast<cutlass::Array<uint32_t, size / 4>&>(out)[at / 4] = word;
       } else if constexpr (output == Output::f32) {
         CUTLASS_PRAGMA_UNROLL

@@ -18,14 +18,17 @@
 namespace ptq4arvg::cuda {
 
 // Two consumer warp groups: each with a tile of its own, one multiplying while the other is in its epilogue, or both
-// on one tile, which may then be twice as large.
+// on one tile, which may then be twice as large. The epilogue goes through a tile in pieces of 32 columns; CUTLASS's
+// choice of 64 for int8 output holds twice the columns' constants, which do not fit the registers.
 struct Pingpong {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+  using Subtile = cute::Shape<cute::_64, cute::_32>;
 };
 struct Cooperative {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+  using Subtile = cute::Shape<cute::_128, cute::_32>;
 };
 
 template <int block_m, int block_n, int block_k, int cluster_m, class Schedule>
@@ -45,7 +48,7 @@ struct Sm90Gemm {
     static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA writes rows in pieces of 16 bytes
     using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
-        cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, void, Row, kOutWidth, Out, Row, kOutWidth,
+        typename Schedule::Subtile, int32_t, float, void, Row, kOutWidth, Out, Row, kOutWidth,
         typename Schedule::Epilogue, Tree>::CollectiveOp;
     using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
