@@ -1,6 +1,8 @@
 // The int8 GEMM of sm_80 to sm_89: CUTLASS 2.x with mma.m16n8k32 and cp.async stages, and the fused epilogue.
 #pragma once
 
+#include "kernels/cuda/cutlass/no_asserts.h"
+
 #include <cutlass/gemm/device/gemm_universal_base.h>
 #include <cutlass/gemm/kernel/default_gemm_universal_with_visitor.h>
 

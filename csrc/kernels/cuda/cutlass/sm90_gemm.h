@@ -1,10 +1,7 @@
 // The int8 GEMM of sm_90a: CUTLASS 3.x with wgmma, TMA and specialized warps, and the fused epilogue tree.
 #pragma once
 
-// A device assert is a call, and a call anywhere in a kernel makes ptxas serialize its wgmma instructions.
-#if !defined(NDEBUG)
-#define NDEBUG
-#endif
+#include "kernels/cuda/cutlass/no_asserts.h"
 
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp>
