@@ -14,8 +14,8 @@
 
 static int units_off = 0;
 
-// Where the mantissa is all ones a wrong estimate would not be mended. The compiler's own division, which takes the same
-// steps and is exact, needs the device to be right there too.
+// Where the mantissa is all ones a wrong estimate would not be mended. The compiler's own division, which takes the
+// same steps and is exact, needs the device to be right there too.
 static float estimate(float d) {
   const float exact = 1.0f / d;
   if (exact == 0.0f || exact != exact || (ptq4arvg::float_bits(d) & 0x7fffffu) == 0x7fffffu) return exact;
@@ -38,7 +38,8 @@ float real(float low, float high) { return std::uniform_real_distribution<float>
 
 // Mostly ordinary values; now and then zeros of both signs, subnormals, huge ones and infinities.
 float odd_real(float low, float high) {
-  static const float odd[] = {0.0f, -0.0f, 1e-41f, -3e38f, 3e38f, 1e30f, -1e30f, std::numeric_limits<float>::infinity()};
+  static const float odd[] = {0.0f, -0.0f, 1e-41f, -3e38f, 3e38f, 1e30f, -1e30f,
+                              std::numeric_limits<float>::infinity()};
   return uniform(0, 9) ? real(low, high) : odd[uniform(0, 7)];
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -137,3 +138,21 @@ def test_coordinates_cover_each_tile_once(tmp_path):
     assert built.returncode == 0, built.stderr
     ran = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_configurations_are_listed():
+    """Each file's configuration is in the table, and its measured resources are recorded."""
+    folder = CSRC / "kernels" / "cuda" / "cutlass"
+    if not folder.is_dir():
+        pytest.skip("needs the source folder")
+    names = {path.stem.removesuffix("_base") for path in folder.glob("*.cu")}
+    declared = re.findall(r"TileConfig (sm\w+)\(\);", (folder / "table.h").read_text())
+    listed = re.findall(r"\b(sm\w+)\(\),", (folder / "table.cpp").read_text())
+    lines = (folder / "configs.csv").read_text().splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert sorted(declared) == sorted(listed) == sorted(names)
+    outputs = {(row["config"], row["output"]) for row in rows}
+    assert outputs == {(name, out) for name in names for out in ("codes", "f32", "f16", "bf16")}
+    assert all(row["spill_stores"] == row["spill_loads"] == "0" for row in rows)
+    shared = {"sm80": 99 << 10, "sm90": 227 << 10}
+    assert all(int(row["shared_bytes"]) <= shared[row["config"][:4]] for row in rows)

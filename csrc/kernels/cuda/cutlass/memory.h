@@ -39,11 +39,15 @@ __device__ inline uint32_t pack_half2(float a, float b, Output output) {
   return word;
 }
 
-// Two or four neighbours; `index` is a multiple of N and the matrix is aligned to N elements.
+// One, two or four neighbours; `index` is a multiple of N and the matrix is aligned to N elements.
 template <int N>
 __device__ inline Lanes<N> load_lanes(const void* data, DType dtype, int64_t index) {
-  static_assert(N == 2 || N == 4);
+  static_assert(N == 1 || N == 2 || N == 4);
   Lanes<N> out;
+  if constexpr (N == 1) {
+    out.v[0] = load_float(data, dtype, index);
+    return out;
+  }
   if (dtype == DType::f32) {
     const float* p = static_cast<const float*>(data) + index;
     if constexpr (N == 4) {

@@ -3,6 +3,9 @@
 // Its children bring the vectors over the weights' channels: scale, sum and bias. The accumulators stay in the layout
 // of wgmma, where a thread holds pairs of neighbours of two rows in each 64 rows, so the entries of the tables are
 // loaded once per thread and tile, before the first group of columns.
+//
+// In a swapped problem CUTLASS multiplies the weights by the transposed codes, so that its rows are channels and its
+// columns are tokens, and a thread's pairs are one channel of two tokens.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -24,8 +27,9 @@ struct CutlassElement<Output::f16> { using Type = cutlass::half_t; };
 template <>
 struct CutlassElement<Output::bf16> { using Type = cutlass::bfloat16_t; };
 
-template <Output output>
+template <Output output, bool swapped>
 struct Sm90Finish {
+  static constexpr int kRowMode = swapped ? 1 : 0;  // which of CUTLASS's coordinates counts tokens
   using Element = typename CutlassElement<output>::Type;
 
   struct SharedStorage {};
@@ -64,19 +68,19 @@ struct Sm90Finish {
     return cutlass::epilogue::fusion::detail::EmptyProducerLoadCallbacks{};
   }
 
-  // Offsets and Rows: (piece, piece in m, piece in n, subtile in m, subtile in n) -> (row, column) relative to the
-  // thread's first element, and its row's entries.
+  // Offsets and Rows: (piece, piece in m, piece in n, subtile in m, subtile in n) -> coordinates relative to the
+  // thread's first element, and the entries of the element's row.
   template <class Offsets, class RowStrides, class Rows>
   struct Callbacks : cutlass::epilogue::fusion::detail::EmptyConsumerStoreCallbacks {
     const Params* params;
     Offsets offsets;
     Rows rows;
-    int32_t first_m, first_n, m, n;
+    int32_t first_row, first_column, m, n;
     TokenIndex tokens;
 
-    CUTLASS_DEVICE Callbacks(const Params* params, Offsets offsets, Rows rows, int32_t first_m, int32_t first_n,
+    CUTLASS_DEVICE Callbacks(const Params* params, Offsets offsets, Rows rows, int32_t first_row, int32_t first_column,
                              int32_t m, int32_t n)
-        : params(params), offsets(offsets), rows(rows), first_m(first_m), first_n(first_n), m(m), n(n) {}
+        : params(params), offsets(offsets), rows(rows), first_row(first_row), first_column(first_column), m(m), n(n) {}
 
     CUTLASS_DEVICE void begin() {
       tokens = token_index(params->rows);
@@ -84,7 +88,7 @@ struct Sm90Finish {
       auto where = cute::filter_zeros(offsets, RowStrides{});
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < cute::size(distinct); ++i) {
-        const int32_t row = first_m + cute::get<0>(where(i));
+        const int32_t row = first_row + cute::get<kRowMode>(where(i));
         distinct(i) = token_row(params->epilogue, tokens.table(row), output == Output::codes);
       }
     }
@@ -105,8 +109,8 @@ struct Sm90Finish {
       for (int begin = 0; begin < size; begin += kWidth) {
         const int at = piece * size + begin;
         Lanes<kWidth> y, gate, residual;
-        if (e.gate.data) load_pairs(e.gate, true, at, subtile_m, subtile_n, gate);
-        if (e.residual.data) load_pairs(e.residual, false, at, subtile_m, subtile_n, residual);
+        if (e.gate.data) load_operand(e.gate, true, at, subtile_m, subtile_n, gate);
+        if (e.residual.data) load_operand(e.residual, false, at, subtile_m, subtile_n, residual);
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; ++i) {
           const int j = begin + i;
@@ -144,19 +148,21 @@ struct Sm90Finish {
 
     // A gate has a row for each image.
     template <int width>
-    CUTLASS_DEVICE void load_pairs(const FloatMatrix& x, bool by_image, int at, int subtile_m, int subtile_n,
-                                   Lanes<width>& to) {
-      static_assert(in_pairs());
+    CUTLASS_DEVICE void load_operand(const FloatMatrix& x, bool by_image, int at, int subtile_m, int subtile_n,
+                                     Lanes<width>& to) {
+      constexpr int kStep = swapped ? 1 : 2;
+      static_assert(swapped || in_pairs());
       auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < width; i += 2) {
-        const int32_t row = first_m + cute::get<0>(offset_of(at + i));
-        const int32_t column = first_n + cute::get<1>(offset_of(at + i));
-        Lanes<2> pair(0.0f);
+      for (int i = 0; i < width; i += kStep) {
+        const int32_t row = first_row + cute::get<kRowMode>(offset_of(at + i));
+        const int32_t column = first_column + cute::get<1 - kRowMode>(offset_of(at + i));
+        Lanes<kStep> values(0.0f);
         if (row < m && column < n) {
-          pair = load_lanes<2>(x.data, x.dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
+          values = load_lanes<kStep>(x.data, x.dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
         }
-        to.v[i] = pair.v[0], to.v[i + 1] = pair.v[1];
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < kStep; ++j) to.v[i + j] = values.v[j];
       }
     }
 
@@ -180,17 +186,21 @@ struct Sm90Finish {
   template <bool reference_source, class... Args>
   CUTLASS_DEVICE auto get_consumer_store_callbacks(
       const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& args) {
-    const auto [m, n, k, l] = args.problem_shape_mnkl;
+    const auto shape = cute::take<0, 2>(args.problem_shape_mnkl);
     // A tensor that does not move along a row: elements of one row share their place in what is made like it.
-    auto by_row = cute::make_tensor(cute::make_gmem_ptr(static_cast<const int8_t*>(nullptr)),
-                                    cute::make_layout(cute::make_shape(m, n, l),
-                                                      cute::Stride<cute::_1, cute::_0, cute::_0>{}));
+    using Strides = cute::conditional_t<swapped, cute::Stride<cute::_0, cute::_1, cute::_0>,
+                                        cute::Stride<cute::_1, cute::_0, cute::_0>>;
+    auto by_row = cute::make_tensor(
+        cute::make_gmem_ptr(static_cast<const int8_t*>(nullptr)),
+        cute::make_layout(cute::make_shape(cute::get<0>(shape), cute::get<1>(shape), cute::_1{}), Strides{}));
     auto mine = cutlass::epilogue::fusion::detail::sm90_partition_for_epilogue<reference_source>(
         by_row, args.tile_shape_mnk, args.tile_coord_mnkl, args.epi_tile, args.tiled_copy, args.thread_idx);
     auto rows = cute::make_tensor_like<TokenRow>(mine);
-    const int32_t first_m = m - cute::get<0>(args.residue_tCcD), first_n = n - cute::get<1>(args.residue_tCcD);
-    return Callbacks<decltype(args.tCcD), decltype(mine.stride()), decltype(rows)>(params_, args.tCcD, rows, first_m,
-                                                                                   first_n, m, n);
+    const int32_t m = cute::get<kRowMode>(shape), n = cute::get<1 - kRowMode>(shape);
+    const int32_t first_row = m - cute::get<kRowMode>(args.residue_tCcD);
+    const int32_t first_column = n - cute::get<1 - kRowMode>(args.residue_tCcD);
+    return Callbacks<decltype(args.tCcD), decltype(mine.stride()), decltype(rows)>(params_, args.tCcD, rows, first_row,
+                                                                                   first_column, m, n);
   }
 
  private:

@@ -28,7 +28,9 @@ struct Cooperative {
   using Subtile = cute::Shape<cute::_128, cute::_32>;
 };
 
-template <int block_m, int block_n, int block_k, int cluster_m, class Schedule>
+// swapped: the weights are the left operand, so that the 64 or more rows that wgmma wants are channels, and the
+// columns, 8 at least, are tokens. The block is CUTLASS's: its first size counts channels then.
+template <int block_m, int block_n, int block_k, int cluster_m, class Schedule, bool swapped = false>
 struct Sm90Gemm {
   using Block = cute::Shape<cute::Int<block_m>, cute::Int<block_n>, cute::Int<block_k>>;
   using Cluster = cute::Shape<cute::Int<cluster_m>, cute::_1, cute::_1>;
@@ -39,13 +41,15 @@ struct Sm90Gemm {
     using Column = cutlass::layout::ColumnMajor;
     using Out = typename CutlassElement<output>::Type;
     template <class Element>
-    using PerChannel = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Block, Element>;
-    using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output>, PerChannel<float>, PerChannel<int32_t>,
+    using PerChannel = cute::conditional_t<swapped, cutlass::epilogue::fusion::Sm90ColBroadcast<0, Block, Element>,
+                                           cutlass::epilogue::fusion::Sm90RowBroadcast<0, Block, Element>>;
+    using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output, swapped>, PerChannel<float>, PerChannel<int32_t>,
                                                     PerChannel<float>>;
+    using OutLayout = cute::conditional_t<swapped, Column, Row>;  // of the product as CUTLASS sees it
     static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA writes rows in pieces of 16 bytes
     using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
-        typename Schedule::Subtile, int32_t, float, void, Row, kOutWidth, Out, Row, kOutWidth,
+        typename Schedule::Subtile, int32_t, float, void, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
         typename Schedule::Epilogue, Tree>::CollectiveOp;
     using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
@@ -62,17 +66,27 @@ struct Sm90Gemm {
       const Epilogue& e = p.epilogue;
       typename Gemm::Arguments arguments;
       arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-      arguments.problem_shape = {static_cast<int>(p.m), static_cast<int>(p.n), padded_depth(g), 1};
-      arguments.mainloop.ptr_A = p.a;
-      arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
-      arguments.mainloop.ptr_B = g.codes;
-      arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+      const int m = static_cast<int>(p.m), n = static_cast<int>(p.n);
+      if constexpr (swapped) {
+        arguments.problem_shape = {n, m, padded_depth(g), 1};
+        arguments.mainloop.ptr_A = g.codes;
+        arguments.mainloop.dA = {g.ldc, cute::_1{}, 0};
+        arguments.mainloop.ptr_B = p.a;
+        arguments.mainloop.dB = {p.a_stride, cute::_1{}, 0};
+        arguments.epilogue.dD = {cute::_1{}, p.n, 0};
+      } else {
+        arguments.problem_shape = {m, n, padded_depth(g), 1};
+        arguments.mainloop.ptr_A = p.a;
+        arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
+        arguments.mainloop.ptr_B = g.codes;
+        arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+        arguments.epilogue.dD = {p.n, cute::_1{}, 0};
+      }
       arguments.epilogue.thread = {{e.w_scale},
                                    {e.a_zero ? g.w_sum : nullptr, 0},
                                    {e.bias, kNoBias},
                                    {e, p.rows}};
       arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
-      arguments.epilogue.dD = {p.n, cute::_1{}, 0};
       arguments.hw_info.sm_count = g.sm_count;
       Gemm gemm;
       if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
@@ -96,7 +110,7 @@ struct Sm90Gemm {
   static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch>(g); }
 
   static TileConfig config(const char* name) {
-    return {name, 90, block_m, block_n, block_k, no_workspace, can_run, launch};
+    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, no_workspace, can_run, launch};
   }
 };
 
