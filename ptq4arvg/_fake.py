@@ -14,8 +14,13 @@ PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def packed_bytes(n: int, k: int, bits: int) -> int:
-    """Size of a packed [n, k] weight: whole panels of whole groups, and a column sum each."""
+def packed_bytes(n: int, k: int, bits: int, device: str = "cpu") -> int:
+    """Size of a packed [n, k] weight on a kind of device, its column sums included."""
+    if device == "cuda":  # csrc/kernels/cuda/layout.h
+        if bits == 8:
+            return n * ((k + 15) // 16 * 16 + 4)
+        tiles, blocks = (n + 15) // 16, (k + 63) // 64
+        return tiles * (blocks * 16 * 64 * bits // 8 + 4 * 16)
     panels, groups = (n + PANEL - 1) // PANEL, (k + GROUP - 1) // GROUP
     return panels * (groups * PANEL * GROUP * bits // 8 + 4 * PANEL)
 
@@ -74,9 +79,9 @@ def _check_length(op: str, name: str, x: Tensor | None, length: int, meaning: st
 
 def _check_packed(op: str, name: str, w: Tensor, n: int, k: int, bits: int) -> None:
     _check_dtype(op, name, w, torch.uint8)
-    if w.device.type != "cpu":
-        return  # another device, another layout
-    wanted = packed_bytes(n, k, bits)
+    if w.device.type not in ("cpu", "cuda"):
+        return  # a layout that only the backend knows
+    wanted = packed_bytes(n, k, bits, w.device.type)
     torch._check(
         w.numel() == wanted,
         lambda: (
@@ -125,7 +130,7 @@ def _(codes, zero, bits):
         raise RuntimeError(f"pack_weight: codes has shape {list(codes.shape)}, wanted [N, K]")
     n, k = codes.shape
     _check_length("pack_weight", "zero", zero, n, "N")
-    return codes.new_empty((packed_bytes(n, k, bits),), dtype=torch.uint8)
+    return codes.new_empty((packed_bytes(n, k, bits, codes.device.type),), dtype=torch.uint8)
 
 
 @torch.library.register_fake("ptq4arvg::unpack_weight")

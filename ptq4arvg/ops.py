@@ -24,6 +24,7 @@ from . import reference
 __all__ = [
     "ACTIVATIONS",
     "build_info",
+    "cuda_kernel",
     "gemm",
     "gemm_float",
     "gemm_quantize",
@@ -189,9 +190,23 @@ def gemm_float(
     )  # fmt: skip
 
 
-def packed_bytes(n: int, k: int, bits: int) -> int:
-    """Size of a packed [n, k] weight on the CPU, in bytes."""
-    return _fake.packed_bytes(n, k, bits)
+def packed_bytes(n: int, k: int, bits: int, device: str = "cpu") -> int:
+    """Size of a packed [n, k] weight on a kind of device (cpu or cuda), in bytes."""
+    return _fake.packed_bytes(n, k, bits, device)
+
+
+def cuda_kernel(m: int, n: int, k: int, bits: int, sm: int) -> tuple[str, str]:
+    """Which kernel `gemm` takes for [m, k] times [n, k] on compute capability sm, and why.
+
+    Answers without a device: sm is 80, 86, 89 or 90. PTQ4ARVG_CUDA_KERNEL counts. ValueError where
+    the build has no CUDA kernels, a size is out of range, or that variable names no fitting kernel.
+    """
+    if min(m, n, k) < 1 or bits not in (4, 6, 8) or sm < 80:
+        raise ValueError(
+            f"cuda_kernel: m {m}, n {n}, k {k}, bits {bits}, sm {sm}; wanted sizes of 1 or more, "
+            "4, 6 or 8 bits and sm of 80 or more"
+        )
+    return _info.cuda_kernel(m, n, k, bits, sm)
 
 
 def isa() -> str:
@@ -210,7 +225,10 @@ def last_kernel() -> str:
 
 
 def list_kernels() -> list[dict[str, Any]]:
-    """All compiled kernels: name, op, device, isa, weight_bits (or None), available (here)."""
+    """All compiled kernels: name, op, device, isa, weight_bits (or None), available (here).
+
+    device is cpu or cuda; isa is then the oldest architecture that has the kernel, such as sm_80.
+    """
     return _info.list_kernels()
 
 

@@ -41,7 +41,8 @@ def extra_requirements() -> list[str]:
     if torch is None or not torch_location.is_new_enough(torch):
         needed.append("torch>=" + ".".join(map(str, torch_location.MINIMUM)))
     kernels = sources.has_cuda_kernels(sources.collect(ROOT / "csrc"))
-    if cuda.decide(read_settings(), kernels, cuda.find_nvcc(), say=lambda line: None):
+    with_cuda = not torch or torch.has_cuda  # the one that pip would fetch has it
+    if cuda.decide(read_settings(), kernels, cuda.find_nvcc(), with_cuda, say=lambda line: None):
         try:
             cuda.find_cutlass(ROOT)
         except RuntimeError:

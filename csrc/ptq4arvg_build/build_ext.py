@@ -73,7 +73,7 @@ class BuildExt(SetuptoolsBuildExt):
         torch = torch_location.require_torch(torch_location.find_torch())
         found = sources.collect(ROOT / "csrc")
         nvcc = cuda.find_nvcc()
-        with_cuda = cuda.decide(settings, sources.has_cuda_kernels(found), nvcc)
+        with_cuda = cuda.decide(settings, sources.has_cuda_kernels(found), nvcc, torch.has_cuda)
         print(f"ptq4arvg: building against torch {torch.version} in {torch.path}")
         defines = [
             STABLE_ABI,
@@ -119,19 +119,22 @@ def _add_cuda(
     include = []
     for folder in [*headers, *cuda.find_cutlass(ROOT)]:
         include += ["-isystem", str(folder)]
-    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in settings.cuda_archs]
-    defines = ["-DPTQ4ARVG_WITH_CUDA", f'-DPTQ4ARVG_CUDA_ARCHS="{";".join(settings.cuda_archs)}"']
+    defines = _cuda_defines(settings)
     host = [flag for flag in binary.cxx_flags if flag.startswith(("-D", "-I"))]
     binary.cxx_flags = [*binary.cxx_flags, *defines, *include]
     binary.nvcc = str(nvcc)
     binary.nvcc_flags = [
-        *("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--fmad=false"),
+        *("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--fmad=false", "-Xptxas=-v"),
+        "-DNDEBUG",  # device asserts cost registers and serialize wgmma
         *("-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"),
-        *(*host, *defines, *include, *archs),
+        *(*host, *defines, *include),
     ]
     for path in found.cuda:
         if path.suffix == ".cu":
-            binary.cuda_objects.append(path)
+            archs = sources.cuda_archs(path, settings.cuda_archs, settings.cuda_set)
+            if archs:
+                flags = tuple(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
+                binary.cuda_objects.append((path, flags))
         else:
             binary.objects.append((path, sources.isa_flags(path)))
     # The static runtime: whichever CUDA torch brings, or none, is no concern of ours.
@@ -140,6 +143,18 @@ def _add_cuda(
         *(f"-L{folder}" for folder in libraries),
         *("-lcudart_static", "-ldl", "-lrt", "-lpthread"),
     ]
+
+
+def _cuda_defines(settings: Settings) -> list[str]:
+    """What the sources see of the CUDA part's settings."""
+    defines = ["-DPTQ4ARVG_WITH_CUDA", f'-DPTQ4ARVG_CUDA_ARCHS="{";".join(settings.cuda_archs)}"']
+    if any(arch != "90a" for arch in settings.cuda_archs):
+        defines.append("-DPTQ4ARVG_HAS_SM80")
+    if "90a" in settings.cuda_archs:
+        defines.append("-DPTQ4ARVG_HAS_SM90A")
+    if settings.cuda_set == "reduced":
+        defines.append("-DPTQ4ARVG_CUDA_REDUCED")
+    return defines
 
 
 def _compiler() -> str:

@@ -58,15 +58,25 @@ def toolkit_folders(nvcc: Path) -> tuple[list[str], list[str]]:
 
 
 def decide(
-    settings: Settings, has_kernels: bool, nvcc: Path | None, say: Callable[[str], None] = print
+    settings: Settings,
+    has_kernels: bool,
+    nvcc: Path | None,
+    torch_has_cuda: bool,
+    say: Callable[[str], None] = print,
 ) -> bool:
-    """Build CUDA kernels? Says in one line why not; RuntimeError when they were demanded."""
+    """Build CUDA kernels? Says in one line why not; RuntimeError when they were demanded.
+
+    Next to a torch without CUDA they could not run, so only a demand builds them: the library
+    works in other torch versions too.
+    """
     if settings.mode == "cpu":
         reason = "PTQ4ARVG_BUILD=cpu"
     elif nvcc is None:
         reason = "no nvcc on PATH or in CUDA_HOME"
     elif not has_kernels:
         reason = "this version has no CUDA kernels yet"
+    elif settings.mode == "auto" and not torch_has_cuda:
+        reason = "this torch has no CUDA; PTQ4ARVG_BUILD=cuda builds the kernels all the same"
     else:
         return True
     if settings.mode == "cuda":

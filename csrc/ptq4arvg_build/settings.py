@@ -8,26 +8,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODES = ("auto", "cpu", "cuda")
-DEFAULT_ARCHS = "80;86;89;90a"
-GIB_PER_JOB = 4  # what one nvcc instance of a CUTLASS kernel takes; a C++ file needs far less
+# A binary for 80 also runs on 86 and 89: their integer instructions are the same.
+DEFAULT_ARCHS = "80;90a"
+CUDA_SETS = ("full", "reduced")
+GIB_PER_JOB = 6  # what one nvcc instance of a CUTLASS kernel takes; a C++ file needs far less
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for: `mode` (auto, cpu, cuda), CUDA architectures, parallel jobs."""
+    """What the user asked for: `mode` (auto, cpu, cuda), CUDA architectures, parallel jobs.
+
+    `cuda_set` is full, or reduced: one CUTLASS configuration for each architecture.
+    """
 
     mode: str
     cuda_archs: tuple[str, ...]
     jobs: int
+    cuda_set: str = "full"
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read PTQ4ARVG_BUILD, PTQ4ARVG_CUDA_ARCHS and MAX_JOBS; ValueError names a bad one."""
+    """Read the four variables below; ValueError names a bad one."""
     environ = os.environ if environ is None else environ
     return Settings(
         mode=parse_mode(environ.get("PTQ4ARVG_BUILD", "")),
         cuda_archs=parse_archs(environ.get("PTQ4ARVG_CUDA_ARCHS", "")),
         jobs=parse_jobs(environ.get("MAX_JOBS", "")),
+        cuda_set=parse_set(environ.get("PTQ4ARVG_CUDA_SET", "")),
     )
 
 
@@ -40,6 +47,14 @@ def parse_mode(text: str) -> str:
             "Type for example: PTQ4ARVG_BUILD=cpu pip install ."
         )
     return mode
+
+
+def parse_set(text: str) -> str:
+    """'' means 'full'; case does not matter."""
+    name = text.strip().lower() or "full"
+    if name not in CUDA_SETS:
+        raise ValueError(f"PTQ4ARVG_CUDA_SET={text!r}: expected one of {', '.join(CUDA_SETS)}")
+    return name
 
 
 def parse_archs(text: str) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Which files make which binary and which instruction set each gets: by folder and name only."""
+"""Which files make which binary, and what each is compiled for: by folder and name only."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,38 @@ def collect(csrc: Path, machine: str | None = None) -> Sources:
     Baseline files come first and AMX ones last: of an inline function that several files emit,
     the linker keeps the first copy, and that must be one that every processor can run.
     """
-    kernels = [p for p in csrc.glob("kernels/**/*.cpp") if is_x86(machine) or isa_rank(p) == 0]
+    kernels = [
+        path
+        for path in csrc.glob("kernels/**/*.cpp")
+        if (is_x86(machine) or isa_rank(path) == 0) and not _is_cuda(path, csrc)
+    ]
     torch_files = list(csrc.glob("torch/*.cpp"))
+    cuda = [*csrc.glob("kernels/cuda/**/*.cu"), *csrc.glob("kernels/cuda/**/*.cpp")]
     return Sources(
         ops=tuple(sorted([*torch_files, *kernels], key=lambda p: (isa_rank(p), p.as_posix()))),
-        cuda=tuple(sorted([*csrc.glob("kernels/cuda/**/*.cu"), *csrc.glob("torch/cuda/*.cpp")])),
+        cuda=tuple(sorted([*cuda, *csrc.glob("torch/cuda/*.cpp")])),
         info=tuple(sorted(csrc.glob("python/*.cpp"))),
     )
+
+
+def _is_cuda(path: Path, csrc: Path) -> bool:
+    return path.relative_to(csrc).parts[:2] == ("kernels", "cuda")
+
+
+def cuda_archs(path: Path, archs: Iterable[str], cuda_set: str = "full") -> tuple[str, ...]:
+    """Which of `archs` a .cu file is compiled for; none means that the file is left out.
+
+    A name with sm90 stands for Hopper's own instructions, which sm_90a alone has; one with sm80 for
+    kernels that sm_90a has something better for. The reduced set keeps CUTLASS files with `base` in
+    the name.
+    """
+    if cuda_set == "reduced" and path.parent.name == "cutlass" and "base" not in path.stem:
+        return ()
+    if "sm90" in path.stem:
+        return tuple(arch for arch in archs if arch == "90a")
+    if "sm80" in path.stem:
+        return tuple(arch for arch in archs if arch != "90a")
+    return tuple(archs)
 
 
 def has_cuda_kernels(sources: Sources) -> bool:

@@ -34,6 +34,11 @@ class Torch:
         """The folder that holds libtorch_cpu.so."""
         return self.path / "lib"
 
+    @property
+    def has_cuda(self) -> bool:
+        """Whether this torch can use a CUDA device."""
+        return (self.lib / "libtorch_cuda.so").is_file()
+
 
 def target_paths(prefix: str | None = None) -> list[Path]:
     """Package folders of the environment that is being installed into, nearest first."""

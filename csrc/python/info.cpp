@@ -13,11 +13,13 @@ namespace {
 using TextFunction = const char* (*)();
 using IsaFunction = const char* (*)(const char*, const char**);
 using MeasureFunction = const char* (*)(const char*, int64_t, int, double, double*);
+using CudaKernelFunction = const char* (*)(long long, long long, long long, int, int, const char**, const char**);
 
 struct Library {
   TextFunction build_info = nullptr, list_kernels = nullptr, last_kernel = nullptr;
   IsaFunction isa = nullptr;
   MeasureFunction measure = nullptr;
+  CudaKernelFunction cuda_kernel = nullptr;
 };
 
 Library library;
@@ -39,7 +41,8 @@ void load(const std::string& path) {
   if (!handle) throw py::import_error("ptq4arvg._info: " + std::string(dlerror()));
   library = {find<TextFunction>(handle, "ptq4arvg_build_info"), find<TextFunction>(handle, "ptq4arvg_list_kernels"),
              find<TextFunction>(handle, "ptq4arvg_last_kernel"), find<IsaFunction>(handle, "ptq4arvg_isa"),
-             find<MeasureFunction>(handle, "ptq4arvg_measure")};
+             find<MeasureFunction>(handle, "ptq4arvg_measure"),
+             find<CudaKernelFunction>(handle, "ptq4arvg_cuda_kernel")};
 }
 
 py::object parsed(const char* json) { return py::module_::import("json").attr("loads")(json); }
@@ -62,6 +65,12 @@ double measure(const char* kind, int64_t bytes, int threads, double seconds) {
   return result;
 }
 
+py::tuple cuda_kernel(long long m, long long n, long long k, int bits, int sm) {
+  const char *name = nullptr, *reason = nullptr;
+  if (const char* error = loaded().cuda_kernel(m, n, k, bits, sm, &name, &reason)) throw py::value_error(error);
+  return py::make_tuple(name, reason);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_info, m) {
@@ -75,6 +84,10 @@ PYBIND11_MODULE(_info, m) {
       "list of dicts: name, op, device, isa, weight_bits, available.");
   m.def(
       "last_kernel", [] { return std::string(loaded().last_kernel()); }, "Name of the kernel that ran last, or ''.");
+  m.def(
+      "cuda_kernel", &cuda_kernel, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("bits"), py::arg("sm"),
+      "(name, reason): the kernel that a CUDA product of these sizes would take on compute capability `sm`. ValueError "
+      "where the build has none.");
   m.def("isa", [] { return isa(nullptr); }, "The CPU instruction set in use. ValueError for a bad PTQ4ARVG_CPU_ISA.");
   m.def(
       "set_isa", [](const std::string& name) { return isa(name.c_str()); }, py::arg("name"),

@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "kernels/cuda/layout.h"
 #include "kernels/pack.h"
 
 namespace ptq4arvg {
@@ -218,10 +219,13 @@ const uint8_t* Arguments::packed(const char* name, const Tensor& tensor, int64_t
   require(tensor.scalar_type() == ScalarType::Byte, name, " has dtype ", dtype_name(tensor.scalar_type()),
           ", wanted uint8 as pack_weight returns it");
   same_device(name, tensor);
-  const int64_t wanted = cpu::packed_bytes(n, k, bits);
+  const int64_t wanted = cpu_ ? cpu::packed_bytes(n, k, bits) : cuda::layout_of(n, k, bits).bytes;
   require(tensor.dim() == 1 && tensor.numel() == wanted, name, " has shape ", shape_text(tensor), ", wanted [", wanted,
           "]: N ", n, ", K ", k, ", ", bits, " bits as pack_weight lays them out");
-  return keep(dense(tensor)).const_data_ptr<uint8_t>();
+  const uint8_t* data = keep(dense(tensor)).const_data_ptr<uint8_t>();
+  require(cpu_ || reinterpret_cast<uintptr_t>(data) % 16 == 0, name,
+          " starts at an address that is not a multiple of 16 bytes, wanted one that is (a copy has one)");
+  return data;
 }
 
 RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length) {

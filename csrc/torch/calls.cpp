@@ -47,7 +47,53 @@ GemmProblem gemm_problem(Arguments& args, const GemmArguments& given) {
 
 }  // namespace
 
-Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, void (*run)(const GemmProblem&)) {
+Tensor call_pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits,
+                        int64_t (*packed_bytes)(int64_t n, int64_t k, int bits),
+                        void (*pack)(const PackProblem&, const int8_t* codes, uint8_t* packed)) {
+  Arguments args("pack_weight", "codes", codes);
+  PackProblem p;
+  p.bits = args.bits("bits", bits);
+  args.require(codes.dim() == 2, "codes has shape ", shape_text(codes), ", wanted [N, K]");
+  const Tensor dense = torch::stable::contiguous(codes);
+  const Rows rows = args.codes("codes", dense);
+  p.n = rows.count;
+  p.k = rows.columns;
+  args.require(p.n > 0, "codes has shape ", shape_text(codes), ", wanted N of 1 or more");
+  const int64_t top = levels(p.bits) - 1;
+  p.zero = args.weight_zeros("zero", zero, p.n, p.bits);
+  const int8_t* data = static_cast<const int8_t*>(rows.data);
+  for (int64_t n = 0; n < p.n; ++n) {
+    const int64_t shift = p.bits == 8 ? 0 : p.zero ? p.zero[n] : default_weight_zero(p.bits);
+    const int64_t low = p.bits == 8 ? -127 : -shift, high = p.bits == 8 ? 127 : top - shift;
+    for (int64_t k = 0; k < p.k; ++k) {
+      const int code = data[n * p.k + k];
+      args.require(code >= low && code <= high, "codes[", n, ", ", k, "] is ", code, ", wanted ", low, " to ", high,
+                   " (", p.bits, " bits, zero ", shift, ")");
+    }
+  }
+  int64_t bytes = packed_bytes(p.n, p.k, p.bits);
+  Tensor packed = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte,
+                                       torch::headeronly::Layout::Strided, codes.device());
+  pack(p, data, static_cast<uint8_t*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+Tensor call_unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k,
+                          const std::function<void(const PackProblem&, const uint8_t* packed, int8_t* codes)>& unpack) {
+  Arguments args("unpack_weight", "packed", packed);
+  PackProblem p;
+  p.bits = args.bits("bits", bits);
+  args.require(n > 0 && k > 0, "n is ", n, " and k is ", k, ", wanted 1 or more");
+  p.n = n;
+  p.k = k;
+  p.zero = args.weight_zeros("zero", zero, n, p.bits);
+  const uint8_t* data = args.packed("packed", packed, n, k, p.bits);
+  Tensor codes = torch::stable::empty({n, k}, ScalarType::Char, torch::headeronly::Layout::Strided, packed.device());
+  unpack(p, data, static_cast<int8_t*>(codes.mutable_data_ptr()));
+  return codes;
+}
+
+Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, const Run<GemmProblem>& run) {
   Arguments args("gemm", "a", given.a);
   GemmProblem p = gemm_problem(args, given);
   p.epilogue.out_dtype = args.out_dtype(out_dtype);
@@ -57,7 +103,7 @@ Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, void (*run)(c
   return out;
 }
 
-Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, void (*run)(const GemmProblem&)) {
+Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, const Run<GemmProblem>& run) {
   Arguments args("gemm_quantize", "a", given.a);
   GemmProblem p = gemm_problem(args, given);
   p.epilogue.requantize = true;
@@ -71,7 +117,7 @@ Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, void
 }
 
 Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, void (*run)(const QuantizeProblem&)) {
+                     const OptionalTensor& position, int64_t tokens, const Run<QuantizeProblem>& run) {
   Arguments args("quantize", "x", x);
   QuantizeProblem p;
   const int checked_bits = args.bits("bits", bits);
@@ -87,7 +133,7 @@ Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zer
   return out;
 }
 
-Tensor call_norm_quantize(const NormArguments& given, void (*run)(const NormQuantizeProblem&)) {
+Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProblem>& run) {
   Arguments args("norm_quantize", "x", given.x);
   NormQuantizeProblem p;
   const int bits = args.bits("bits", given.bits);
@@ -119,7 +165,7 @@ Tensor call_norm_quantize(const NormArguments& given, void (*run)(const NormQuan
 
 Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
                        const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
-                       void (*run)(const GemmFloatProblem&)) {
+                       const Run<GemmFloatProblem>& run) {
   Arguments args("gemm_float", "x", x);
   GemmFloatProblem p;
   p.bits = args.bits("bits", bits);

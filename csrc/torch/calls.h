@@ -1,6 +1,8 @@
 // From checked operator arguments to a kernel's problem. The same for every device; `run` is the device's kernel.
 #pragma once
 
+#include <functional>
+
 #include "kernels/gemm.h"
 #include "kernels/gemm_float.h"
 #include "kernels/norm_quantize.h"
@@ -9,6 +11,17 @@
 #include "torch/arguments.h"
 
 namespace ptq4arvg {
+
+// A device's kernel for checked arguments.
+template <class Problem>
+using Run = std::function<void(const Problem&)>;
+
+// codes and zero in host memory; the result too.
+Tensor call_pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits,
+                        int64_t (*packed_bytes)(int64_t n, int64_t k, int bits),
+                        void (*pack)(const PackProblem&, const int8_t* codes, uint8_t* packed));
+Tensor call_unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k,
+                          const std::function<void(const PackProblem&, const uint8_t* packed, int8_t* codes)>& unpack);
 
 struct GemmArguments {
   const Tensor &a, &w, &a_scale, &w_scale;
@@ -25,11 +38,11 @@ struct Requantize {
   int64_t bits;
 };
 
-Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, void (*run)(const GemmProblem&));
-Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, void (*run)(const GemmProblem&));
+Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, const Run<GemmProblem>& run);
+Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, const Run<GemmProblem>& run);
 
 Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, void (*run)(const QuantizeProblem&));
+                     const OptionalTensor& position, int64_t tokens, const Run<QuantizeProblem>& run);
 
 struct NormArguments {
   const Tensor &x, &inv_scale, &zero;
@@ -41,10 +54,10 @@ struct NormArguments {
   int64_t tokens;
 };
 
-Tensor call_norm_quantize(const NormArguments& given, void (*run)(const NormQuantizeProblem&));
+Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProblem>& run);
 
 Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
                        const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
-                       void (*run)(const GemmFloatProblem&));
+                       const Run<GemmFloatProblem>& run);
 
 }  // namespace ptq4arvg

@@ -7,46 +7,11 @@ namespace ptq4arvg::cpu_ops {
 namespace {
 
 Tensor pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {
-  Arguments args("pack_weight", "codes", codes);
-  PackProblem p;
-  p.bits = args.bits("bits", bits);
-  args.require(codes.dim() == 2, "codes has shape ", shape_text(codes), ", wanted [N, K]");
-  const Tensor dense = torch::stable::contiguous(codes);
-  const Rows rows = args.codes("codes", dense);
-  p.n = rows.count;
-  p.k = rows.columns;
-  args.require(p.n > 0, "codes has shape ", shape_text(codes), ", wanted N of 1 or more");
-  const int64_t top = levels(p.bits) - 1;
-  p.zero = args.weight_zeros("zero", zero, p.n, p.bits);
-  const int8_t* data = static_cast<const int8_t*>(rows.data);
-  for (int64_t n = 0; n < p.n; ++n) {
-    const int64_t shift = p.bits == 8 ? 0 : p.zero ? p.zero[n] : default_weight_zero(p.bits);
-    const int64_t low = p.bits == 8 ? -127 : -shift, high = p.bits == 8 ? 127 : top - shift;
-    for (int64_t k = 0; k < p.k; ++k) {
-      const int code = data[n * p.k + k];
-      args.require(code >= low && code <= high, "codes[", n, ", ", k, "] is ", code, ", wanted ", low, " to ", high,
-                   " (", p.bits, " bits, zero ", shift, ")");
-    }
-  }
-  int64_t bytes = cpu::packed_bytes(p.n, p.k, p.bits);
-  Tensor packed = torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte,
-                                       torch::headeronly::Layout::Strided, codes.device());
-  cpu::pack_weight(p, data, static_cast<uint8_t*>(packed.mutable_data_ptr()));
-  return packed;
+  return call_pack_weight(codes, zero, bits, cpu::packed_bytes, cpu::pack_weight);
 }
 
 Tensor unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k) {
-  Arguments args("unpack_weight", "packed", packed);
-  PackProblem p;
-  p.bits = args.bits("bits", bits);
-  args.require(n > 0 && k > 0, "n is ", n, " and k is ", k, ", wanted 1 or more");
-  p.n = n;
-  p.k = k;
-  p.zero = args.weight_zeros("zero", zero, n, p.bits);
-  const uint8_t* data = args.packed("packed", packed, n, k, p.bits);
-  Tensor codes = torch::stable::empty({n, k}, ScalarType::Char, torch::headeronly::Layout::Strided, packed.device());
-  cpu::unpack_weight(p, data, static_cast<int8_t*>(codes.mutable_data_ptr()));
-  return codes;
+  return call_unpack_weight(packed, zero, bits, n, k, cpu::unpack_weight);
 }
 
 Tensor quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,

@@ -14,30 +14,33 @@ def settings(mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "has_kernels", "nvcc", "reason"),
+    ("mode", "has_kernels", "nvcc", "torch_has_cuda", "reason"),
     [
-        ("cpu", True, NVCC, "PTQ4ARVG_BUILD=cpu"),
-        ("auto", True, None, "no nvcc on PATH"),
-        ("auto", False, NVCC, "this version has no CUDA kernels yet"),
+        ("cpu", True, NVCC, True, "PTQ4ARVG_BUILD=cpu"),
+        ("auto", True, None, True, "no nvcc on PATH"),
+        ("auto", False, NVCC, True, "this version has no CUDA kernels yet"),
+        ("auto", True, NVCC, False, "this torch has no CUDA; PTQ4ARVG_BUILD=cuda builds"),
     ],
 )
-def test_cpu_only_is_said_in_one_line(mode, has_kernels, nvcc, reason):
+def test_cpu_only_is_said_in_one_line(mode, has_kernels, nvcc, torch_has_cuda, reason):
     said = []
-    assert not cuda.decide(settings(mode), has_kernels, nvcc, said.append)
+    assert not cuda.decide(settings(mode), has_kernels, nvcc, torch_has_cuda, said.append)
     assert len(said) == 1
     assert reason in said[0]
     assert "\n" not in said[0]
 
 
-@pytest.mark.parametrize("mode", ["auto", "cuda"])
-def test_cuda_build(mode):
-    assert cuda.decide(settings(mode), True, NVCC, pytest.fail)
+@pytest.mark.parametrize(
+    ("mode", "torch_has_cuda"), [("auto", True), ("cuda", True), ("cuda", False)]
+)
+def test_cuda_build(mode, torch_has_cuda):
+    assert cuda.decide(settings(mode), True, NVCC, torch_has_cuda, pytest.fail)
 
 
 @pytest.mark.parametrize(("has_kernels", "nvcc"), [(True, None), (False, NVCC)])
 def test_cuda_demanded_in_vain(has_kernels, nvcc):
     with pytest.raises(RuntimeError, match=r"PTQ4ARVG_BUILD=cuda, but .*Type: PTQ4ARVG_BUILD=cpu"):
-        cuda.decide(settings("cuda"), has_kernels, nvcc, pytest.fail)
+        cuda.decide(settings("cuda"), has_kernels, nvcc, True, pytest.fail)
 
 
 def make_nvcc(folder):

@@ -44,11 +44,33 @@ def test_a_compiler_error_stops_the_build(tmp_path):
 
 def test_cuda_files_get_nvcc(tmp_path):
     binary = library(tmp_path, "")
-    binary.nvcc, binary.nvcc_flags = "/cuda/bin/nvcc", ["-gencode=arch=compute_90a,code=sm_90a"]
-    binary.cuda_objects = [tmp_path / "gemm.cu"]
+    binary.nvcc, binary.nvcc_flags = "/cuda/bin/nvcc", ["-O3"]
+    binary.cuda_objects = [(tmp_path / "gemm.cu", ("-gencode=arch=compute_90a,code=sm_90a",))]
     text = ninja_file.render(binary, tmp_path)
-    assert "nvcc_flags = -gencode=arch=compute_90a,code=sm_90a" in text
-    assert f": nvcc {tmp_path}/gemm.cu" in text
+    assert "nvcc_flags = -O3" in text
+    assert f": nvcc {tmp_path}/gemm.cu\n  archs = -gencode=arch=compute_90a,code=sm_90a" in text
+
+
+@needs_compiler
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_the_report_of_ptxas_is_kept_and_shown_when_a_file_fails(tmp_path, capfd, exit_code):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
+        f': | g++ -x c++ -c - -o "$2"\necho ptxas said\nexit {exit_code}\n'
+    )
+    nvcc.chmod(0o755)
+    binary = library(tmp_path, "")
+    binary.nvcc, binary.cuda_objects = str(nvcc), [(tmp_path / "gemm.cu", ())]
+    (tmp_path / "gemm.cu").touch()
+    if exit_code:
+        with pytest.raises(RuntimeError, match=r"building lib\.so failed"):
+            ninja_file.run(binary, tmp_path / "objects", jobs=1)
+    else:
+        ninja_file.run(binary, tmp_path / "objects", jobs=1)
+    (report,) = (tmp_path / "objects").glob("*gemm.cu.o.ptxas")
+    assert report.read_text() == "ptxas said\n"
+    assert ("ptxas said" in capfd.readouterr().out) == bool(exit_code)
 
 
 def test_no_ninja_says_what_to_type(monkeypatch):

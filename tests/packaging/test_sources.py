@@ -11,6 +11,7 @@ NAMES = [
     "kernels/cpu/gemm_avx2.cpp",
     "kernels/cpu/scalar.cpp",
     "kernels/cuda/gemm_sm80.cu",
+    "kernels/cuda/select.cpp",
     "torch/cuda/gemm.cpp",
     "torch/library.cpp",
     "python/module.cpp",
@@ -33,7 +34,11 @@ def names(csrc, paths):
 def test_collect(csrc):
     found = sources.collect(csrc, "x86_64")
     assert names(csrc, found.info) == ["python/module.cpp"]
-    assert names(csrc, found.cuda) == ["kernels/cuda/gemm_sm80.cu", "torch/cuda/gemm.cpp"]
+    assert names(csrc, found.cuda) == [
+        "kernels/cuda/gemm_sm80.cu",
+        "kernels/cuda/select.cpp",
+        "torch/cuda/gemm.cpp",
+    ]
     assert sources.has_cuda_kernels(found)
 
 
@@ -81,3 +86,23 @@ def test_isa_flags_by_file_name(name, has, has_not):
 
 def test_folder_names_do_not_matter():
     assert sources.isa_flags(Path("avx512_vnni/scalar.cpp"), "x86_64") == ("-march=x86-64",)
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "reduced"),
+    [
+        ("cuda/quantize.cu", ("80", "86", "90a"), ("80", "86", "90a")),
+        ("cuda/cutlass/sm80_base.cu", ("80", "86"), ("80", "86")),
+        ("cuda/cutlass/sm80_64x64.cu", ("80", "86"), ()),
+        ("cuda/cutlass/sm90_base.cu", ("90a",), ("90a",)),
+        ("cuda/cutlass/sm90_swap.cu", ("90a",), ()),
+    ],
+)
+def test_cuda_architectures_by_file_name(name, full, reduced):
+    archs = ("80", "86", "90a")
+    assert sources.cuda_archs(Path(name), archs) == full
+    assert sources.cuda_archs(Path(name), archs, "reduced") == reduced
+
+
+def test_a_file_without_its_architecture_is_left_out():
+    assert sources.cuda_archs(Path("cuda/sm90_base.cu"), ("80", "90")) == ()

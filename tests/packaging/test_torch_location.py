@@ -10,6 +10,9 @@ from ptq4arvg_build.torch_location import find_torch, require_torch
 def make_torch(place, version="2.13.0+cpu"):
     folder = place / "torch"
     (folder / "include" / "torch").mkdir(parents=True)
+    (folder / "lib").mkdir()
+    if "+cu" in version:
+        (folder / "lib" / "libtorch_cuda.so").touch()
     (folder / "version.py").write_text(f"__all__ = []\n__version__ = '{version}'\n")
     return folder
 
@@ -69,7 +72,7 @@ def test_torch_is_downloaded_only_where_there_is_none(tmp_path, monkeypatch, ver
 
 
 def test_cutlass_is_downloaded_only_for_cuda_kernels(tmp_path, monkeypatch):
-    make_torch(tmp_path)
+    make_torch(tmp_path, "2.11.0+cu130")
     monkeypatch.setattr(torch_location, "search_paths", lambda: [tmp_path])
     monkeypatch.setattr(backend.cuda, "search_paths", lambda: [tmp_path])
     monkeypatch.setattr(backend.cuda, "find_nvcc", lambda: tmp_path / "nvcc")
@@ -80,3 +83,11 @@ def test_cutlass_is_downloaded_only_for_cuda_kernels(tmp_path, monkeypatch):
     kernels.mkdir(parents=True)
     (kernels / "gemm.cu").touch()
     assert backend.extra_requirements() == ["nvidia-cutlass==4.2.0.0"]
+    (tmp_path / "torch/lib/libtorch_cuda.so").unlink()
+    assert backend.extra_requirements() == []
+
+
+@pytest.mark.parametrize(("version", "has"), [("2.11.0+cu130", True), ("2.13.0+cpu", False)])
+def test_whether_torch_has_cuda(tmp_path, version, has):
+    make_torch(tmp_path, version)
+    assert find_torch([tmp_path]).has_cuda is has

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/last_kernel.h"
 
 #if defined(PTQ4ARVG_X86)
 #include <cpuid.h>
@@ -92,7 +93,6 @@ const KernelTable* choose_default() {
 }
 
 std::atomic<const KernelTable*> current{nullptr};
-std::atomic<const char*> last{""};
 
 // Names are literals, so that reporting costs a store.
 struct Names {
@@ -136,30 +136,28 @@ void set_isa(const char* name) {
   current.store(name && *name ? find(name, "set_isa") : choose_default(), std::memory_order_release);
 }
 
-const char* last_kernel() { return last.load(std::memory_order_relaxed); }
-
 void gemm(const GemmProblem& problem) {
   const KernelTable& chosen = kernels();
   const KernelTable& table = chosen.gemm_table ? chosen.gemm_table(problem) : chosen;
-  last.store(names_of(table).gemm[problem.bits / 2 - 2], std::memory_order_relaxed);
+  set_last_kernel(names_of(table).gemm[problem.bits / 2 - 2]);
   table.gemm(problem);
 }
 
 void gemm_float(const GemmFloatProblem& problem) {
   const KernelTable& table = kernels();
-  last.store(names_of(table).gemm_float[problem.bits / 2 - 2], std::memory_order_relaxed);
+  set_last_kernel(names_of(table).gemm_float[problem.bits / 2 - 2]);
   table.gemm_float(problem);
 }
 
 void quantize(const QuantizeProblem& problem) {
   const KernelTable& table = kernels();
-  last.store(names_of(table).quantize, std::memory_order_relaxed);
+  set_last_kernel(names_of(table).quantize);
   table.quantize(problem);
 }
 
 void norm_quantize(const NormQuantizeProblem& problem) {
   const KernelTable& table = kernels();
-  last.store(names_of(table).norm_quantize, std::memory_order_relaxed);
+  set_last_kernel(names_of(table).norm_quantize);
   table.norm_quantize(problem);
 }
 

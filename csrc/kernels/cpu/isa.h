@@ -41,7 +41,4 @@ const KernelTable& kernels();
 // Choose by name from now on; "" goes back to the default. Throws as above and then changes nothing.
 void set_isa(const char* name);
 
-// Name of the kernel that ran last ("" before the first), for tests and reports: "gemm.w6.avx2".
-const char* last_kernel();
-
 }  // namespace ptq4arvg::cpu

@@ -1,0 +1,148 @@
+// The fused epilogue as a visitor of CUTLASS 2.x's epilogue: one node that reads the tables, computes and stores.
+//
+// CUTLASS exchanges the accumulators through shared memory so that a thread holds groups of neighbours in a row, and
+// calls back per step (a few rows of the tile), row and group. What a step reads from memory is requested in
+// begin_step, before the exchange, so that the barriers hide the latency.
+#pragma once
+
+#include <cute/tensor.hpp>
+#include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
+
+#include "kernels/cuda/cutlass/memory.h"
+
+namespace ptq4arvg::cuda {
+
+template <class ThreadMap, Output output>
+struct Sm80Visitor {
+  static constexpr int kWidth = 4;  // elements of a group
+  static_assert(ThreadMap::kElementsPerAccess == kWidth);
+
+  struct Arguments {
+    Epilogue epilogue;
+    RowPositions rows;
+  };
+  using Params = Arguments;
+  struct SharedStorage {};
+
+  template <class ProblemShape>
+  static Params to_underlying_arguments(const ProblemShape&, const Arguments& arguments, void*) {
+    return arguments;
+  }
+
+  CUTLASS_HOST_DEVICE Sm80Visitor() {}
+  CUTLASS_HOST_DEVICE Sm80Visitor(const Params& params, const SharedStorage&) : params_(&params) {}
+
+  // The vectors over the weights' channels, for one group.
+  struct Channels {
+    Lanes<kWidth> scale, bias;
+    Integers<kWidth> sum;
+  };
+
+  // Coordinates: (group's first element, column group, row group, step) -> (row, column, batch)
+  template <class Coordinates>
+  struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
+    static constexpr int kColumns = ThreadMap::Iterations::kColumn;
+    static constexpr int kRows = ThreadMap::Iterations::kRow;
+    // A thread's columns are the same in every step. More than eight of them do not fit the registers beside the sums.
+    static constexpr bool kHoldChannels = kColumns <= 2;
+
+    const Params* params;
+    Coordinates coordinates;
+    int32_t m, n;
+    TokenIndex tokens;
+    Channels channels[kColumns];
+    TokenRow rows[kRows];
+    Lanes<kWidth> gate[kRows * kColumns], residual[kRows * kColumns];
+
+    CUTLASS_DEVICE Callbacks(const Params* params, Coordinates coordinates, int32_t m, int32_t n)
+        : params(params), coordinates(coordinates), m(m), n(n) {}
+
+    CUTLASS_DEVICE int32_t row_at(int row, int step) const {
+      return cute::get<0>(coordinates(cute::_0{}, cute::_0{}, row, step));
+    }
+    CUTLASS_DEVICE int32_t column_at(int column) const {
+      return cute::get<1>(coordinates(cute::_0{}, column, cute::_0{}, cute::_0{}));
+    }
+
+    CUTLASS_DEVICE Channels load_channels(int32_t column) const {
+      const Epilogue& e = params->epilogue;
+      Channels out{Lanes<kWidth>(0.0f), Lanes<kWidth>(kNoBias), Integers<kWidth>(0)};
+      if (column >= n) return out;
+      out.scale = load_lanes<kWidth>(e.w_scale, DType::f32, column);
+      if (e.bias) out.bias = load_lanes<kWidth>(e.bias, DType::f32, column);
+      if (e.a_zero) out.sum = load_integers(e.w_sum + column);
+      return out;
+    }
+
+    CUTLASS_DEVICE void begin_epilogue() {
+      tokens = token_index(params->rows);
+      if constexpr (kHoldChannels) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < kColumns; ++c) channels[c] = load_channels(column_at(c));
+      }
+    }
+
+    CUTLASS_DEVICE void begin_step(int step) {
+      const Epilogue& e = params->epilogue;
+      CUTLASS_PRAGMA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const int32_t row = row_at(r, step);
+        rows[r] = token_row(e, tokens.table(row), output == Output::codes);
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          const int i = r * kColumns + c;
+          const int32_t column = column_at(c);
+          if (row >= m || column >= n) continue;
+          if (e.gate.data) {
+            const int64_t at = tokens.image(row) * e.gate.row_stride + column;
+            gate[i] = load_lanes<kWidth>(e.gate.data, e.gate.dtype, at);
+          }
+          if (e.residual.data) {
+            const int64_t at = row * e.residual.row_stride + column;
+            residual[i] = load_lanes<kWidth>(e.residual.data, e.residual.dtype, at);
+          }
+        }
+      }
+    }
+
+    template <class Accumulator, int size>
+    CUTLASS_DEVICE auto visit(int step, int row_group, int c, int, const cutlass::Array<Accumulator, size>& sums) {
+      static_assert(size == kWidth);
+      const Epilogue& e = params->epilogue;
+      const int32_t row = row_at(row_group, step), column = column_at(c);
+      const TokenRow& t = rows[row_group];
+      const Channels channel = kHoldChannels ? channels[c] : load_channels(column);
+      const int group = row_group * kColumns + c;
+      Lanes<kWidth> y;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        y.v[i] = begin_element(sums[i], t.zero, channel.sum.v[i], channel.scale.v[i], t.scale, channel.bias.v[i]);
+      }
+      activate_all(e.activation, y);
+      if (e.gate.data) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], gate[group].v[i]);
+      }
+      if (e.residual.data) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual[group].v[i]);
+      }
+      if (row < m && column < n) {
+        store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.out);
+      }
+      return sums;
+    }
+  };
+
+  template <class ProblemShape>
+  CUTLASS_DEVICE auto get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape shape) {
+    auto all = cute::make_identity_tensor(shape);
+    auto mine = cute::group_modes<3, 6>(ThreadMap::partition(all, thread, tile));
+    return Callbacks<decltype(mine)>(params_, mine, cute::get<0>(shape), cute::get<1>(shape));
+  }
+
+ private:
+  const Params* params_ = nullptr;
+};
+
+}  // namespace ptq4arvg::cuda

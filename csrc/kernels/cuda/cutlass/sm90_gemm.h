@@ -1,0 +1,117 @@
+// The int8 GEMM of sm_90a: CUTLASS 3.x with wgmma, TMA and specialized warps, and the fused epilogue tree.
+#pragma once
+
+#include "kernels/cuda/cutlass/no_asserts.h"
+
+#include <cutlass/epilogue/collective/collective_builder.hpp>
+#include <cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+
+#include "kernels/cuda/cutlass/config.h"
+#include "kernels/cuda/cutlass/sm90_finish.h"
+
+namespace ptq4arvg::cuda {
+
+// Two consumer warp groups: each with a tile of its own, one multiplying while the other is in its epilogue, or both
+// on one tile, which may then be twice as large. The epilogue goes through a tile in pieces of 32 columns; CUTLASS's
+// choice of 64 for int8 output holds twice the columns' constants, which do not fit the registers.
+struct Pingpong {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+  using Subtile = cute::Shape<cute::_64, cute::_32>;
+};
+struct Cooperative {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+  using Subtile = cute::Shape<cute::_128, cute::_32>;
+};
+
+// swapped: the weights are the left operand, so that the 64 or more rows that wgmma wants are channels, and the
+// columns, 8 at least, are tokens. The block is CUTLASS's: its first size counts channels then.
+template <int block_m, int block_n, int block_k, int cluster_m, class Schedule, bool swapped = false>
+struct Sm90Gemm {
+  using Block = cute::Shape<cute::Int<block_m>, cute::Int<block_n>, cute::Int<block_k>>;
+  using Cluster = cute::Shape<cute::Int<cluster_m>, cute::_1, cute::_1>;
+
+  template <Output output>
+  struct Launch {
+    using Row = cutlass::layout::RowMajor;
+    using Column = cutlass::layout::ColumnMajor;
+    using Out = typename CutlassElement<output>::Type;
+    template <class Element>
+    using PerChannel = cute::conditional_t<swapped, cutlass::epilogue::fusion::Sm90ColBroadcast<0, Block, Element>,
+                                           cutlass::epilogue::fusion::Sm90RowBroadcast<0, Block, Element>>;
+    using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output, swapped>, PerChannel<float>, PerChannel<int32_t>,
+                                                    PerChannel<float>>;
+    using OutLayout = cute::conditional_t<swapped, Column, Row>;  // of the product as CUTLASS sees it
+    static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA writes rows in pieces of 16 bytes
+    using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
+        typename Schedule::Subtile, int32_t, float, void, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
+        typename Schedule::Epilogue, Tree>::CollectiveOp;
+    using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
+        Cluster,
+        cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+            sizeof(typename CollectiveEpilogue::SharedStorage))>,
+        typename Schedule::Mainloop>::CollectiveOp;
+    using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
+                                                        CollectiveEpilogue, cutlass::gemm::PersistentScheduler>;
+    using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+
+    static cudaError_t run(const CodesGemm& g) {
+      const GemmProblem& p = g.problem;
+      const Epilogue& e = p.epilogue;
+      typename Gemm::Arguments arguments;
+      arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+      const int m = static_cast<int>(p.m), n = static_cast<int>(p.n);
+      if constexpr (swapped) {
+        arguments.problem_shape = {n, m, padded_depth(g), 1};
+        arguments.mainloop.ptr_A = g.codes;
+        arguments.mainloop.dA = {g.ldc, cute::_1{}, 0};
+        arguments.mainloop.ptr_B = p.a;
+        arguments.mainloop.dB = {p.a_stride, cute::_1{}, 0};
+        arguments.epilogue.dD = {cute::_1{}, p.n, 0};
+      } else {
+        arguments.problem_shape = {m, n, padded_depth(g), 1};
+        arguments.mainloop.ptr_A = p.a;
+        arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
+        arguments.mainloop.ptr_B = g.codes;
+        arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+        arguments.epilogue.dD = {p.n, cute::_1{}, 0};
+      }
+      arguments.epilogue.thread = {{e.w_scale},
+                                   {e.a_zero ? g.w_sum : nullptr, 0},
+                                   {e.bias, kNoBias},
+                                   {e, p.rows}};
+      arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
+      arguments.hw_info.sm_count = g.sm_count;
+      Gemm gemm;
+      if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
+      if (gemm.initialize(arguments, nullptr, g.stream) != cutlass::Status::kSuccess) return failure();
+      return gemm.run(g.stream) == cutlass::Status::kSuccess ? cudaSuccess : failure();
+    }
+
+    static cudaError_t failure() {
+      const cudaError_t error = cudaGetLastError();
+      return error != cudaSuccess ? error : cudaErrorInvalidConfiguration;
+    }
+  };
+
+  // sm_90a code runs on compute capability 9.0 alone.
+  static bool can_run(const CodesGemm& g) {
+    const int64_t width = 16 / output_bytes(output_of(g.problem.epilogue));
+    return g.sm == 90 && operands_fit(g) && epilogue_fits(g, 2) && g.problem.n % width == 0 &&
+           aligned(g.problem.epilogue.out, 16);
+  }
+
+  static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch>(g); }
+
+  static TileConfig config(const char* name) {
+    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, no_workspace, can_run, launch};
+  }
+};
+
+}  // namespace ptq4arvg::cuda

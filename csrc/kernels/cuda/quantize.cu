@@ -1,0 +1,70 @@
+// quantize: a warp takes a piece of a row, four 16-byte loads a lane at once. Bound by memory.
+#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/rowwise.h"
+#include "kernels/cuda/vector.cuh"
+
+namespace ptq4arvg::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kLoads = 4;  // of a lane
+
+// W elements at a time: what fills 16 bytes, or 1 where rows are not aligned.
+template <DType T, int W>
+__global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_constant__ QuantizeProblem p) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
+  if (row >= p.m) return;
+  const int64_t chunks = p.k / W;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * (32 * kLoads) + threadIdx.x;
+  const int64_t start = row * p.x.row_stride;
+  float values[kLoads][W];
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    const int64_t chunk = first + 32 * i;
+    if (chunk >= chunks) break;
+    if constexpr (W == 1) {
+      values[i][0] = load_one<T>(p.x.data, start + chunk);
+    } else {
+      const char* from = static_cast<const char*>(p.x.data) + (start + chunk * W) * (16 / W);
+      widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), values[i]);
+    }
+  }
+  const QuantizeRow to = table_row(p.table, place_of(p.rows, row).t);
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    const int64_t chunk = first + 32 * i;
+    if (chunk >= chunks) break;
+    int8_t* out = p.out + row * p.k + chunk * W;
+    float codes[W];
+#pragma unroll
+    for (int j = 0; j < W; ++j) codes[j] = ptq4arvg::quantize(values[i][j], to);
+    if constexpr (W == 1) {
+      *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));
+    } else if constexpr (W == 4) {
+      *reinterpret_cast<uint32_t*>(out) = pack4(codes);
+    } else {
+      *reinterpret_cast<uint2*>(out) = make_uint2(pack4(codes), pack4(codes + 4));
+    }
+  }
+}
+
+template <DType T>
+cudaError_t start(const QuantizeProblem& p, const Launch& launch) {
+  constexpr int W = kWidth<T>;
+  const bool wide = vector_rows(p.x) && p.k % W == 0 && reinterpret_cast<uintptr_t>(p.out) % W == 0;
+  const int64_t chunks = wide ? p.k / W : p.k;
+  const int64_t pieces = (chunks + 32 * kLoads - 1) / (32 * kLoads);
+  const int64_t blocks = (p.m + kWarps - 1) / kWarps;
+  if (blocks > 0x7fffffff || pieces > 65535) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces)), block(32, kWarps);
+  return launch_kernel(wide ? quantize_kernel<T, W> : quantize_kernel<T, 1>, grid, block, 0, launch.stream, p);
+}
+
+}  // namespace
+
+cudaError_t quantize(const QuantizeProblem& p, const Launch& launch) {
+  if (p.x.dtype == DType::f32) return start<DType::f32>(p, launch);
+  return p.x.dtype == DType::bf16 ? start<DType::bf16>(p, launch) : start<DType::f16>(p, launch);
+}
+
+}  // namespace ptq4arvg::cuda

@@ -1,0 +1,120 @@
+// 64 x 64 outputs a block, 64 k a step, four warps of 32 x 32, three stages of cp.async. Rows of activations are the A
+// operand here, weights the B operand.
+#include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/tiled.h"
+
+namespace ptq4arvg::cuda {
+namespace {
+
+constexpr int kTile = 64, kDepth = 64, kChunks = kDepth / 16, kStages = 3, kThreads = 128;
+constexpr int kOperandBytes = kTile * kDepth, kStageBytes = 2 * kOperandBytes;
+
+struct Tiled {
+  GemmProblem p;
+  const int8_t* codes;
+  int64_t ldc;
+  const int32_t* w_sum;
+  bool aligned;
+};
+
+__device__ inline void fill(const Tiled& t, uint32_t to, int64_t m, int64_t n, int64_t step) {
+#pragma unroll
+  for (int i = 0; i < kTile * kChunks / kThreads; ++i) {
+    const int row = i * (kThreads / kChunks) + threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    const int64_t k = step * kDepth + chunk * 16;
+    const bool a = m + row < t.p.m && k < t.p.k, b = n + row < t.p.n && k < t.ldc;
+    const uint32_t at = to + swizzled<kChunks>(row, chunk);
+    copy_codes(at, a ? t.p.a + (m + row) * t.p.a_stride + k : t.p.a, a ? t.p.k - k : 0, t.aligned);
+    copy_async(at + kOperandBytes, b ? t.codes + (n + row) * t.ldc + k : t.codes, b ? 16 : 0);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__ Tiled t) {
+  __shared__ OutputRow rows[kTile];
+  __shared__ OutputColumn columns[kTile];
+  const uint32_t ring = shared_address(dynamic_shared());
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_m = warp % 2 * 32, warp_n = warp / 2 * 32;
+  const int64_t m = static_cast<int64_t>(blockIdx.x) * kTile, n = static_cast<int64_t>(blockIdx.y) * kTile;
+  const int64_t steps = (t.p.k + kDepth - 1) / kDepth;
+  int64_t filling = 0;
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s, ++filling) {
+    if (filling < steps) fill(t, ring + s * kStageBytes, m, n, filling);
+    commit_copies();
+  }
+  if (threadIdx.x < kTile) {
+    if (m + threadIdx.x < t.p.m) {
+      const RowPlace place = place_of(t.p.rows, m + threadIdx.x);
+      rows[threadIdx.x] = output_row(t.p.epilogue, place.t, place.image);
+    }
+    if (n + threadIdx.x < t.p.n) columns[threadIdx.x] = output_column(t.p.epilogue, t.w_sum, n + threadIdx.x);
+  }
+
+  int32_t sums[2][4][4] = {};
+  int stage = 0;
+  for (int64_t step = 0; step < steps; ++step, ++filling) {
+    wait_copies<kStages - 2>();
+    __syncthreads();  // all copies of this stage are in, and all have read the one that is filled next
+    if (filling < steps) fill(t, ring + (stage + kStages - 1) % kStages * kStageBytes, m, n, filling);
+    commit_copies();
+    const uint32_t from = ring + stage * kStageBytes;
+#pragma unroll
+    for (int h = 0; h < kDepth / 32; ++h) {
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        load_matrices(from + swizzled<kChunks>(warp_m + i * 16 + lane % 16, 2 * h + lane / 16), a[i]);
+        // Sixteen columns: those of the first eight in registers 0 and 1, of the others in 2 and 3.
+        load_matrices(from + kOperandBytes +
+                          swizzled<kChunks>(warp_n + i * 16 + lane / 16 * 8 + lane % 8, 2 * h + lane / 8 % 2),
+                      b[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply(sums[i][j], a[i], b[j / 2] + j % 2 * 2);
+      }
+    }
+    stage = stage == kStages - 1 ? 0 : stage + 1;
+  }
+
+  __syncthreads();  // a product without any step has not had one
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = warp_m + i * 16 + lane / 4 + e / 2 * 8, column = warp_n + j * 8 + lane % 4 * 2 + e % 2;
+        if (m + row < t.p.m && n + column < t.p.n) {
+          store_output(t.p.epilogue, rows[row], columns[column], m + row, n + column, t.p.n, sums[i][j][e]);
+        }
+      }
+    }
+  }
+}
+
+size_t no_workspace(const CodesGemm&) { return 0; }
+bool always(const CodesGemm&) { return true; }
+
+cudaError_t launch_tiled(const CodesGemm& g) {
+  const int64_t tiles_m = (g.problem.m + kTile - 1) / kTile, tiles_n = (g.problem.n + kTile - 1) / kTile;
+  if (tiles_m > 0x7fffffff || tiles_n > 65535) return cudaErrorInvalidConfiguration;
+  const bool aligned = reinterpret_cast<uintptr_t>(g.problem.a) % 16 == 0 && g.problem.a_stride % 16 == 0;
+  const Tiled t{g.problem, g.codes, g.ldc, g.w_sum, aligned};
+  const dim3 grid(static_cast<unsigned>(tiles_m), static_cast<unsigned>(tiles_n));
+  return launch_kernel(tiled_kernel, grid, kThreads, kStages * kStageBytes, g.stream, t);
+}
+
+}  // namespace
+
+const TileConfig& tiled_config() {
+  static const TileConfig config{"tiled.64x64x64", 80, kTile, kTile, kDepth, no_workspace, always, launch_tiled};
+  return config;
+}
+
+}  // namespace ptq4arvg::cuda

@@ -1,0 +1,68 @@
+// CUDA kernels of the operators. What they run is behind cuda_run.h, so that a build without them has the same text.
+#include "torch/calls.h"
+#include "torch/cuda_run.h"
+
+namespace ptq4arvg::cuda_ops {
+namespace {
+
+Tensor pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {
+  return pack_weight_cuda(codes, zero, bits);
+}
+
+Tensor unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k) {
+  return unpack_weight_cuda(packed, zero, bits, n, k);
+}
+
+Tensor quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
+                const OptionalTensor& position, int64_t tokens) {
+  return call_quantize(x, inv_scale, zero, bits, position, tokens, runner<QuantizeProblem>("quantize", x));
+}
+
+Tensor gemm(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
+            const OptionalTensor& a_zero, const OptionalTensor& w_sum, const OptionalTensor& w_zero,
+            const OptionalTensor& bias, int64_t bits, const OptionalTensor& position, int64_t tokens,
+            const std::string& activation, const OptionalTensor& residual, const OptionalTensor& gate,
+            ScalarType out_dtype) {
+  return call_gemm({a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, position, tokens, activation, residual,
+                    gate},
+                   out_dtype, runner<GemmProblem>("gemm", a));
+}
+
+Tensor gemm_quantize(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
+                     const OptionalTensor& a_zero, const OptionalTensor& w_sum, const OptionalTensor& w_zero,
+                     const OptionalTensor& bias, const Tensor& out_inv_scale, const Tensor& out_zero, int64_t out_bits,
+                     int64_t bits, const OptionalTensor& position, int64_t tokens, const std::string& activation,
+                     const OptionalTensor& residual, const OptionalTensor& gate) {
+  return call_gemm_quantize({a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, position, tokens, activation,
+                             residual, gate},
+                            {out_inv_scale, out_zero, out_bits}, runner<GemmProblem>("gemm_quantize", a));
+}
+
+Tensor norm_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
+                     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& scale,
+                     const OptionalTensor& shift, const OptionalTensor& constant, const OptionalTensor& post_scale,
+                     const OptionalTensor& post_shift, double eps, bool rms, const OptionalTensor& position,
+                     int64_t tokens) {
+  return call_norm_quantize({x, inv_scale, zero, bits, weight, bias, scale, shift, constant, post_scale, post_shift,
+                             eps, rms, position, tokens},
+                            runner<NormQuantizeProblem>("norm_quantize", x));
+}
+
+Tensor gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
+                  const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype) {
+  return call_gemm_float(x, w, w_scale, w_zero, bias, bits, activation, out_dtype,
+                         runner<GemmFloatProblem>("gemm_float", x));
+}
+
+}  // namespace
+}  // namespace ptq4arvg::cuda_ops
+
+STABLE_TORCH_LIBRARY_IMPL(ptq4arvg, CUDA, m) {
+  m.impl("pack_weight", TORCH_BOX(&ptq4arvg::cuda_ops::pack_weight));
+  m.impl("unpack_weight", TORCH_BOX(&ptq4arvg::cuda_ops::unpack_weight));
+  m.impl("quantize", TORCH_BOX(&ptq4arvg::cuda_ops::quantize));
+  m.impl("gemm", TORCH_BOX(&ptq4arvg::cuda_ops::gemm));
+  m.impl("gemm_quantize", TORCH_BOX(&ptq4arvg::cuda_ops::gemm_quantize));
+  m.impl("norm_quantize", TORCH_BOX(&ptq4arvg::cuda_ops::norm_quantize));
+  m.impl("gemm_float", TORCH_BOX(&ptq4arvg::cuda_ops::gemm_float));
+}

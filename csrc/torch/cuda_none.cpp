@@ -1,0 +1,37 @@
+// A build without CUDA kernels: every operator on CUDA tensors says how to get them.
+#if !defined(PTQ4ARVG_WITH_CUDA)
+
+#include <type_traits>
+
+#include "torch/cuda_run.h"
+
+namespace ptq4arvg::cuda_ops {
+namespace {
+
+[[noreturn]] void fail(const char* op, const char* name, const Tensor& lead) {
+  const Arguments args(op, name, lead);
+  args.fail(name, " is on a CUDA device, but this build of ptq4arvg has CPU kernels only; wanted tensors on the CPU, ",
+            "or a build with nvcc on PATH: PTQ4ARVG_BUILD=cuda pip install .");
+}
+
+}  // namespace
+
+template <class Problem>
+Run<Problem> runner(const char* op, const Tensor& lead) {
+  fail(op, std::is_same_v<Problem, GemmProblem> ? "a" : "x", lead);
+}
+
+template Run<GemmProblem> runner(const char*, const Tensor&);
+template Run<GemmFloatProblem> runner(const char*, const Tensor&);
+template Run<QuantizeProblem> runner(const char*, const Tensor&);
+template Run<NormQuantizeProblem> runner(const char*, const Tensor&);
+
+Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor&, int64_t) { fail("pack_weight", "codes", codes); }
+
+Tensor unpack_weight_cuda(const Tensor& packed, const OptionalTensor&, int64_t, int64_t, int64_t) {
+  fail("unpack_weight", "packed", packed);
+}
+
+}  // namespace ptq4arvg::cuda_ops
+
+#endif

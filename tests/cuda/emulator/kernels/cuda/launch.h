@@ -1,0 +1,29 @@
+// In the place of kernels/cuda/launch.h: a launch is a loop over the blocks.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace ptq4arvg::cuda {
+
+struct Device {
+  int index = 0, sm = 90, sm_count = 132, shared_bytes = 227 * 1024;
+};
+
+struct Launch {
+  Device device;
+  cudaStream_t stream = nullptr;
+};
+
+template <class Kernel>
+inline cudaError_t allow_shared(Kernel*, int) {
+  return cudaSuccess;
+}
+
+template <class Problem>
+cudaError_t launch_kernel(void (*kernel)(Problem), dim3 grid, dim3 block, int shared_bytes, cudaStream_t,
+                          const Problem& problem) {
+  emulator::launch(kernel, grid, block, shared_bytes, problem);
+  return cudaSuccess;
+}
+
+}  // namespace ptq4arvg::cuda
