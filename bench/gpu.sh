@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call: tests, memory and race checks, benchmarks, profiles.
+#
+#   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [profile]     default: all of them
+#
+# Wants ptq4arvg/_C.so and _info*.so built with CUDA kernels in the source folder
+# (PTQ4ARVG_BUILD=cuda python setup.py build_ext --inplace), on this machine or on one like it. A
+# step that fails does not stop the others; the script fails at the end. Logs and CSV files: $OUT.
+set -uo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUT=${OUT:-gpu-results}
+mkdir -p "$OUT"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+steps=${*:-tests sanitizer bench profile}
+failed=()
+
+step() { # step NAME command...: logged, timed, its last lines shown
+  local name=$1 begin=$SECONDS
+  shift
+  if "$@" >"$OUT/$name.log" 2>&1; then verdict=passed; else verdict=FAILED; failed+=("$name"); fi
+  printf '== %s: %s in %s s\n' "$name" "$verdict" $((SECONDS - begin))
+  tail -n 15 "$OUT/$name.log"
+}
+wanted() { [[ " $steps " == *" $1 "* ]]; }
+
+step doctor python -m ptq4arvg doctor
+command -v nvidia-smi >/dev/null && nvidia-smi >"$OUT/nvidia-smi.txt"
+wanted tests && step tests python -m pytest -q -m gpu tests/cuda -x --maxfail=20
+if wanted sanitizer; then
+  if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck synccheck; do
+      step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "extremes or pack_and_unpack or requantization"
+    done
+  else
+    echo "== sanitizer: no compute-sanitizer here, skipped"
+  fi
+fi
+if wanted bench; then
+  for op in gemm quantize norm_quantize; do
+    step "kernels-$op" python bench/kernels.py --device cuda --op "$op" --shapes var-d16,var-d30,rar-b \
+      --m 1,16,128,512,8192 --budget 60 --out "$OUT/kernels-$op.csv"
+  done
+  step generate python bench/generate.py --device cuda --model var-d16 --images 8 --out "$OUT/generate.csv"
+fi
+if wanted profile && command -v ncu >/dev/null; then
+  step ncu ncu --set basic -c 20 python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "test_gemm and 1360"
+fi
+[ "${#failed[@]}" = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -1,0 +1,101 @@
+"""Our own GEMM kernels as machine code: the instructions that were meant, and no spills."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[2] / "csrc"
+KERNELS = CSRC / "kernels" / "cuda"
+ARCHS = ("80", "90a")
+INTEGER_GEMMS = ("decode_w8", "decode_w6", "decode_w4", "tiled")
+ROW_KERNELS = ("quantize", "norm_quantize", "unpack", "gemm_float", "decode")
+
+pytestmark = pytest.mark.slow
+
+
+def find_tool(name: str) -> str | None:
+    """A tool from PATH, from the toolkit, or from NVIDIA's PyPI package."""
+    nvcc = shutil.which("nvcc")
+    places = [Path(nvcc).resolve().parent] if nvcc else []
+    places += [Path(folder, "nvidia", "cu13", "bin") for folder in sys.path if folder]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)]))
+
+
+def compile_for(name: str, arch: str, folder: Path) -> tuple[Path, str]:
+    """The cubin of a .cu file, with the build's flags, and what ptxas says of it."""
+    nvcc = shutil.which("nvcc")
+    if not nvcc or not KERNELS.is_dir():
+        pytest.skip("needs nvcc and the source folder")
+    cubin = folder / f"{name}.{arch}.cubin"
+    flags = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "--fmad=false", "-Xptxas=-v"]
+    target = ["-cubin", "-arch", f"sm_{arch}", "-o", str(cubin), str(KERNELS / f"{name}.cu")]
+    done = subprocess.run(
+        [nvcc, *flags, f"-I{CSRC}", *target], capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return cubin, said
+
+
+def spills(said: str) -> list[tuple[str, str, str]]:
+    """Stack, stores and loads of each kernel in ptxas's report."""
+    found = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
+    )
+    assert found, said
+    return found
+
+
+def kernels_of(sass: str) -> dict[str, str]:
+    """Each kernel's machine code by its name."""
+    parts = re.split(r"^\s*Function : (\S+)$", sass, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", INTEGER_GEMMS)
+def test_products_are_on_the_tensor_cores(name, arch, tmp_path):
+    disassembler = find_tool("cuobjdump")
+    if not disassembler:
+        pytest.skip("needs cuobjdump")
+    cubin, said = compile_for(name, arch, tmp_path)
+    assert set(spills(said)) == {("0", "0", "0")}
+    command = [disassembler, "-sass", str(cubin)]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = kernels_of(sass)
+    assert len(kernels) == (1 if name == "tiled" else 5)
+    for kernel, code in kernels.items():
+        assert len(re.findall(r"\bIMMA\.16832\.S8\.S8\b", code)) >= 4, kernel
+        assert re.search(r"\bLDGSTS\.E\S*\.128\b", code), kernel  # cp.async, 16 bytes
+        assert re.search(r"\bLDSM\.16\.M88\.4\b", code), kernel  # ldmatrix
+        assert not re.search(r"\b(IDP|LDL|STL)\b", code), kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", ROW_KERNELS)
+def test_no_spills_elsewhere(name, arch, tmp_path):
+    _, said = compile_for(name, arch, tmp_path)
+    assert set(spills(said)) == {("0", "0", "0")}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_are_read_sixteen_bytes_at_a_time(arch, tmp_path):
+    disassembler = find_tool("cuobjdump")
+    if not disassembler:
+        pytest.skip("needs cuobjdump")
+    for name in ("quantize", "norm_quantize"):
+        cubin, _ = compile_for(name, arch, tmp_path)
+        command = [disassembler, "-sass", str(cubin)]
+        kernels = kernels_of(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+        wide = [kernel for kernel, code in kernels.items() if re.search(r"\bLDG\.E\.128\b", code)]
+        one = [kernel for kernel in kernels if "Li1E" in kernel and kernel not in wide]
+        assert wide and len(wide) + len(one) == len(kernels)
