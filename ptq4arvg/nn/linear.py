@@ -138,6 +138,17 @@ class PackedLinear(_StaticInput):
             self.position_group, self.w_bits, self.a_bits, self.sink,
         )  # fmt: skip
 
+    def _apply(self, fn, recurse: bool = True):
+        before = self.packed.device
+        after = fn(torch.empty(0, dtype=torch.uint8, device=before)).device
+        if before.type in (after.type, "meta"):
+            return super()._apply(fn, recurse)
+        # The packed layout is that of a kind of device, so a move to another packs anew.
+        codes = self.canonical().codes.to(after)
+        super()._apply(fn, recurse)
+        self.packed = ops.pack_weight(codes, self.w_zero, self.w_bits)
+        return self
+
     def weight_bytes(self) -> int:
         """Bytes that the packed weight takes in memory."""
         return self.packed.numel()

@@ -212,19 +212,17 @@ def test_a_hundred_runs_are_equal(size):
     assert all(torch.equal(case.product("cuda", False), first) for _ in range(100))
 
 
-def test_the_bundled_model_runs_in_integers_on_the_device():
+def test_the_bundled_model_runs_in_integers_on_the_device(tmp_path):
     import ptq4arvg
 
     model = ptq4arvg.load_model("var-tiny")
     rows = ptq4arvg.calibrate(model, samples=8, keep=4)
     ptq4arvg.quantize_(model, "W6A6", calibration=rows)
     logits = model.replay(rows.ids, rows.labels)
-    # The packed layout is a device's own, so a model moves by its checkpoint.
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(f"{folder}/q")
-        moved = ptq4arvg.load_quantized(f"{folder}/q", device="cuda")
-    other = moved.replay(rows.ids.cuda(), rows.labels.cuda()).cpu()
-    assert (other - logits).square().sum() < 1e-3 * logits.square().sum()
-    assert moved.generate([3, 7]).shape == (2, 3, 32, 32)
+    model.save_pretrained(tmp_path / "q")
+    loaded = ptq4arvg.load_quantized(tmp_path / "q", device="cuda")
+    for moved in (loaded, model.to("cuda")):
+        other = moved.replay(rows.ids.cuda(), rows.labels.cuda()).cpu()
+        assert (other - logits).square().sum() < 1e-3 * logits.square().sum()
+        assert moved.generate([3, 7]).shape == (2, 3, 32, 32)
+    assert torch.equal(model.to("cpu").replay(rows.ids, rows.labels), logits)

@@ -91,3 +91,20 @@ def test_weight_memory_follows_the_bits():
     for w_bits in (8, 6, 4):
         q = quantization(w_bits, 8, n=256, k=256)
         assert PackedLinear(q, Cursor()).weight_bytes() <= 1.05 * 256 * 256 * w_bits / 8 + 4 * 256
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_a_move_to_another_kind_of_device_packs_anew(monkeypatch, bits):
+    q = quantization(bits, 8)
+    packed = PackedLinear(q, Cursor())
+    calls = []
+    pack = ops.pack_weight
+    monkeypatch.setattr(ops, "pack_weight", lambda *args: calls.append(args) or pack(*args))
+    packed.to("cpu")
+    assert not calls
+    packed.to("meta")
+    assert len(calls) == 1
+    codes, zero, w_bits = calls[0]
+    assert codes.device.type == packed.packed.device.type == "meta"
+    assert codes.shape == q.codes.shape and w_bits == bits
+    assert zero is None or zero.device.type == "meta"
