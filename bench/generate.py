@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from options import choices
 from record import stamp, write_csv
 from tables import show
 from variants import FLOATS, Variant, VariantError, prepare
 
-from ptq4arvg.errors import closest
 from ptq4arvg.models.registry import model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
@@ -150,15 +150,6 @@ def measure(
         add_ratios(rows, runs)
 
 
-def _list(option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"{option}: unknown {name!r}; known are {', '.join(known)}. "
-                             f"{closest(name, known)}")  # fmt: skip
-    return wanted
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -176,8 +167,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     model_config(arguments.model)
-    arguments.schemes = _list("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
-    arguments.floats = _list("--floats", arguments.floats, FLOATS)
+    arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
+    arguments.floats = choices("--floats", arguments.floats, FLOATS)
     if min(arguments.images, arguments.repeats, arguments.threads) < 1:
         raise ValueError("--images, --repeats and --threads want numbers above 0")
     if not arguments.schemes and not arguments.floats:

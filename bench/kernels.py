@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from candidates import PEERS, ROW_PEERS, gemm_cases, row_cases
+from options import choices
 from record import stamp, write_csv
 from shapes import Linear, linears, parse_m
 from tables import detail, summary
@@ -176,15 +177,6 @@ def run(
     progress(phase, len(todo), len(todo))
 
 
-def _choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"{option}: unknown {name!r}; known are {', '.join(known)}. "
-                             f"{closest(name, known)}")  # fmt: skip
-    return wanted
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -211,10 +203,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, write the files. 2 for bad arguments, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        (op,) = _choices("--op", arguments.op, OPS)
+        (op,) = choices("--op", arguments.op, OPS)
         known = PEERS if op == "gemm" else ROW_PEERS
-        peers = _choices("--peers", arguments.peers or ",".join(known), known)
-        bits = [int(b) for b in _choices("--bits", arguments.bits, ("8", "6", "4"))]
+        peers = choices("--peers", arguments.peers or ",".join(known), known)
+        bits = [int(b) for b in choices("--bits", arguments.bits, ("8", "6", "4"))]
         shapes, rows_m = arguments.shapes.split(","), parse_m(arguments.m)
         todo = cells(op, shapes, arguments.layers, rows_m)
         if arguments.isa:
