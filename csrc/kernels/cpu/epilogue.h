@@ -24,22 +24,28 @@ PTQ4ARVG_FN EpilogueRow epilogue_row(const GemmProblem& p, int64_t row) {
   return out;
 }
 
-// y in lanes n, n + 1, ... of a row, before the activation, to where it belongs.
-template <Activation kind, class L>
+// What the results are stored as.
+enum class Output : int { f32, f16, bf16, codes };
+
+// y in lanes n, n + 1, ... of a row, before the activation, to where it belongs. Mixed: there is a gate or a residual.
+template <Activation kind, Output output, bool Mixed, class L>
 PTQ4ARVG_FN void finish_lanes(const L& lanes, const GemmProblem& p, const EpilogueRow& r, int64_t n, typename L::F y) {
   const Epilogue& e = p.epilogue;
   y = activate(kind, y);
-  if (e.gate.data) y = mul(lanes.load_any(e.gate, r.image * e.gate.row_stride + n), y);
-  if (e.residual.data) y = add(lanes.load_any(e.residual, r.row * e.residual.row_stride + n), y);
+  if constexpr (Mixed) {
+    if (e.gate.data) y = mul(lanes.load_any(e.gate, r.image * e.gate.row_stride + n), y);
+    if (e.residual.data) y = add(lanes.load_any(e.residual, r.row * e.residual.row_stride + n), y);
+  }
   const int64_t at = r.row * p.n + n;
-  if (e.requantize) {
+  if constexpr (output == Output::codes) {
     lanes.store_codes(static_cast<int8_t*>(e.out) + at, quantize(y, r.requantize));
   } else {
-    lanes.store_any(e.out, e.out_dtype, at, y);
+    constexpr DType dtype = output == Output::f32 ? DType::f32 : output == Output::f16 ? DType::f16 : DType::bf16;
+    lanes.store_any(e.out, dtype, at, y);
   }
 }
 
-template <Activation kind, class L>
+template <Activation kind, Output output, bool Mixed, class L>
 PTQ4ARVG_FN void epilogue_lanes(const L& lanes, const GemmProblem& p, const EpilogueRow& r, int64_t n,
                                 const int32_t* sums, const int32_t* column_sums) {
   using F = typename L::F;
@@ -47,7 +53,7 @@ PTQ4ARVG_FN void epilogue_lanes(const L& lanes, const GemmProblem& p, const Epil
   const F sum = lanes.dot_correction(lanes.load_int(sums), r.a_zero, lanes.load_int(column_sums));
   F y = dequantize(sum, lanes.load(e.w_scale + n), F(r.a_scale));
   if (e.bias) y = add(y, lanes.load(e.bias + n));
-  finish_lanes<kind>(lanes, p, r, n, y);
+  finish_lanes<kind, output, Mixed>(lanes, p, r, n, y);
 }
 
 // body(constant) where constant.value is `kind`: one copy of the code for each activation, none in its loops.
@@ -65,15 +71,35 @@ PTQ4ARVG_FN void with_activation(Activation kind, const Body& body) {
   }
 }
 
+// body(output, mixed), constants both.
+template <class Body>
+PTQ4ARVG_FN void with_output(const Epilogue& e, const Body& body) {
+  const auto mixed = [&](auto output) {
+    if (e.gate.data || e.residual.data) return body(output, std::true_type{});
+    body(output, std::false_type{});
+  };
+  if (e.requantize) return mixed(std::integral_constant<Output, Output::codes>{});
+  switch (e.out_dtype) {
+    case DType::f32:
+      return mixed(std::integral_constant<Output, Output::f32>{});
+    case DType::f16:
+      return mixed(std::integral_constant<Output, Output::f16>{});
+    case DType::bf16:
+      return mixed(std::integral_constant<Output, Output::bf16>{});
+  }
+}
+
 // Columns [n, end) of one row. sums and packed_sums start at column n; the packed sums serve where w_sum is absent.
 template <class Whole, class Tail>
 static inline void epilogue(const GemmProblem& p, int64_t row, int64_t n, int64_t end, const int32_t* sums,
                             const int32_t* packed_sums) {
   const EpilogueRow r = epilogue_row(p, row);
   const int32_t* column_sums = p.epilogue.w_sum ? p.epilogue.w_sum + n : packed_sums;
-  with_activation(p.epilogue.activation, [&](auto kind) {
-    for_lanes<Whole, Tail>(end - n, [&](auto lanes, int64_t i) __attribute__((always_inline)) {
-      epilogue_lanes<kind.value>(lanes, p, r, n + i, sums + i, column_sums + i);
+  with_activation(p.epilogue.activation, [&](auto kind) __attribute__((always_inline)) {
+    with_output(p.epilogue, [&](auto output, auto mixed) __attribute__((always_inline)) {
+      for_lanes<Whole, Tail>(end - n, [&](auto lanes, int64_t i) __attribute__((always_inline)) {
+        epilogue_lanes<kind.value, output.value, mixed.value>(lanes, p, r, n + i, sums + i, column_sums + i);
+      });
     });
   });
 }

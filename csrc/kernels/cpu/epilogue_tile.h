@@ -22,6 +22,7 @@ struct StripColumns {
   int panels() const { return static_cast<int>((end - first + kPanel - 1) / kPanel); }
   __mmask16 mask(int panel) const {
     const int64_t left = end - first - panel * kPanel;
+    if (left <= 0) return 0;
     return left >= kPanel ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
   }
 };
@@ -46,50 +47,50 @@ static inline void gather_columns(const GemmProblem& p, int64_t first, int exces
   }
 }
 
-template <Activation kind, bool Whole, int Panels>
-PTQ4ARVG_FN void epilogue_panel(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
-                                int count, int panel, const int32_t* sums, int64_t stride) {
-  const Avx512Lanes<Whole> lanes{columns.mask(panel)};
-  const int at = panel * kPanel;
-  const Float16 w_scale(_mm512_load_ps(columns.w_scale + at)), bias(_mm512_load_ps(columns.bias + at));
-  int32_t zero = rows[0].a_zero;
-  const auto excess_at = [&](int32_t a_zero) {
-    const __m512i correction =
-        _mm512_mullo_epi32(_mm512_set1_epi32(a_zero), _mm512_load_si512(columns.sums + at));
-    return _mm512_add_epi32(correction, _mm512_load_si512(columns.offset + at));
-  };
-  __m512i excess = excess_at(zero);
-  for (int r = 0; r < count; ++r) {
-    if (rows[r].a_zero != zero) {
-      zero = rows[r].a_zero;
-      excess = excess_at(zero);
-    }
-    const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums + r * stride + at), excess);
-    const Float16 y = add(dequantize(Float16(_mm512_cvtepi32_ps(sum)), w_scale, Float16(rows[r].a_scale)), bias);
-    finish_lanes<kind>(lanes, p, rows[r], columns.first + at, y);
-  }
-}
-
-// Rows of sums, `stride` apart, by the panels of the strip.
-template <Activation kind, int Panels>
-PTQ4ARVG_FN void epilogue_tile(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
-                               int count, const int32_t* sums, int64_t stride) {
-  for (int panel = 0; panel < columns.panels(); ++panel) {
-    if (columns.mask(panel) == 0xffff) {
-      epilogue_panel<kind, true>(p, columns, rows, count, panel, sums, stride);
-    } else {
-      epilogue_panel<kind, false>(p, columns, rows, count, panel, sums, stride);
+// Rows of sums, Panels * kPanel apart, by the panels of the strip. What holds for all of a GEMM is a template argument,
+// so that no row asks for it again; Whole: no column of the strip is past the end.
+template <Activation kind, Output output, bool Mixed, bool Whole, int Panels>
+PTQ4ARVG_FN void finish_rows(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
+                             int count, const int32_t* sums) {
+  Avx512Lanes<Whole> lanes[Panels];
+  for (int i = 0; i < Panels; ++i) lanes[i].mask = columns.mask(i);
+  const bool zeros = p.epilogue.a_zero;
+  for (int r = 0; r < count; ++r, sums += Panels * kPanel) {
+    const Float16 a_scale(rows[r].a_scale);
+    const __m512i a_zero = _mm512_set1_epi32(rows[r].a_zero);
+    for (int i = 0; i < Panels; ++i) {
+      const int at = i * kPanel;
+      __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums + at), _mm512_load_si512(columns.offset + at));
+      if (zeros) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(a_zero, _mm512_load_si512(columns.sums + at)));
+      const Float16 w_scale(_mm512_load_ps(columns.w_scale + at)), bias(_mm512_load_ps(columns.bias + at));
+      const Float16 y = add(dequantize(Float16(_mm512_cvtepi32_ps(sum)), w_scale, a_scale), bias);
+      finish_lanes<kind, output, Mixed>(lanes[i], p, rows[r], columns.first + at, y);
     }
   }
 }
 
-// The same for any activation; one copy for all the micro-kernels that differ in rows only.
+template <Activation kind, Output output, bool Mixed, int Panels>
+static __attribute__((noinline)) void finish_tile(const GemmProblem& p, const StripColumns<Panels>& columns,
+                                                  const EpilogueRow* rows, int count, const int32_t* sums) {
+  if (columns.end - columns.first == Panels * kPanel) {
+    finish_rows<kind, output, Mixed, true>(p, columns, rows, count, sums);
+  } else {
+    finish_rows<kind, output, Mixed, false>(p, columns, rows, count, sums);
+  }
+}
+
 template <int Panels>
-static __attribute__((noinline)) void finish_strip(const GemmProblem& p, const StripColumns<Panels>& columns,
-                                                   const EpilogueRow* rows, int count, const int32_t* sums) {
-  with_activation(p.epilogue.activation, [&](auto kind) {
-    epilogue_tile<kind.value>(p, columns, rows, count, sums, Panels * kPanel);
+using FinishTile = void (*)(const GemmProblem&, const StripColumns<Panels>&, const EpilogueRow*, int count,
+                            const int32_t* sums);
+
+// The one for this GEMM.
+template <int Panels>
+static inline FinishTile<Panels> finish_of(const Epilogue& e) {
+  FinishTile<Panels> finish = nullptr;
+  with_activation(e.activation, [&](auto kind) {
+    with_output(e, [&](auto output, auto mixed) { finish = finish_tile<kind.value, output.value, mixed.value, Panels>; });
   });
+  return finish;
 }
 
 }  // namespace

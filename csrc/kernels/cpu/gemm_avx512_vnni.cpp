@@ -14,6 +14,7 @@ struct Avx512Vnni {
   static constexpr int kExcess = 128;
   static constexpr bool kWholeChunks = false;
   static constexpr bool kOverlap = false;  // the epilogue needs the same execution ports
+  static constexpr int kDepth = kMaxDepth / kChunk;  // all: multiplying takes longer than reading
 
   static void begin() {}
   static void end() {}
@@ -31,9 +32,13 @@ struct Avx512Vnni {
   }
 
   template <int Rows>
-  static void tile_of(const uint8_t* a, int64_t groups, const StripWeights& w, int32_t* out) {
+  static void tile_of(const uint8_t* a, int64_t groups, const StripWeights& w, bool more, int32_t* out) {
     __m512i sums[Rows][kStrip];
-    for (int r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+    for (int r = 0; r < Rows; ++r) {
+      for (int i = 0; i < kStrip; ++i) {
+        sums[r][i] = more ? _mm512_load_si512(out + r * kStripColumns + i * kPanel) : _mm512_setzero_si512();
+      }
+    }
     const int8_t *w0 = w.codes[0], *w1 = w.codes[1];
     for (int64_t left = groups; left > 0; left -= kChunkGroups, a += kRows * kChunk) {
       const int count = left < kChunkGroups ? static_cast<int>(left) : kChunkGroups;
@@ -47,11 +52,12 @@ struct Avx512Vnni {
   }
 
   template <class Work, int Rows = kRows>
-  static void tile(int rows, const uint8_t* a, int64_t groups, const StripWeights& w, int32_t* out, const Work& work) {
+  static void tile(int rows, const uint8_t* a, int64_t groups, const StripWeights& w, bool more, int32_t* out,
+                   const Work& work) {
     if constexpr (Rows > 1) {
-      if (rows < Rows) return tile<Work, Rows - 1>(rows, a, groups, w, out, work);
+      if (rows < Rows) return tile<Work, Rows - 1>(rows, a, groups, w, more, out, work);
     }
-    tile_of<Rows>(a, groups, w, out);
+    tile_of<Rows>(a, groups, w, more, out);
   }
 };
 

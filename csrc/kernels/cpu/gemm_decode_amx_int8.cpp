@@ -113,7 +113,7 @@ void decode(const GemmProblem& p) {
       panel_sums<Bits>(a, layout.groups, panels, tiles, sums);
       StripColumns<kPanels> columns;
       gather_columns(p, first * kPanel, 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-      finish_strip(p, columns, rows, count, sums);
+      finish_of<kPanels>(p.epilogue)(p, columns, rows, count, sums);
     }
     release_tiles();
   });

@@ -109,7 +109,7 @@ void decode_panels(const GemmProblem& p, const Layout& layout, const DecodeRows&
   }
   StripColumns<Panels> columns;
   gather_columns(p, first * kPanel, Bits == 8 ? 128 : 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-  finish_strip(p, columns, in.rows, Rows, sums);
+  finish_of<Panels>(p.epilogue)(p, columns, in.rows, Rows, sums);
 }
 
 template <int Bits, int Rows>

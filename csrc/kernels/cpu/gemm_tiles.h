@@ -8,9 +8,11 @@
 //   kExcess          the sums come out this many times the column sums too large, because of that
 //   kWholeChunks     does the micro-kernel read weights in whole chunks only?
 //   begin(), end()   around the tiles of a thread
-//   tile(rows, a, groups, w, sums, work)   sums of `rows` rows by a strip, kStripColumns apart
+//   kDepth           chunks of k in one go: a strip's weights for them stay in the first-level cache from tile to tile
+//   tile(rows, a, groups, w, more, sums, work)   sums of `rows` rows by a strip, kStripColumns apart; added to what is
+//                    in `sums` if `more`
 //   kOverlap         tile calls work(step, steps) for every step in [0, steps) on the way: the epilogue of the tile
-//                    before, which other execution ports can do meanwhile
+//                    before, which other execution ports can do meanwhile, and the fetching of the strip after
 #pragma once
 
 #include <cstring>
@@ -32,6 +34,8 @@ constexpr int64_t kChunkCodes = kChunkGroups * kGroupCodes;  // bytes of a panel
 constexpr int64_t kBlockBytes = 512 * 1024;  // of packed `a`: a quarter of the second-level cache
 constexpr int64_t kSplitRows = 192;          // rows that are worth a block of their own
 constexpr int64_t kGrain = 1024 * 1024;      // multiplications that are worth a thread
+constexpr int64_t kLine = 64;                // bytes of a cache line
+constexpr int64_t kPrefetchTiles = 4;        // of rows; with fewer there is no time to fetch a strip meanwhile
 
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -40,6 +44,10 @@ static inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * 
 struct StripWeights {
   const int8_t* codes[kStrip];
   const int8_t* last[kStrip];
+
+  StripWeights from(int64_t chunk) const {
+    return {{codes[0] + chunk * kChunkCodes, codes[1] + chunk * kChunkCodes}, {last[0], last[1]}};
+  }
 };
 
 struct TilePlan {
@@ -47,9 +55,10 @@ struct TilePlan {
   int64_t strips, chunks;
   int64_t tile_rows;  // kRows or less, so that tiles are even
   int64_t block_rows, blocks;
+  int64_t depths;      // goes over k, of kDepth chunks
   int64_t tile_bytes;  // of packed a
-  int64_t a_bytes, w_bytes, row_bytes;
-  int64_t scratch() const { return a_bytes + w_bytes + row_bytes; }
+  int64_t a_bytes, w_bytes, row_bytes, sum_bytes;
+  int64_t scratch() const { return a_bytes + w_bytes + row_bytes + sum_bytes; }
 };
 
 template <class Isa>
@@ -71,7 +80,11 @@ static inline TilePlan plan_tiles(const GemmProblem& p) {
   plan.blocks = divide_up(p.m, plan.block_rows);
   plan.a_bytes = plan.block_rows / plan.tile_rows * plan.tile_bytes;
   plan.w_bytes = kStrip * kChunkCodes * (p.bits == 8 ? 1 : plan.chunks);
-  plan.row_bytes = round_up(plan.block_rows * sizeof(EpilogueRow), 64);
+  plan.row_bytes = round_up(plan.block_rows * sizeof(EpilogueRow), kLine);
+  plan.depths = plan.block_rows > plan.tile_rows ? divide_up(plan.chunks, Isa::kDepth) : 1;
+  // Of all tiles of a block that wait for more k; else of the one being made and the one before it.
+  const int64_t waiting = plan.depths > 1 ? divide_up(plan.block_rows, plan.tile_rows) : 2;
+  plan.sum_bytes = waiting * Isa::kRows * kStripColumns * sizeof(int32_t);
   return plan;
 }
 
@@ -141,27 +154,38 @@ struct Pending {
   int count = 0;
 };
 
-// Rows [begin, end) of it.
-template <Activation kind>
-PTQ4ARVG_FN void finish_tile(const GemmProblem& p, const Pending& tile, int64_t begin, int64_t end) {
-  epilogue_tile<kind>(p, *tile.columns, tile.rows + begin, static_cast<int>(end - begin),
-                      tile.sums + begin * kStripColumns, kStripColumns);
-}
+// Asks for the weights of the strip after this one, a little with each step.
+struct Prefetch {
+  const uint8_t *at = nullptr, *end = nullptr;
+  int64_t step = 0;  // bytes
 
-template <class Isa, Activation kind>
+  void operator()() {
+    for (const uint8_t* stop = at + step; at < stop && at < end; at += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+    }
+  }
+};
+
+template <class Isa>
 static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t begin, int64_t end) {
   uint8_t* a = static_cast<uint8_t*>(thread_scratch(plan.scratch()));
   int8_t* unpacked = reinterpret_cast<int8_t*>(a + plan.a_bytes);
-  EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(unpacked + plan.w_bytes);
-  alignas(64) int32_t sums[2][Isa::kRows * kStripColumns];
+  int32_t* sums = reinterpret_cast<int32_t*>(unpacked + plan.w_bytes);
+  EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(a + plan.scratch() - plan.row_bytes);
   StripColumns<kStrip> columns[2];
   Pending pending;
+  Prefetch prefetch;
+  const FinishTile<kStrip> finish = finish_of<kStrip>(p.epilogue);
   const auto work = [&](int64_t step, int64_t steps) __attribute__((always_inline)) {
-    if (pending.count) finish_tile<kind>(p, pending, pending.count * step / steps, pending.count * (step + 1) / steps);
+    prefetch();
+    const int64_t begin = pending.count * step / steps, end = pending.count * (step + 1) / steps;
+    if (begin == end) return;
+    finish(p, *pending.columns, pending.rows + begin, static_cast<int>(end - begin),
+           pending.sums + begin * kStripColumns);
   };
   int64_t packed_block = -1, tiles = 0;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task / plan.strips, first = block * plan.block_rows;
+    const int64_t block = task / plan.strips, first = block * plan.block_rows, strip = task % plan.strips;
     const int64_t last = first + plan.block_rows < p.m ? first + plan.block_rows : p.m;
     if (block != packed_block) {
       work(0, 1);
@@ -171,13 +195,28 @@ static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t
       packed_block = block;
     }
     StripWeights w;
-    open_strip<Isa>(p, plan, task % plan.strips, unpacked, &w, &columns[task % 2]);
-    for (int64_t m = first; m < last; m += plan.tile_rows, ++tiles) {
-      const int count = static_cast<int>(last - m < plan.tile_rows ? last - m : plan.tile_rows);
-      const uint8_t* tile = a + (m - first) / plan.tile_rows * plan.tile_bytes;
-      Isa::tile(count, tile, plan.layout.groups, w, sums[tiles % 2], work);
-      pending = {&columns[task % 2], rows + (m - first), sums[tiles % 2], count};
-      if (!Isa::kOverlap) {
+    open_strip<Isa>(p, plan, strip, unpacked, &w, &columns[task % 2]);
+    const int64_t row_tiles = divide_up(last - first, plan.tile_rows);
+    if (Isa::kOverlap && task + 1 < end && strip + 1 < plan.strips && row_tiles >= kPrefetchTiles) {
+      const int64_t bytes = kStrip * plan.layout.panel_bytes;
+      const int64_t steps = row_tiles * plan.chunks;
+      prefetch.at = p.w + (strip + 1) * bytes;
+      prefetch.end = p.w + plan.layout.panels * plan.layout.panel_bytes;
+      prefetch.step = round_up(divide_up(bytes, steps), kLine);
+    }
+    for (int64_t depth = 0; depth < plan.depths; ++depth) {
+      const int64_t chunk = depth * Isa::kDepth, left = plan.layout.groups - chunk * kChunkGroups;
+      const int64_t groups = depth + 1 < plan.depths ? Isa::kDepth * kChunkGroups : left;
+      for (int64_t m = first; m < last; m += plan.tile_rows, ++tiles) {
+        const int count = static_cast<int>(last - m < plan.tile_rows ? last - m : plan.tile_rows);
+        const int64_t tile = (m - first) / plan.tile_rows, slot = plan.depths > 1 ? tile : tiles % 2;
+        int32_t* out = sums + slot * Isa::kRows * kStripColumns;
+        Isa::tile(count, a + tile * plan.tile_bytes + chunk * Isa::kRows * kChunk, groups, w.from(chunk), depth > 0,
+                  out, work);
+        pending.count = 0;
+        if (depth + 1 < plan.depths) continue;
+        pending = {&columns[task % 2], rows + (m - first), out, count};
+        if (Isa::kOverlap) continue;
         work(0, 1);
         pending.count = 0;
       }
@@ -193,8 +232,7 @@ static inline void gemm_tiles(const GemmProblem& p) {
   const int64_t work = plan.block_rows * kStripColumns * p.k;
   parallel_for(plan.blocks * plan.strips, kGrain / work, [&](int64_t begin, int64_t end) {
     Isa::begin();
-    with_activation(p.epilogue.activation,
-                    [&](auto kind) { run_tasks<Isa, kind.value>(p, plan, begin, end); });
+    run_tasks<Isa>(p, plan, begin, end);
     Isa::end();
   });
 }
