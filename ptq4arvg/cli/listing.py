@@ -11,7 +11,8 @@ def run_models() -> None:
 
     for m in list_models():
         size, side = f"{m.parameters / 1e6:.0f} M parameters", f"{m.image_size}x{m.image_size}"
-        print(f"{m.name:9} {size:>17}  {side:>9} pixels  {m.tokens:5} tokens  {m.weights}")
+        files = m.weights if m.weights == "bundled" else f"{m.weights} ({m.licence})"
+        print(f"{m.name:12} {size:>17}  {side:>9} pixels  {m.tokens:5} tokens  {files}")
 
 
 def run_methods() -> None:

@@ -14,11 +14,6 @@ from ..errors import closest
 
 __all__ = ["load_strict_", "read_state"]
 
-# Buffers of the published files that follow from the configuration; whatever they hold is ignored.
-RECOMPUTED = re.compile(r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias|ema_vocab_hit_SV)$")
-# Our names of what the published files store as two tensors.
-JOINED = {"mat_qkv.bias": ("q_bias", "v_bias")}
-
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
@@ -58,18 +53,23 @@ def _few(names: list[str], limit: int = 4) -> str:
 def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
 
-    ValueError lists missing, unexpected and wrongly shaped tensors before anything is changed.
+    ``module.recomputed``: expression for names of buffers that follow from the configuration, and
+    are ignored; ``module.joined``: ending of a name -> endings of the equal parts, of a third of
+    its rows, that files may have instead. ValueError lists missing, unexpected and wrongly shaped
+    tensors before anything is changed.
     """
-    given = {name: value for name, value in state.items() if not RECOMPUTED.search(name)}
+    recomputed = getattr(module, "recomputed", None)
+    joined: dict[str, tuple[str, ...]] = getattr(module, "joined", {})
+    given = {n: v for n, v in state.items() if not (recomputed and re.search(recomputed, n))}
     own = module.state_dict()
     wanted: dict[str, torch.Size] = {}
     for name, value in own.items():
-        ending = next((e for e in JOINED if name.endswith(e) and name not in given), None)
+        ending = next((e for e in joined if name.endswith(e) and name not in given), None)
         if ending is None:
             wanted[name] = value.shape
         else:
             stem = name.removesuffix(ending)
-            for part in JOINED[ending]:
+            for part in joined[ending]:
                 wanted[stem + part] = torch.Size([value.shape[0] // 3])
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]

@@ -1,9 +1,9 @@
-"""Models by name: the bundled ones and the published sizes."""
+"""Models by name: the bundled ones and the published sizes of every family."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +11,24 @@ import torch
 from torch import nn
 
 from ..errors import closest
-from .base import ARVGModel, SamplingDefaults
+from . import var
+from .base import ARVGModel
+from .family import Family, materialize
 from .loading import load_strict_, read_state
 from .stress import stress_
-from .var import VAR, VARConfig, VARModel
-from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_config"]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-BUNDLED = ("var-tiny",)
-_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-
-
-def _published(depth: int) -> dict[str, Any]:
-    big = depth == 36
-    sides = _512 if big else _256
-    return {
-        "family": "var",
-        "transformer": {"depth": depth, "num_heads": depth, "embed_dim": 64 * depth,
-                        "patch_nums": sides, "shared_aln": big},
-        "tokenizer": {"patch_nums": sides},
-    }  # fmt: skip
-
-
-PUBLISHED = {f"var-d{depth}": _published(depth) for depth in (16, 20, 24, 30, 36)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (var.FAMILY,)}
+BUNDLED = tuple(sorted(path.parent.name for path in DATA.glob("*/config.json")))
+PUBLISHED = {name: family for family in FAMILIES.values() for name in family.sizes}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One line of ``list_models``. weights: "bundled", or the names of the published files."""
+    """One line of ``list_models``. weights: "bundled", or the names of the published files, whose
+    ``licence`` is given."""
 
     name: str
     family: str
@@ -49,19 +36,7 @@ class ModelInfo:
     image_size: int
     tokens: int
     weights: str
-
-
-def _from_dict(kind: type, values: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__}: unknown field {unknown[0]!r}. {closest(unknown[0], known)}"
-        )
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if isinstance(lists.get("sampling"), dict):
-        lists["sampling"] = SamplingDefaults(**lists["sampling"])
-    return kind(**lists)
+    licence: str
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -70,10 +45,18 @@ def model_config(name: str) -> dict[str, Any]:
         config = json.loads((DATA / name / "config.json").read_text())
         return {key: config[key] for key in ("family", "transformer", "tokenizer")}
     if name in PUBLISHED:
-        return PUBLISHED[name]
+        return PUBLISHED[name].architecture(name)
     names = [*BUNDLED, *PUBLISHED]
     raise ValueError(f"unknown model {name!r}; wanted one of {', '.join(names)}. "
                      f"{closest(name, names)}")  # fmt: skip
+
+
+def _family(name: str, config: dict[str, Any]) -> Family:
+    family = FAMILIES.get(config.get("family"))
+    if family is None:
+        wanted = " or ".join(map(repr, FAMILIES))
+        raise ValueError(f"{name}: family {config.get('family')!r}; wanted {wanted}")
+    return family
 
 
 def build_model(
@@ -85,21 +68,14 @@ def build_model(
     """The model of a configuration, in evaluation mode, on the CPU.
 
     seed: random weights of a plausible size, reproducibly; None: memory left as it is, to be
-    loaded into. {"family": "var", "transformer": VARConfig fields, "tokenizer": VQVAEConfig fields}
+    loaded into. config: {"family", "transformer": fields of its configuration, "tokenizer": too}
     """
-    if config.get("family") != "var":
-        raise ValueError(f"{name}: family {config.get('family')!r}; wanted 'var'")
-    settings = _from_dict(VARConfig, config["transformer"])
-    with torch.device("meta"):
-        transformer, tokenizer = VAR(settings), VQVAE(_from_dict(VQVAEConfig, config["tokenizer"]))
-    # Buffers that follow from the configuration are made again where there is memory.
-    level = torch.cat([torch.full((p * p,), i) for i, p in enumerate(settings.patch_nums)])
-    # Memory that nothing is written to costs nothing, so the dtype is decided before there is any.
-    transformer = transformer.to(dtype).to_empty(device="cpu")
-    tokenizer = tokenizer.to(dtype).to_empty(device="cpu")
-    transformer.level.copy_(level)
+    family = _family(name, config)
+    settings, tokenizer_settings = family.settings(config)
+    transformer = materialize(family.transformer, settings, dtype)
+    tokenizer = materialize(family.tokenizer, tokenizer_settings, dtype)
     transformer.cursor.position = torch.zeros(1, dtype=torch.int32)
-    model = VARModel(name, settings, transformer, tokenizer)
+    model = family.model(name, settings, transformer, tokenizer)
     model.architecture = config
     if seed is not None:
         randomize_(model, seed)
@@ -130,11 +106,11 @@ def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
                 "tokenizer": tokenizer or own["tokenizer"]}  # fmt: skip
     if weights is None or tokenizer is None:
         missing = "weights" if weights is None else "tokenizer"
-        depth = name.removeprefix("var-d")
+        files = PUBLISHED[name].files[name]
         raise ValueError(
             f"{name} is not bundled: give {missing}. Type load_model({name!r}, "
-            f"weights='var_d{depth}.pth', tokenizer='vae_ch160v4096z32.pth') with the files of the "
-            "Hugging Face repository FoundationVision/var, or 'random' for random weights"
+            f"weights={files.weights!r}, tokenizer={files.tokenizer!r}) with the files of "
+            f"{files.where}, or 'random' for random weights"
         )
     return {"transformer": weights, "tokenizer": tokenizer}
 
@@ -151,9 +127,9 @@ def load_model(
 ) -> ARVGModel:
     """A float model by name, ready to generate, calibrate and quantize.
 
-    "var-tiny" is bundled; "var-d16" to "var-d36" need their published files (``weights``,
-    ``tokenizer``: .pth or .safetensors; "random" makes random weights). stress: severity of the
-    function-preserving stress, 0 for none. ValueError names what is missing or does not fit.
+    "var-tiny" is bundled; the published sizes (``list_models``) need their files (``weights``,
+    ``tokenizer``: as published, or .safetensors; "random" makes random weights). stress: severity
+    of the function-preserving stress, 0 for none. ValueError names what is missing or does not fit.
     """
     model = build_model(name, model_config(name))
     for part, source in _files(name, weights, tokenizer).items():
@@ -172,13 +148,13 @@ def list_models() -> list[ModelInfo]:
     found = []
     for name in (*BUNDLED, *PUBLISHED):
         config = model_config(name)
-        settings = _from_dict(VARConfig, config["transformer"])
-        tokenizer = _from_dict(VQVAEConfig, config["tokenizer"])
+        family = _family(name, config)
+        settings, tokenizer = family.settings(config)
         with torch.device("meta"):
-            count = sum(p.numel() for p in VAR(settings).parameters())
-        depth = name.removeprefix("var-d")
-        files = "bundled" if name in BUNDLED else f"var_d{depth}.pth, vae_ch160v4096z32.pth"
-        found.append(
-            ModelInfo(name, "var", count, tokenizer.image_size, settings.tokens, files)
-        )  # fmt: skip
+            count = sum(p.numel() for p in family.transformer(settings).parameters())
+        files = family.files.get(name)
+        weights = "bundled" if files is None else f"{files.weights}, {files.tokenizer}"
+        licence = "Apache-2.0" if files is None else files.licence
+        found.append(ModelInfo(name, family.name, count, tokenizer.image_size, settings.tokens,
+                               weights, licence))  # fmt: skip
     return found

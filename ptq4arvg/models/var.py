@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .family import Family, PublishedFiles
 from .layers import Activation, ModulatedNorm, add_gated, divide_rows_, scaled_buffer
+from .vqvae import VQVAE, VQVAEConfig
 
-__all__ = ["VAR", "VARConfig", "VARModel"]
+__all__ = ["FAMILY", "VAR", "VARConfig", "VARModel"]
 
 # Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
 # shift. Role of the modulated linear -> (its scale, its shift).
@@ -180,6 +182,11 @@ class HeadNorm(nn.Module):
 class VAR(nn.Module):
     """The transformer: labels and the inputs of all scales to logits."""
 
+    # Buffers of the published files that follow from the configuration.
+    recomputed = r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias)$"
+    # Our names of what the published files store as two tensors.
+    joined: ClassVar = {"mat_qkv.bias": ("q_bias", "v_bias")}
+
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         self.config, self.cursor = config, Cursor()
@@ -194,9 +201,14 @@ class VAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config, self.cursor) for _ in range(config.depth))
         self.head_nm = HeadNorm(config)
         self.head = nn.Linear(c, config.vocab_size)
-        level = torch.cat([torch.full((p * p,), i) for i, p in enumerate(config.patch_nums)])
-        self.register_buffer("level", level, persistent=False)
+        self.reset_buffers()
         self._register_load_state_dict_pre_hook(self._drop_recomputed)
+
+    def reset_buffers(self) -> None:
+        """Make the scale of every position [T] from the configuration."""
+        sides = enumerate(self.config.patch_nums)
+        level = torch.cat([torch.full((p * p,), i) for i, p in sides])
+        self.register_buffer("level", level, persistent=False)
 
     @staticmethod
     def _drop_recomputed(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -384,3 +396,25 @@ class VARModel(ARVGModel):
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         return self.tokenizer.decode(ids.long()).add(1).mul(0.5)
+
+
+def _size(depth: int, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    sides = more.pop("patch_nums", VARConfig.patch_nums)
+    width = {"depth": depth, "num_heads": depth, "embed_dim": 64 * depth}
+    return {**width, "patch_nums": sides, **more}, {"patch_nums": sides}
+
+
+_SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+_SIZES = {f"var-d{depth}": _size(depth) for depth in (16, 20, 24, 30)}
+_SIZES["var-d36"] = _size(36, patch_nums=_SIDES_512, shared_aln=True)
+
+FAMILY = Family(
+    "var", VARConfig, VQVAEConfig, VAR, VQVAE, VARModel, _SIZES,
+    {
+        name: PublishedFiles(
+            f"{name.replace('-', '_')}.pth", "vae_ch160v4096z32.pth",
+            "the Hugging Face repository FoundationVision/var", "MIT",
+        )
+        for name in _SIZES
+    },
+)  # fmt: skip

@@ -161,6 +161,8 @@ class MultiScaleQuantizer(nn.Module):
 class VQVAE(nn.Module):
     """Images in [-1, 1] to token ids and back."""
 
+    recomputed = r"(^|\.)ema_vocab_hit_SV$"  # bookkeeping of the published files
+
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
