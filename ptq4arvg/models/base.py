@@ -97,6 +97,16 @@ class ARVGModel(nn.Module):
         """Module paths of the blocks inside ``transformer``, in order."""
         raise NotImplementedError
 
+    def _foldable(self, name: str) -> LinearSpec:
+        """The spec of a linear whose input can be folded. ValueError says why another's cannot."""
+        spec = {spec.name: spec for spec in self.linears()}.get(name)
+        if spec is None or spec.fold is None:
+            raise ValueError(
+                f"{self.name}: the input of {name!r} cannot be folded"
+                + (f": {spec.no_fold}" if spec else "; it is not a linear of this model")
+            )
+        return spec
+
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
         """Make the input of linear ``name`` ``u / scale - shift``; scale, shift float64 [K].
 

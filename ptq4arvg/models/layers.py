@@ -11,37 +11,91 @@ from torch.nn import functional as F
 
 from ..nn import PackedLinear
 
-__all__ = ["Activation", "ModulatedNorm", "add_gated"]
+__all__ = [
+    "Activation",
+    "ModulatedNorm",
+    "absorb_constant_",
+    "add_gated",
+    "divide_rows_",
+    "fold_modulation_",
+    "scaled_buffer",
+]
 
 
 class ModulatedNorm(nn.Module):
-    """LayerNorm without parameters, then AdaLN modulation: ``LN(x) * (constant + scale) + shift``.
+    """LayerNorm or RMSNorm, then AdaLN modulation: ``n(x) * (constant + scale) + shift``.
 
-    ``constant``, ``post_scale`` and ``post_shift`` ([C] or None) appear when a transform of the
-    input of the following linear is folded in: the constant replaces the 1 of ``1 + scale``, and
-    the result is multiplied by ``post_scale`` and shifted by ``post_shift``. ``quantizer``, if set,
-    computes all of it and returns the codes of the one linear that reads this norm.
+    affine: n has a ``weight``, and a ``bias`` unless rms. ``constant``, ``post_scale`` and
+    ``post_shift`` ([C] or None) appear when a transform of the input of the following linear is
+    folded in: the constant replaces the 1 of ``1 + scale``, and the result is multiplied by
+    ``post_scale`` and shifted by ``post_shift``. ``quantizer``, if set, computes all of it and
+    returns the codes of the one linear that reads this norm.
     """
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, affine: bool = False, rms: bool = False) -> None:
         super().__init__()
-        self.dim, self.eps = dim, eps
-        self.quantizer: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None = None
+        self.dim, self.eps, self.rms = dim, eps, rms
+        self.quantizer: Callable[..., Tensor] | None = None
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine and not rms else None
         for name in ("constant", "post_scale", "post_shift"):
             self.register_buffer(name, None)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, eps={self.eps}"
+        return f"{self.dim}, eps={self.eps}, affine={self.weight is not None}, rms={self.rms}"
 
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """x [B, T, C]; scale, shift [B, 1, C] -> [B, T, C]."""
-        if self.quantizer is not None:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, C]; scale, shift [B, 1, C] or [B, T, C] -> [B, T, C]."""
+        if self.quantizer is not None and (scale is None or scale.shape[1] == 1):
             return self.quantizer(self, x, scale, shift)
-        y = F.layer_norm(x, (self.dim,), eps=self.eps)
-        y = y * (scale + (1.0 if self.constant is None else self.constant)) + shift
+        if self.rms:
+            y = F.rms_norm(x, (self.dim,), self.weight, self.eps)
+            y = y if self.bias is None else y + self.bias
+        else:
+            y = F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+        if scale is not None:
+            y = y * (scale + (1.0 if self.constant is None else self.constant)) + shift
         if self.post_scale is not None:
             y = y * self.post_scale
         return y if self.post_shift is None else y + self.post_shift
+
+    @torch.no_grad()
+    def fold_(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the output ``y / scale - shift`` through weight and bias; a bias appears if needed.
+
+        For norms with a weight and without modulation. scale, shift float64 [C].
+        """
+        like = self.weight
+        bias = 0.0 if self.bias is None else self.bias.double()
+        moved = (bias / scale - shift).to(like.dtype)
+        self.weight = nn.Parameter((like.double() / scale).to(like.dtype), requires_grad=False)
+        self.bias = nn.Parameter(moved, requires_grad=False)
+
+
+@torch.no_grad()
+def fold_modulation_(
+    norm: ModulatedNorm, linear: nn.Linear, of_scale: slice, of_shift: slice,
+    scale: Tensor, shift: Tensor,
+) -> None:  # fmt: skip
+    """Make the output of a modulated norm ``y / scale - shift`` through its AdaLN linear.
+
+    of_scale, of_shift: the rows of ``linear`` that make the norm's scale and shift.
+    """
+    divide_rows_(linear, of_scale, scale, None)
+    divide_rows_(linear, of_shift, scale, shift)
+    norm.constant = scaled_buffer(norm.constant, scale, linear.bias)
+
+
+@torch.no_grad()
+def absorb_constant_(norm: ModulatedNorm, linear: nn.Linear, of_scale: slice) -> None:
+    """Move the norm's ``constant`` into the bias of the rows that make its scale."""
+    if norm.constant is None:
+        return
+    bias = linear.bias.data
+    bias[of_scale] = (bias[of_scale].double() + norm.constant.double() - 1).to(bias.dtype)
+    norm.constant = None
 
 
 class Activation(nn.Module):
@@ -67,15 +121,16 @@ class Activation(nn.Module):
         return x if self.fused else self.FUNCTIONS[self.name](x)
 
 
-def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor) -> Tensor:
+def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | None) -> Tensor:
     """``residual + linear(x) * gate``, in the GEMM's epilogue where that gives the same bits.
 
-    residual [B, T, N], gate [B, 1, N]. In other dtypes than float32 the epilogue rounds less often,
-    and sink positions are computed after it.
+    residual [B, T, N], gate [B, 1, N] or None (no gate). In other dtypes than float32 the epilogue
+    rounds less often, and sink positions are computed after it.
     """
     if isinstance(linear, PackedLinear) and residual.dtype == torch.float32 and not linear.sink:
-        return linear(x, residual, gate.squeeze(1))
-    return residual + linear(x) * gate
+        return linear(x, residual, None if gate is None else gate.squeeze(1))
+    y = linear(x)
+    return residual + (y if gate is None else y * gate)
 
 
 def divide_rows_(linear: nn.Linear, rows: slice, scale: Tensor, shift: Tensor | None) -> None:

@@ -18,7 +18,15 @@ from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
-from .layers import Activation, ModulatedNorm, add_gated, divide_rows_, scaled_buffer
+from .layers import (
+    Activation,
+    ModulatedNorm,
+    absorb_constant_,
+    add_gated,
+    divide_rows_,
+    fold_modulation_,
+    scaled_buffer,
+)
 from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["FAMILY", "VAR", "VARConfig", "VARModel"]
@@ -293,12 +301,7 @@ class VARModel(ARVGModel):
 
     @torch.no_grad()
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
-        spec = {spec.name: spec for spec in self.linears()}.get(name)
-        if spec is None or spec.fold is None:
-            raise ValueError(
-                f"{self.name}: the input of {name!r} cannot be folded"
-                + (f": {spec.no_fold}" if spec else "; it is not a linear of this model")
-            )
+        spec = self._foldable(name)
         scale, shift = scale.double(), shift.double()
         if spec.role == "proj":
             # Attention is linear in v, and each softmax row sums to one.
@@ -312,22 +315,15 @@ class VARModel(ARVGModel):
             old = 0.0 if norm.post_shift is None else norm.post_shift.double()
             norm.post_shift = (old / scale - shift).to(like.dtype)
             return
-        of_scale, of_shift = MODULATION_ROWS[spec.role]
+        of_scale, of_shift = map(self._rows, MODULATION_ROWS[spec.role])
         linear = self.transformer.get_submodule(spec.fold)
-        divide_rows_(linear, self._rows(of_scale), scale, None)
-        divide_rows_(linear, self._rows(of_shift), scale, shift)
-        norm.constant = scaled_buffer(norm.constant, scale, linear.bias)
+        fold_modulation_(norm, linear, of_scale, of_shift, scale, shift)
 
-    @torch.no_grad()
     def absorb_constant_(self, name: str) -> None:
         spec = {spec.name: spec for spec in self.linears()}[name]
-        norm = self.transformer.get_submodule(spec.norm)
-        if norm.constant is None:
-            return
-        bias = self.transformer.get_submodule(spec.fold).bias.data
-        rows = self._rows(MODULATION_ROWS[spec.role][0])
-        bias[rows] = (bias[rows].double() + norm.constant.double() - 1).to(bias.dtype)
-        norm.constant = None
+        if spec.norm and not spec.fold.endswith(".norm"):
+            norm, linear = map(self.transformer.get_submodule, (spec.norm, spec.fold))
+            absorb_constant_(norm, linear, self._rows(MODULATION_ROWS[spec.role][0]))
 
     def _rows(self, block: int) -> slice:
         """The rows of the block-th vector that a linear with several outputs of width C makes."""

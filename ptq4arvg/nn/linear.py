@@ -166,16 +166,20 @@ class PackedLinear(_StaticInput):
         """
         self.activation, self._next = activation, () if consumer is None else (consumer,)
 
-    def quantize_norm(self, norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def quantize_norm(
+        self, norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
         """Codes int8 of ``norm(x, scale, shift)``, normalized, modulated and quantized in one op.
 
-        norm: a module with ``eps`` and the vectors ``constant``, ``post_scale``, ``post_shift``
-        ([K] or None); x [B, T, K]; scale and shift [B, 1, K].
+        norm: a module with ``eps``, ``rms`` and the vectors ``weight``, ``bias``, ``constant``,
+        ``post_scale``, ``post_shift`` ([K] or None); x [B, T, K]; scale and shift [B, 1, K].
         """
         position, tokens = self._where()
         own, norms = self._buffers, norm._buffers  # many times faster than attributes
+        affine = norm._parameters
         return ops.norm_quantize(
-            x, own["a_inv_scale"], own["a_level_zero"], self.a_bits, scale=scale, shift=shift,
+            x, own["a_inv_scale"], own["a_level_zero"], self.a_bits, weight=affine.get("weight"),
+            bias=affine.get("bias"), scale=scale, shift=shift, rms=norm.rms,
             constant=norms["constant"], post_scale=norms["post_scale"],
             post_shift=norms["post_shift"], eps=norm.eps, position=position, tokens=tokens,
         )  # fmt: skip
