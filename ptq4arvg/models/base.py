@@ -95,6 +95,11 @@ class ARVGModel(nn.Module):
         """Where the rows that linear ``name`` reads are: what its static tables are read by."""
         return self.cursor
 
+    def replace_(self, name: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of the linear or attention core ``name``."""
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.transformer.get_submodule(parent), leaf, module)
+
     def attention_cores(self) -> list[str]:
         """Module paths of the attention products inside ``transformer``."""
         raise NotImplementedError
