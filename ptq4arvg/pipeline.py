@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .attention import quantize_attention_
 from .calibration import Calibration, calibrate
 from .fuse import fuse_
+from .memory import return_freed_memory
 from .methods import LayerView, Method, Transform, get_method
 from .methods.research import research_pipeline_
 from .nn import PackedLinear, QuantLinear
@@ -144,6 +145,7 @@ def quantize_(
     if pack:
         _verify(model, layers, calibration)
         fuse_(model)
+    return_freed_memory()
     report = QuantReport(
         model.name, scheme.name, method.name, method.options(), calibration.seed,
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],

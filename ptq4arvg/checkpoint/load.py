@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fuse import fuse_
+from ..memory import return_freed_memory
 from ..nn import PackedLinear, QuantAttention
 from ..pipeline import LayerReport, QuantReport
 from .architecture import build, compute_dtype
@@ -100,6 +101,7 @@ def _assemble(
     left = set(tensors)
     for name, setting in settings.items():
         left -= _install_linear(model, name, setting, tensors, device, dtype)
+        return_freed_memory()
     parts = {part: Section(tensors, f"{part}.", left) for part in ("transformer", "tokenizer")}
     lost = sorted(n for n in left if n.partition(".")[0] not in parts)
     if lost:
@@ -107,6 +109,7 @@ def _assemble(
     fill(model.transformer, parts["transformer"], set(settings), dtype, device)
     fill(model.tokenizer, parts["tokenizer"], set(), dtype, device)
     model.to(device)
+    return_freed_memory()
     fuse_(model)
     model.recipe = config["recipe"]
     model.report = _report(json.loads((folder / "report.json").read_text("utf-8")))
