@@ -19,7 +19,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
 
     The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
-    under "state_dict", "model" or "trainer"-like keys are taken out.
+    under "state_dict", "model" or "module" are taken out.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +36,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
         ) from None
     while isinstance(state, dict):
-        inner = [key for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+        inner = [
+            key for key in ("state_dict", "model", "module") if isinstance(state.get(key), dict)
+        ]
         if not inner:
             break
         state = state[inner[0]]
@@ -54,12 +56,12 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
     """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
-    are ignored; ``module.joined``: ending of a name -> endings of the equal parts, of a third of
-    its rows, that files may have instead. ValueError lists missing, unexpected and wrongly shaped
+    are ignored; ``module.joined``: ending of a name -> endings of the equal parts of its rows that
+    files may have instead, None for a part that they do not have. ValueError lists missing, unexpected and wrongly shaped
     tensors before anything is changed.
     """
     recomputed = getattr(module, "recomputed", None)
-    joined: dict[str, tuple[str, ...]] = getattr(module, "joined", {})
+    joined: dict[str, tuple[str | None, ...]] = getattr(module, "joined", {})
     given = {n: v for n, v in state.items() if not (recomputed and re.search(recomputed, n))}
     own = module.state_dict()
     wanted: dict[str, torch.Size] = {}
@@ -68,9 +70,9 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
         if ending is None:
             wanted[name] = value.shape
         else:
-            stem = name.removesuffix(ending)
-            for part in joined[ending]:
-                wanted[stem + part] = torch.Size([value.shape[0] // 3])
+            stem, parts = name.removesuffix(ending), joined[ending]
+            shape = torch.Size([value.shape[0] // len(parts), *value.shape[1:]])
+            wanted |= {stem + part: shape for part in parts if part is not None}
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes = [
