@@ -57,8 +57,8 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
     are ignored; ``module.joined``: ending of a name -> endings of the equal parts of its rows that
-    files may have instead, None for a part that they do not have. ValueError lists missing, unexpected and wrongly shaped
-    tensors before anything is changed.
+    files may have instead, None for a part that they do not have. ValueError lists missing,
+    unexpected and wrongly shaped tensors before anything is changed.
     """
     recomputed = getattr(module, "recomputed", None)
     joined: dict[str, tuple[str | None, ...]] = getattr(module, "joined", {})

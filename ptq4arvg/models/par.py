@@ -155,7 +155,8 @@ class PAR(nn.Module):
         super().__init__()
         if config.embed_dim % config.num_heads:
             raise ValueError(
-                f"embed_dim is {config.embed_dim}; wanted a multiple of the {config.num_heads} heads"
+                f"embed_dim is {config.embed_dim}; wanted a multiple of {config.num_heads}, the "
+                "number of heads"
             )
         self.config, self.cursor = config, Cursor()
         c, parallel = config.embed_dim, config.parallel
@@ -342,7 +343,7 @@ def _size(
 _XL, _XXL, _3B = (36, 20, 1280, 3584), (48, 24, 1536, 4096), (24, 32, 3200, 8704)
 _LLAMAGEN = "the Hugging Face repository FoundationVision/LlamaGen"
 _PAR = "the Hugging Face repository Epiphqny/PAR (the tokenizer: FoundationVision/LlamaGen)"
-# Name -> (sizes, the file of the transformer, where it is); the guidance is that of the FID figures.
+# Name -> (sizes, the file of the transformer, where it is); guidance as for the published FID.
 _PUBLISHED = {
     "par-xl-4x": (_size(*_XL, 1.5, 4), "PAR-XL-4x.pt", _PAR),
     "par-xxl-4x": (_size(*_XXL, 1.435, 4), "PAR-XXL-4x.pt", _PAR),

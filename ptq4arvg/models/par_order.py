@@ -1,4 +1,4 @@
-"""In which order PAR generates the tokens of an image, and where each of them is (Wang et al. 2024).
+"""In which order PAR generates the tokens of an image, and where each is (Wang et al. 2024).
 
 The grid is cut into ``parallel`` equal regions (``side`` by ``side`` of them). Tokens at the same
 place of every region are far apart and hardly depend on one another, so they are generated at once:
