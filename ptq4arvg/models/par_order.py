@@ -77,15 +77,17 @@ class ParallelOrder:
         return tuple(min(i, p) if i < 2 * p else p + 1 for i in range(self.tokens))
 
     def runs(self) -> tuple[int, ...]:
-        """Positions of alike inputs: every single step, the special tokens' step, and then one run
-        per row of a region.
+        """Positions of alike inputs: the class; the tokens read one by one; the special tokens'
+        step; then one run per row of a region.
 
-        A step of its own would give a group few values to estimate a scale from, and statistics of
-        hundreds of steps; after the start the inputs change little from step to step.
+        Single steps hold too few values to estimate a range from (one token per image, of thousands
+        in the vocabulary), and statistics of hundreds of them would fill the memory; from one step
+        to the next the inputs change little. With one token at a time there are no special ones.
         """
         p, row = self.parallel, self.grid * self.side
-        first = [min(i, p) for i in range(2 * p)]
-        return (*first, *(p + 1 + (i - p) // row for i in range(2 * p, self.tokens)))
+        first = (0, *(1,) * (p - 1), *(2,) * p) if p > 1 else (0,)
+        run = max(first) + 1
+        return (*first, *(run + (i - p) // row for i in range(len(first), self.tokens)))
 
     def rotation(self, head_dim: int, base: float) -> Tensor:
         """Rotary factors of every position, complex64 [tokens + parallel, head_dim / 2].
