@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Some published files keep their training settings beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
     except Exception as error:  # the unpickler's refusals have no common public type

@@ -247,9 +247,8 @@ class PARModel(ARVGModel):
                 LinearSpec(f"{attention}.wo", "proj", i, *shared, f"{attention}.wqkv"),
                 LinearSpec(f"{feed_forward}.w13", "fc1", i, *shared, f"{block}.ffn_norm",
                            norm=f"{block}.ffn_norm"),
-                LinearSpec(f"{feed_forward}.w2", "fc2", i, *shared,
-                           no_fold="its input is a product of two linears' outputs, so a shift of "
-                           "it is no shift of either"),
+                LinearSpec(f"{feed_forward}.w2", "fc2", i, *shared, f"{feed_forward}.w13",
+                           shift=False),
             ]  # fmt: skip
         specs.append(LinearSpec("output", "head", self.config.depth, whole, *shared[1:], "norm",
                                 norm="norm"))  # fmt: skip
@@ -264,6 +263,12 @@ class PARModel(ARVGModel):
             # Attention is linear in v, which is not rotated, and each softmax row sums to one.
             c = self.config.embed_dim
             divide_rows_(into, slice(2 * c, 3 * c), scale, shift)
+        elif spec.role == "fc2":
+            # The gated product is linear in the output of w3, but a shift of it is none of w3's.
+            if shift.any():
+                raise ValueError(f"{self.name}: the input of {name!r} takes a scale, but no shift")
+            hidden = self.config.hidden
+            divide_rows_(into, slice(hidden, 2 * hidden), scale, None)
         else:
             into.fold_(scale, shift)
 
