@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .checkpoint import load_quantized, save_quantized
     from .models import ARVGModel, list_models, load_model
+    from .originals import adopt
     from .pipeline import QuantReport, quantize_
 
 # public name -> the module that defines it
@@ -23,6 +24,7 @@ _HOME = {
     "ARVGModel": "models",
     "Calibration": "calibration",
     "QuantReport": "pipeline",
+    "adopt": "originals",
     "calibrate": "calibration",
     "list_models": "models",
     "load_model": "models",
@@ -37,6 +39,7 @@ __all__ = [
     "Calibration",
     "QuantReport",
     "__version__",
+    "adopt",
     "calibrate",
     "evaluation",
     "list_models",

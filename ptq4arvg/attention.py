@@ -83,8 +83,7 @@ def quantize_attention_(
     kinds = {}
     for number, name in enumerate(names):
         best = min(range(len(SOFTMAX_KINDS)), key=errors[name].__getitem__)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.transformer.get_submodule(parent), leaf, candidates[name][best])
+        model.replace_(name, candidates[name][best])
         kinds[name] = SOFTMAX_KINDS[best]
         if progress:
             progress("attention", number + 1, len(names))

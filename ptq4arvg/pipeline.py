@@ -22,6 +22,7 @@ from .numerics import (
     quantize_weight,
     round_to_grid,
 )
+from .originals import adopt
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
@@ -84,7 +85,7 @@ class QuantReport:
         return asdict(self) | sums
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what is made here also runs outside of it
 def quantize_(
     model: nn.Module,
     scheme: str | Scheme = "W6A6",
@@ -102,6 +103,8 @@ def quantize_(
 ) -> QuantReport:
     """Quantize the linears of ``model`` in place and return a report per layer.
 
+    model: an ``ARVGModel``, or a module of an original repository, which ``originals.adopt`` makes
+    run our blocks; its own scripts then run quantized, and ``model.ptq4arvg`` is the ARVGModel.
     scheme: "W8A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options`` change
     the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, ``seed``).
     ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack: replace the
@@ -110,7 +113,8 @@ def quantize_(
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
-    if getattr(model, "recipe", None):
+    model = adopt(model)
+    if model.recipe:
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
@@ -308,11 +312,9 @@ def _quantize_linear(
 
 def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, record):
     """Put the quantized module in the linear's place; the float weight goes with the old one."""
-    parent, _, leaf = p.name.rpartition(".")
-    owner = model.transformer.get_submodule(parent)
-    dtype = getattr(owner, leaf).weight.dtype
-    module = PackedLinear(q, model.cursor, dtype) if pack else QuantLinear(q, model.cursor)
-    setattr(owner, leaf, module)
+    dtype, cursor = model.transformer.get_submodule(p.name).weight.dtype, model.cursor_of(p.name)
+    module = PackedLinear(q, cursor, dtype) if pack else QuantLinear(q, cursor)
+    model.replace_(p.name, module)
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16
     return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,

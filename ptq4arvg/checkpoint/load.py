@@ -113,11 +113,6 @@ def _assemble(
     return model.eval().requires_grad_(False)
 
 
-def _replace(model: Any, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.transformer.get_submodule(parent), leaf, module)
-
-
 def _install_linear(
     model: Any,
     name: str,
@@ -146,7 +141,7 @@ def _install_linear(
         for f in fields(q)
         if isinstance(getattr(q, f.name), Tensor)
     }
-    _replace(model, name, PackedLinear(replace(q, **moved), model.cursor, dtype))
+    model.replace_(name, PackedLinear(replace(q, **moved), model.cursor_of(name), dtype))
     return {prefix + key for key in own}
 
 
@@ -163,10 +158,8 @@ def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str,
             }
         except KeyError as error:
             raise ValueError(f"tensors missing: {error.args[0]}") from None
-        _replace(
-            model, name,
-            QuantAttention(grids, setting["num_bits"], setting["softmax"], model.cursor),
-        )  # fmt: skip
+        bits, softmax = setting["num_bits"], setting["softmax"]
+        model.replace_(name, QuantAttention(grids, bits, softmax, model.cursor))
 
 
 def _report(data: dict[str, Any]) -> QuantReport:

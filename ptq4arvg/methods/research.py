@@ -174,8 +174,7 @@ class _Run:
         self.cores = {name: ResearchAttention(scheme.a_bits) for name in model.attention_cores()}
         self.attention = attention
         for name, module in (self.linears | self.cores).items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.transformer.get_submodule(parent), leaf, module)
+            model.replace_(name, module)
 
     def scaled(self) -> Iterable[tuple[str, ResearchLinear]]:
         """The linears that are smoothed, centred and scaled."""

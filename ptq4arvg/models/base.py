@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,8 @@ class ARVGModel(nn.Module):
     """
 
     family = ""
+    # Linears that are never quantized: expression for their names in ``transformer`` -> why.
+    kept_in_float: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -90,6 +92,15 @@ class ARVGModel(nn.Module):
     def linears(self) -> list[LinearSpec]:
         """Every linear that can be quantized, in the order of computation."""
         raise NotImplementedError
+
+    def cursor_of(self, name: str) -> Cursor:
+        """Where the rows that linear ``name`` reads are: what its static tables are read by."""
+        return self.cursor
+
+    def replace_(self, name: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of the linear or attention core ``name``."""
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.transformer.get_submodule(parent), leaf, module)
 
     def attention_cores(self) -> list[str]:
         """Module paths of the attention products inside ``transformer``."""

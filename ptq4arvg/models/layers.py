@@ -53,6 +53,12 @@ class ModulatedNorm(nn.Module):
         """x [B, T, C]; scale, shift [B, 1, C] or [B, T, C] -> [B, T, C]."""
         if self.quantizer is not None and (scale is None or scale.shape[1] == 1):
             return self.quantizer(self, x, scale, shift)
+        return self.compute(x, scale, shift)
+
+    def compute(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """The same, in floating point even where the norm is fused with its linear."""
         if self.rms:
             y = F.rms_norm(x, (self.dim,), self.weight, self.eps)
             y = y if self.bias is None else y + self.bias

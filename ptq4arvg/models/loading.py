@@ -55,8 +55,12 @@ def _few(names: list[str], limit: int = 4) -> str:
     return ", ".join(repr(name) for name in names[:limit]) + more
 
 
-def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+def load_strict_(
+    module: nn.Module, state: dict[str, Tensor], what: str, assign: bool = False
+) -> None:
     """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
+
+    assign: take the tensors themselves instead of copying them.
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
     are ignored; ``module.joined``: ending of a name -> endings of the equal parts of its rows that
@@ -98,4 +102,4 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
         )
     dtype = next(value.dtype for value in own.values() if value.is_floating_point())
     cast = {n: v.to(dtype) if v.is_floating_point() else v for n, v in given.items()}
-    module.load_state_dict(cast)
+    module.load_state_dict(cast, assign=assign)

@@ -1,0 +1,46 @@
+"""Models built by the original repositories: recognised, and run by this package's blocks.
+
+``adopt`` replaces the blocks of such a module in place by ours, which keep the original call
+signatures and share its weights, so the user's own sampling and evaluation scripts run on. What is
+then quantized is quantized for those scripts too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..models import ARVGModel
+from . import var
+
+__all__ = ["adopt"]
+
+ADOPTERS = (var,)
+
+
+@torch.inference_mode(False)
+def adopt(module: nn.Module, tokenizer: nn.Module | None = None) -> ARVGModel:
+    """The ``ARVGModel`` that runs inside ``module`` from now on.
+
+    module: a transformer of an original repository (VAR), recognised by the names in its state
+    dict. tokenizer: its image tokenizer, where the module does not know it. The weights are shared,
+    not copied; the model is also kept as ``module.ptq4arvg``. ValueError names what does not fit,
+    before anything is changed.
+    """
+    if isinstance(module, ARVGModel):
+        return module
+    known = module.__dict__.get("ptq4arvg")
+    if known is not None:
+        return known
+    names = set(module.state_dict())
+    for adopter in ADOPTERS:
+        if adopter.recognises(names):
+            # Not an attribute that torch would register: the model holds parts of the module.
+            module.__dict__["ptq4arvg"] = model = adopter.adopt(module, tokenizer)
+            return model
+    few = ", ".join(sorted(names)[:3]) or "empty"
+    raise ValueError(
+        f"adopt: {type(module).__name__} is of no known family: its state dict ({few}, ...) has "
+        f"the names of none of {', '.join(a.NAME for a in ADOPTERS)}. For a published size, type "
+        "load_model(name, weights=...)"
+    )

@@ -1,0 +1,11 @@
+"""One small configuration of every family, for tests that hold for all of them."""
+
+TINY = {
+    "var": {
+        "family": "var",
+        "transformer": {"depth": 2, "num_heads": 2, "embed_dim": 48, "num_classes": 5,
+                        "patch_nums": [1, 2, 3], "vocab_size": 40, "z_channels": 8},
+        "tokenizer": {"vocab_size": 40, "z_channels": 8, "ch": 32, "ch_mult": [1, 1],
+                      "num_res_blocks": 1, "patch_nums": [1, 2, 3]},
+    },
+}  # fmt: skip
