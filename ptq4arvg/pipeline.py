@@ -155,10 +155,10 @@ def quantize_(
 
 def _research(model, scheme, method, calibration, batch_size, progress, options) -> QuantReport:
     """The authors' pipeline in simulation, reported like any other."""
-    if model.family != "var":
+    if not model.compat_research:
         raise ValueError(
-            f"quantize_: compat='research' is there for VAR; {model.name} is of family "
-            f"{model.family!r}"
+            f"quantize_: compat='research' does not reproduce the authors' code for the family "
+            f"{model.family!r} of {model.name}"
         )
     if method != "ptq4arvg":
         raise ValueError(

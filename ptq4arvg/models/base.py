@@ -62,6 +62,8 @@ class ARVGModel(nn.Module):
     family = ""
     # Linears that are never quantized: expression for their names in ``transformer`` -> why.
     kept_in_float: ClassVar[Mapping[str, str]] = {}
+    # Whether compat="research" reproduces what the authors' code does with this family.
+    compat_research: ClassVar[bool] = False
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module

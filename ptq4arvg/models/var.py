@@ -257,6 +257,7 @@ class VARModel(ARVGModel):
     """VAR with its tokenizer."""
 
     family = "var"
+    compat_research = True
     kept_in_float: ClassVar = {r"word_embed": "it reads the 32 channels of a token, once per scale"}
 
     @property
