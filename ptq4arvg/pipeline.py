@@ -157,6 +157,11 @@ def quantize_(
 
 def _research(model, scheme, method, calibration, batch_size, progress, options) -> QuantReport:
     """The authors' pipeline in simulation, reported like any other."""
+    if not model.compat_research:
+        raise ValueError(
+            f"quantize_: compat='research' does not reproduce the authors' code for the family "
+            f"{model.family!r} of {model.name}"
+        )
     if method != "ptq4arvg":
         raise ValueError(
             f"quantize_: compat='research' reproduces the method 'ptq4arvg'; method is {method!r}"
@@ -199,9 +204,9 @@ def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# Upstream before downstream matters in one place: folding proj rescales the v rows of qkv, so proj
-# is fitted first and qkv sees its final rows.
-_FIT_ORDER = {"proj": 0, "qkv": 1, "fc1": 2}
+# Folding proj rescales the v rows of qkv, and folding fc2 (where that can be done) rows of fc1, so
+# they are fitted first, and qkv and fc1 see their final rows.
+_FIT_ORDER = {"proj": 0, "qkv": 1, "fc2": 2, "fc1": 3}
 
 
 def _fit_and_fold(
@@ -213,12 +218,12 @@ def _fit_and_fold(
 ) -> dict[str, Transform]:
     """Fit the method's transforms, fold them into the model, and transform the statistics."""
     transforms = {}
-    order = sorted(plan, key=lambda p: (p.spec.block, _FIT_ORDER.get(p.spec.role, 3)))
+    order = sorted(plan, key=lambda p: (p.spec.block, _FIT_ORDER.get(p.spec.role, 4)))
     for number, p in enumerate(order):
         linear = model.transformer.get_submodule(p.name)
         sink = p.spec.sink if method.sink == "float" else ()
         view = LayerView(p.name, p.spec.role, linear.weight.detach(), stats[p.name],
-                         p.spec.fold is not None, sink)  # fmt: skip
+                         p.spec.fold is not None, p.spec.shift, sink)  # fmt: skip
         transform = method.fit(view, p.scheme)
         if transform is not None:
             apply_transform_(model, p.name, transform)

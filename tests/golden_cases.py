@@ -50,7 +50,7 @@ def ruled_tensor(tag: str, name: str, shape: list[int], gain: float) -> np.ndarr
 
 
 def ruled_state(keys: Path) -> dict[str, Tensor]:
-    """All tokenizer weights of a ``*.vqvae_keys.json``, each checked against its recorded sum."""
+    """All tokenizer weights of a ``*_keys.json``, each checked against its recorded sum."""
     rule = json.loads(keys.read_text())
     state = {}
     for name, (shape, total) in rule["tensors"].items():

@@ -20,7 +20,7 @@ class LayerView:
     """One linear as a method sees it.
 
     weight float32 [N, K]; stats: its input over the calibration rows; foldable: whether a scale
-    and a shift of that input can be absorbed upstream.
+    of that input can be absorbed upstream; shiftable: whether a shift can, too.
     """
 
     name: str
@@ -28,6 +28,7 @@ class LayerView:
     weight: Tensor
     stats: InputStatistics
     foldable: bool
+    shiftable: bool = True
     sink: tuple[int, ...] = ()
 
 

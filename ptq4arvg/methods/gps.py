@@ -105,9 +105,10 @@ class PTQ4ARVG(Method):
     """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges.
 
     smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
-    each channel's midpoint. gps: the gain-projected factors; norm: their "l2" or "l1" form; limit:
-    clamp of their ratio to the anchor's. search: take the exponent, and the share of the GPS step,
-    that measure best on the calibration sample; otherwise 1/2 and the whole step, as derived.
+    each channel's midpoint where the model can absorb that. gps: the gain-projected factors; norm:
+    their "l2" or "l1" form; limit: clamp of their ratio to the anchor's. search: take the exponent,
+    and the share of the GPS step, that measure best on the calibration sample; otherwise 1/2 and
+    the whole step, as derived.
     """
 
     name: ClassVar[str] = "ptq4arvg"
@@ -156,12 +157,13 @@ class PTQ4ARVG(Method):
 
     def _base(self, layer: LayerView, alpha: float) -> Transform:
         """Smoothing and centring, before GPS."""
+        centered = self.center and layer.shiftable
         middle, half = center(layer.stats)
         scale = torch.ones_like(middle)
         if alpha:
-            reach = half if self.center else _reach(layer.stats)
+            reach = half if centered else _reach(layer.stats)
             scale = smooth_scale(reach, layer.weight, alpha)
-        shift = middle / scale if self.center else torch.zeros_like(middle)
+        shift = middle / scale if centered else torch.zeros_like(middle)
         return Transform(scale, shift)
 
     def _measure(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:

@@ -22,10 +22,11 @@ class LinearSpec:
     name: module path inside ``model.transformer``; role: "qkv", "proj", "fc1", "fc2", "ada_lin",
     "head" or "head_ada_lin"; block: its block, or the number of blocks for what follows the last.
     groups: the paper's group of each position (length T; length 1 without a token axis);
-    scale_groups: the decoding step of each position; sink: positions that the paper calls sinks.
-    fold: what ``fold_`` absorbs a transform of the input into, or None with a reason in
-    ``no_fold``. norm: the ModulatedNorm that feeds only this linear; act: the Activation between
-    this linear and the linear ``consumer``; "" where there is none.
+    scale_groups: the decoding step of each position, alike steps joined; sink: positions that the
+    paper calls sinks. fold: what ``fold_`` absorbs a transform of the input into, or None with a
+    reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
+    ModulatedNorm that feeds only this linear; act: the Activation between this linear and the
+    linear ``consumer``; "" where there is none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LinearSpec:
     sink: tuple[int, ...] = ()
     fold: str | None = None
     no_fold: str = ""
+    shift: bool = True
     norm: str = ""
     act: str = ""
     consumer: str = ""
@@ -60,6 +62,8 @@ class ARVGModel(nn.Module):
     family = ""
     # Linears that are never quantized: expression for their names in ``transformer`` -> why.
     kept_in_float: ClassVar[Mapping[str, str]] = {}
+    # Whether compat="research" reproduces what the authors' code does with this family.
+    compat_research: ClassVar[bool] = False
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -121,7 +125,8 @@ class ARVGModel(nn.Module):
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
         """Make the input of linear ``name`` ``u / scale - shift``; scale, shift float64 [K].
 
-        The linear itself is left alone. Can be repeated, for any linear in any order.
+        The linear itself is left alone. Can be repeated, for any linear in any order. ValueError
+        for an input that cannot be folded, or for a shift of one that only takes a scale.
         """
         raise NotImplementedError
 

@@ -37,7 +37,10 @@ class ModulatedNorm(nn.Module):
         self.dim, self.eps, self.rms = dim, eps, rms
         self.quantizer: Callable[..., Tensor] | None = None
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(dim)) if affine and not rms else None
+        if affine and rms:
+            self.register_parameter("bias", None)  # a fold may bring it about
+        else:
+            self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
         for name in ("constant", "post_scale", "post_shift"):
             self.register_buffer(name, None)
 
@@ -74,9 +77,11 @@ class ModulatedNorm(nn.Module):
         For norms with a weight and without modulation. scale, shift float64 [C].
         """
         like = self.weight
+        self.weight = nn.Parameter((like.double() / scale).to(like.dtype), requires_grad=False)
+        if self.bias is None and not shift.any():
+            return
         bias = 0.0 if self.bias is None else self.bias.double()
         moved = (bias / scale - shift).to(like.dtype)
-        self.weight = nn.Parameter((like.double() / scale).to(like.dtype), requires_grad=False)
         self.bias = nn.Parameter(moved, requires_grad=False)
 
 
@@ -140,9 +145,17 @@ def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | Non
 
 
 def divide_rows_(linear: nn.Linear, rows: slice, scale: Tensor, shift: Tensor | None) -> None:
-    """Make the outputs ``rows`` of a linear ``y / scale - shift``, in place, in float64."""
-    weight, bias = linear.weight.data, linear.bias.data
+    """Make the outputs ``rows`` of a linear ``y / scale - shift``, in place, in float64.
+
+    A linear without a bias gets one if there is a shift.
+    """
+    weight = linear.weight.data
     weight[rows] = (weight[rows].double() / scale[:, None]).to(weight.dtype)
+    if linear.bias is None:
+        if shift is None or not shift.any():
+            return
+        linear.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
+    bias = linear.bias.data
     moved = bias[rows].double() / scale
     bias[rows] = (moved if shift is None else moved - shift).to(bias.dtype)
 

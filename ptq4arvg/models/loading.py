@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
 
     The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
-    under "state_dict", "model" or "trainer"-like keys are taken out.
+    under "state_dict", "model" or "module" are taken out.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,7 +29,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Some published files keep their training settings beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
     except Exception as error:  # the unpickler's refusals have no common public type
@@ -36,7 +39,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
         ) from None
     while isinstance(state, dict):
-        inner = [key for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+        inner = [
+            key for key in ("state_dict", "model", "module") if isinstance(state.get(key), dict)
+        ]
         if not inner:
             break
         state = state[inner[0]]
@@ -58,12 +63,12 @@ def load_strict_(
     assign: take the tensors themselves instead of copying them.
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
-    are ignored; ``module.joined``: ending of a name -> endings of the equal parts, of a third of
-    its rows, that files may have instead. ValueError lists missing, unexpected and wrongly shaped
-    tensors before anything is changed.
+    are ignored; ``module.joined``: ending of a name -> endings of the equal parts of its rows that
+    files may have instead, None for a part that they do not have. ValueError lists missing,
+    unexpected and wrongly shaped tensors before anything is changed.
     """
     recomputed = getattr(module, "recomputed", None)
-    joined: dict[str, tuple[str, ...]] = getattr(module, "joined", {})
+    joined: dict[str, tuple[str | None, ...]] = getattr(module, "joined", {})
     given = {n: v for n, v in state.items() if not (recomputed and re.search(recomputed, n))}
     own = module.state_dict()
     wanted: dict[str, torch.Size] = {}
@@ -72,9 +77,9 @@ def load_strict_(
         if ending is None:
             wanted[name] = value.shape
         else:
-            stem = name.removesuffix(ending)
-            for part in joined[ending]:
-                wanted[stem + part] = torch.Size([value.shape[0] // 3])
+            stem, parts = name.removesuffix(ending), joined[ending]
+            shape = torch.Size([value.shape[0] // len(parts), *value.shape[1:]])
+            wanted |= {stem + part: shape for part in parts if part is not None}
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes = [

@@ -192,8 +192,8 @@ class VAR(nn.Module):
 
     # Buffers of the published files that follow from the configuration.
     recomputed = r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias)$"
-    # Our names of what the published files store as two tensors.
-    joined: ClassVar = {"mat_qkv.bias": ("q_bias", "v_bias")}
+    # Our names of what the published files store in parts; k has no bias there.
+    joined: ClassVar = {"mat_qkv.bias": ("q_bias", None, "v_bias")}
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
@@ -257,6 +257,7 @@ class VARModel(ARVGModel):
     """VAR with its tokenizer."""
 
     family = "var"
+    compat_research = True
     kept_in_float: ClassVar = {r"word_embed": "it reads the 32 channels of a token, once per scale"}
 
     @property

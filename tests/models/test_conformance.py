@@ -117,7 +117,7 @@ def test_the_function_stays_whatever_is_folded(family, rows):
             k = model.transformer.get_submodule(spec.name).in_features
             scale = torch.exp(torch.randn(k, generator=generator, dtype=torch.float64))
             shift = torch.randn(k, generator=generator, dtype=torch.float64)
-            apply_transform_(model, spec.name, Transform(scale, shift))
+            apply_transform_(model, spec.name, Transform(scale, shift * spec.shift))
     after = model.replay(rows.ids, rows.labels)
     assert (after - before).abs().max() < 1e-10 * before.abs().max().clamp_min(1)
 

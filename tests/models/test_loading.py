@@ -1,6 +1,7 @@
 """Weight files: both formats, published nesting, and refusal of what does not fit."""
 
 import pickle
+from argparse import Namespace
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ def transformer():
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
-@pytest.mark.parametrize("nesting", [(), ("state_dict",), ("model",), ("model", "state_dict")])
+@pytest.mark.parametrize(
+    "nesting", [(), ("state_dict",), ("model",), ("module",), ("model", "state_dict")]
+)
 def test_files_of_every_kind(state, tmp_path, suffix, nesting):
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
@@ -34,7 +37,7 @@ def test_files_of_every_kind(state, tmp_path, suffix, nesting):
     else:
         nested = state
         for key in reversed(nesting):
-            nested = {key: nested, "epoch": 3}
+            nested = {key: nested, "epoch": 3, "args": Namespace(lr=1e-4)}
         torch.save(nested, path)
     read = read_state(path)
     assert read.keys() == state.keys()

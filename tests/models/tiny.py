@@ -8,4 +8,11 @@ TINY = {
         "tokenizer": {"vocab_size": 40, "z_channels": 8, "ch": 32, "ch_mult": [1, 1],
                       "num_res_blocks": 1, "patch_nums": [1, 2, 3]},
     },
+    "par": {
+        "family": "par",
+        "transformer": {"depth": 2, "num_heads": 2, "embed_dim": 40, "hidden": 64, "num_classes": 5,
+                        "grid": 4, "parallel": 4, "vocab_size": 40},
+        "tokenizer": {"vocab_size": 40, "z_channels": 8, "ch": 32, "ch_mult": [1, 1],
+                      "num_res_blocks": 1, "grid": 4},
+    },
 }  # fmt: skip
