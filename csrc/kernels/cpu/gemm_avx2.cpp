@@ -20,8 +20,12 @@ PTQ4ARVG_FN __m256i broadcast(const uint8_t* p) {
   return _mm256_set1_epi32(x);
 }
 
+// Keeps the compiler from putting sums of many terms into another order: that takes more registers than there are.
+PTQ4ARVG_FN void keep(__m256i& sum) { __asm__ volatile("" : "+x"(sum)); }
+
 template <int Rows>
 PTQ4ARVG_FN void store_sums(const __m256i (&sums)[Rows][2], int32_t* out) {
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kPanel), sums[r][0]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), sums[r][1]);
@@ -48,15 +52,20 @@ struct Avx2 {
   PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes& panel, int64_t group, __m256i (&sums)[Rows][2]) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i pairs[Rows][2];
+#pragma GCC unroll 8
     for (int s = 0; s < Steps; ++s) {
       const Group256 w = load_group_256<PanelBits>(panel, group + s);
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const __m256i row = broadcast(a + r * kChunk + s * kGroup);
         const __m256i low = _mm256_maddubs_epi16(w.low, row), high = _mm256_maddubs_epi16(w.high, row);
         pairs[r][0] = s == 0 ? low : _mm256_add_epi16(pairs[r][0], low);
         pairs[r][1] = s == 0 ? high : _mm256_add_epi16(pairs[r][1], high);
+        keep(pairs[r][0]);
+        keep(pairs[r][1]);
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(pairs[r][0], ones));
       sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(pairs[r][1], ones));
@@ -65,13 +74,14 @@ struct Avx2 {
 
   // At most three rows at once: each has two sums in int32 and two in int16.
   template <int Rows, int PanelBits>
-  static void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
+  static __attribute__((noinline)) void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
     if constexpr (Rows > 3) {
       constexpr int kHalf = (Rows + 1) / 2;
       tile<kHalf, PanelBits>(a, groups, panel, out);
       tile<Rows - kHalf, PanelBits>(a + kHalf * kChunk, groups, panel, out + kHalf * kPanel);
     } else {
       __m256i sums[Rows][2];
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
       int64_t g = 0;
       for (; g + kChunkGroups <= groups; a += kRows * kChunk) {
@@ -109,10 +119,13 @@ struct Avx2<8> {
 
   template <int Rows>
   PTQ4ARVG_FN void step(const uint8_t* a, __m256i low, __m256i high, __m256i (&sums)[Rows][2]) {
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const __m256i row = broadcast(a + r * kBytes);
       sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(low, row));
       sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(high, row));
+      keep(sums[r][0]);
+      keep(sums[r][1]);
     }
   }
 
@@ -123,12 +136,16 @@ struct Avx2<8> {
   PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes& panel, int64_t group, __m256i (&sums)[Rows][2]) {
     const Group256 w = load_group_256<8>(panel, group);
     step<Rows>(a, even(w.low), even(w.high), sums);
-    step<Rows>(a + 4, odd(w.low), odd(w.high), sums);
+    const uint8_t* same = panel.codes;
+    __asm__ volatile("" : "+r"(same));  // so that the codes are loaded again: there is no register to keep them in
+    const Group256 again = load_group_256<8>({same, nullptr}, group);
+    step<Rows>(a + 4, odd(again.low), odd(again.high), sums);
   }
 
   template <int Rows, int>
-  static void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
+  static __attribute__((noinline)) void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
     __m256i sums[Rows][2];
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
     int64_t g = 0;
     for (; g + kChunkGroups <= groups; a += kRows * kBytes) {
