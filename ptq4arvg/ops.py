@@ -210,7 +210,7 @@ def cuda_kernel(m: int, n: int, k: int, bits: int, sm: int) -> tuple[str, str]:
 
 
 def isa() -> str:
-    """The CPU instruction set in use: amx_int8, avx512_vnni, avx2 or scalar (PTQ4ARVG_CPU_ISA)."""
+    """The CPU instruction set in use: amx_int8, avx512_vnni, avx_vnni, avx2 or scalar (PTQ4ARVG_CPU_ISA)."""
     return _info.isa()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+AVX_VNNI_FLAGS = ("-mavxvnni", *AVX2_FLAGS)
 AVX512_VNNI_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     *AVX2_FLAGS,
@@ -31,12 +32,9 @@ def is_x86(machine: str | None = None) -> bool:
 
 
 def isa_rank(path: Path) -> int:
-    """0 baseline, 1 AVX2, 2 AVX-512-VNNI, 3 AMX, by file name."""
-    if "amx_int8" in path.name:
-        return 3
-    if "avx512_vnni" in path.name:
-        return 2
-    return 1 if "avx2" in path.name else 0
+    """0 baseline, 1 AVX2, 2 AVX-VNNI, 3 AVX-512-VNNI, 4 AMX, by file name."""
+    names = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
+    return next((rank for rank, name in enumerate(names, 1) if name in path.name), 0)
 
 
 def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
@@ -44,7 +42,7 @@ def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
     if not is_x86(machine):
         return ()
     # -march=x86-64 first, so that a distribution's or a user's default cannot raise the baseline.
-    flags = ((), AVX2_FLAGS, AVX512_VNNI_FLAGS, AMX_INT8_FLAGS)
+    flags = ((), AVX2_FLAGS, AVX_VNNI_FLAGS, AVX512_VNNI_FLAGS, AMX_INT8_FLAGS)
     return ("-march=x86-64", *flags[isa_rank(path)])
 
 

@@ -39,6 +39,7 @@ for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kerne
     case $name in
         *amx_int8*) isa="$avx2 $native512 -mamx-tile -mamx-int8" ;;
         *avx512_vnni*) isa="$avx2 $avx512" ;;
+        *avx_vnni*) isa="$avx2 -mavxvnni" ;;
         *avx2*) isa=$avx2 ;;
         test_kernels) isa=$define ;;
     esac

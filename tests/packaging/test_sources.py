@@ -68,7 +68,8 @@ def test_no_cuda_files(tmp_path):
     ("name", "has", "has_not"),
     [
         ("scalar.cpp", [], ["-mavx2", "-mfma", "-mavx512f"]),
-        ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f"]),
+        ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f", "-mavxvnni"]),
+        ("gemm_avx_vnni.cpp", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"], ["-mavx512f"]),
         (
             "avx512_vnni.cpp",
             ["-mavx512vnni", "-mavx512bw", "-mavx512vl", "-mavx512dq"],

@@ -34,6 +34,13 @@ bool has_avx2() {
   return system_saves(0x6);  // xmm, ymm
 }
 
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  if (!has_avx2() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;  // a: the last subleaf
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
+}
+
 bool has_avx512_vnni() {
   unsigned a, b, c, d;
   if (!has_avx2() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
@@ -64,6 +71,7 @@ const IsaChoice kChoices[] = {
 #if defined(PTQ4ARVG_X86)
     {"amx_int8", has_amx_int8, amx_int8_table},
     {"avx512_vnni", has_avx512_vnni, avx512_vnni_table},
+    {"avx_vnni", has_avx_vnni, avx_vnni_table},
     {"avx2", has_avx2, avx2_table},
 #endif
     {"scalar", always, scalar_table},
@@ -106,8 +114,8 @@ struct Names {
    "quantize." #isa,                                                                           \
    "norm_quantize." #isa}
 
-const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx512_vnni),
-                        PTQ4ARVG_NAMES(amx_int8)};
+const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx_vnni),
+                        PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8)};
 
 const Names& names_of(const KernelTable& table) {
   for (const Names& names : kNames) {

@@ -8,29 +8,14 @@
 #include "kernels/cpu/avx2_kernels.h"
 #include "kernels/cpu/gemm_driver.h"
 #include "kernels/cpu/lanes_avx2.h"
-#include "kernels/cpu/pack_chunk_avx2.h"
+#include "kernels/cpu/tile_avx2.h"
 #include "kernels/cpu/unpack_avx2.h"
 
 namespace ptq4arvg::cpu {
 namespace {
 
-PTQ4ARVG_FN __m256i broadcast(const uint8_t* p) {
-  int32_t x;
-  memcpy(&x, p, sizeof x);
-  return _mm256_set1_epi32(x);
-}
-
 // Keeps the compiler from putting sums of many terms into another order: that takes more registers than there are.
 PTQ4ARVG_FN void keep(__m256i& sum) { __asm__ volatile("" : "+x"(sum)); }
-
-template <int Rows>
-PTQ4ARVG_FN void store_sums(const __m256i (&sums)[Rows][2], int32_t* out) {
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kPanel), sums[r][0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), sums[r][1]);
-  }
-}
 
 template <int Bits>
 struct Avx2 {

@@ -3,8 +3,8 @@
 // A task is one block of rows by one panel. The block's rows of `a` are packed once into tiles [chunk][row][64 k], and
 // each tile of sums goes straight from the micro-kernel through a small buffer to the epilogue. Weights of 8 bits are
 // read where they lie; packed ones are multiplied as the levels that they are (their zero points come off the sums),
-// unpacked once into scratch that stays in cache or, where there is but one tile of rows to use them, in registers. An
-// Isa, one for each number of bits, gives
+// unpacked once into scratch that stays in cache or, where one tile of rows uses them, in registers. An Isa, one for
+// each number of bits, gives
 //   Whole, Tail        lanes of the epilogue
 //   kBits              of the weights
 //   kRows              rows of a tile, and the spacing of chunks in packed rows
@@ -56,7 +56,7 @@ static inline GemmPlan plan_gemm(const GemmProblem& p) {
   const int64_t block_tiles = divide_up(tiles, blocks);
   plan.block_rows = block_tiles * Isa::kRows;
   plan.blocks = divide_up(p.m, plan.block_rows);
-  plan.unpack = Isa::kBits != 8 && block_tiles > 1;
+  plan.unpack = Isa::kBits != 8 && p.m > Isa::kRows;
   plan.a_bytes = block_tiles * plan.tile_bytes;
   plan.w_bytes = plan.unpack ? plan.layout.groups * kGroupCodes : 0;
   plan.row_bytes = plan.block_rows * static_cast<int64_t>(sizeof(EpilogueRow));

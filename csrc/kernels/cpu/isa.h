@@ -21,6 +21,7 @@ const KernelTable& scalar_table();
 #if defined(__x86_64__) || defined(_M_X64)
 #define PTQ4ARVG_X86 1
 const KernelTable& avx2_table();
+const KernelTable& avx_vnni_table();
 const KernelTable& avx512_vnni_table();
 const KernelTable& amx_int8_table();
 #endif
