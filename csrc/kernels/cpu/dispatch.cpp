@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(PTQ4ARVG_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace ptq4arvg::cpu {
@@ -67,12 +69,25 @@ bool has_amx_int8() {
 }
 #endif
 
+#if defined(PTQ4ARVG_ARM64)
+bool has_neon_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotprod;
+#else
+  return false;
+#endif
+}
+#endif
+
 const IsaChoice kChoices[] = {
 #if defined(PTQ4ARVG_X86)
     {"amx_int8", has_amx_int8, amx_int8_table},
     {"avx512_vnni", has_avx512_vnni, avx512_vnni_table},
     {"avx_vnni", has_avx_vnni, avx_vnni_table},
     {"avx2", has_avx2, avx2_table},
+#elif defined(PTQ4ARVG_ARM64)
+    {"neon_dotprod", has_neon_dotprod, neon_dotprod_table},
 #endif
     {"scalar", always, scalar_table},
 };
@@ -115,7 +130,7 @@ struct Names {
    "norm_quantize." #isa}
 
 const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx_vnni),
-                        PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8)};
+                        PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8), PTQ4ARVG_NAMES(neon_dotprod)};
 
 const Names& names_of(const KernelTable& table) {
   for (const Names& names : kNames) {
