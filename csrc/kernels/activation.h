@@ -41,8 +41,8 @@ PTQ4ARVG_FN F gelu_tanh(F x) {
 }
 
 // x Phi(x). Phi(-|x|) = exp(-x^2 / 2) t q(t), t = 1 / (1 + p |x|), the form of Abramowitz and Stegun 26.2.17 with eight
-// coefficients, fitted for relative error (1e-7 for |x| <= 12). Beyond |x| = 12.2 the exponential stays at exp(-75): its
-// products would be subnormal, and processors are many times slower on those.
+// coefficients, fitted for relative error (1e-7 for |x| <= 12). Beyond |x| = 12.2 the exponential stays at exp(-75):
+// its products would be subnormal, and processors are many times slower on those.
 template <class F>
 PTQ4ARVG_FN F gelu(F x) {
   const F t = div(F(1.0f), add(F(1.0f), mul(magnitude(x), F(0.2316419f))));

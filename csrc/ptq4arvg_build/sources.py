@@ -50,7 +50,9 @@ def isas_of(machine: str | None = None) -> dict[str, tuple[str, ...]]:
 
 def isa_rank(path: Path) -> int:
     """0 baseline, 1 AVX2, 2 AVX-VNNI, 3 AVX-512-VNNI, 4 AMX, 5 NEON dot product, by file name."""
-    return next((rank for rank, name in enumerate([*X86_ISAS, *ARM64_ISAS], 1) if name in path.name), 0)
+    return next(
+        (rank for rank, name in enumerate([*X86_ISAS, *ARM64_ISAS], 1) if name in path.name), 0
+    )
 
 
 def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
@@ -63,8 +65,8 @@ def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
 def collect(csrc: Path, machine: str | None = None) -> Sources:
     """All source files under `csrc`, in link order.
 
-    Baseline files come first, those with the newest instructions last: of an inline function that several files emit,
-    the linker keeps the first copy, and that must be one that every processor can run.
+    Baseline files come first, those with the newest instructions last: of an inline function that
+    several files emit, the linker keeps the first copy, and every processor must be able to run it.
     """
     kernels = [
         path

@@ -58,8 +58,11 @@ def test_torch_ops_have_the_documented_names():
 
 
 KINDS = {
-    "amx": {"amx_int8"}, "vnni": {"avx512_vnni", "avx_vnni"}, "avx2_maddubs": {"avx2"}, "fma": {"avx2"},
-}  # fmt: skip
+    "amx": {"amx_int8"},
+    "vnni": {"avx512_vnni", "avx_vnni"},
+    "avx2_maddubs": {"avx2"},
+    "fma": {"avx2"},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

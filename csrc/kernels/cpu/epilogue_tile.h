@@ -77,16 +77,21 @@ PTQ4ARVG_FN void finish_rows(const GemmProblem& p, const StripColumns<Panels>& c
   }
 }
 
+// Apart, so that the usual case need not save registers for it.
+template <class Whole, class Tail, Excess excess, Activation kind, Output output, bool Mixed, int Panels>
+static __attribute__((noinline)) void finish_last(const GemmProblem& p, const StripColumns<Panels>& columns,
+                                                  const EpilogueRow* rows, int count, const int32_t* sums) {
+  finish_rows<Whole, Tail, excess, kind, output, Mixed>(p, columns, rows, count, sums, columns.end - columns.first);
+}
+
 template <class Whole, class Tail, Excess excess, Activation kind, Output output, bool Mixed, int Panels>
 static __attribute__((noinline)) void finish_tile(const GemmProblem& p, const StripColumns<Panels>& columns,
                                                   const EpilogueRow* rows, int count, const int32_t* sums) {
   constexpr int kWhole = Panels * kPanel;
-  const int64_t width = columns.end - columns.first;
-  if (width == kWhole) {
-    finish_rows<Whole, Tail, excess, kind, output, Mixed>(p, columns, rows, count, sums, kWhole);
-  } else {
-    finish_rows<Whole, Tail, excess, kind, output, Mixed>(p, columns, rows, count, sums, width);
+  if (columns.end - columns.first < kWhole) {
+    return finish_last<Whole, Tail, excess, kind, output, Mixed>(p, columns, rows, count, sums);
   }
+  finish_rows<Whole, Tail, excess, kind, output, Mixed>(p, columns, rows, count, sums, kWhole);
 }
 
 template <int Panels>

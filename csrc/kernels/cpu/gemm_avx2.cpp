@@ -1,8 +1,8 @@
 // AVX2 micro-kernels: 6 rows by 16 columns.
 //
-// At 8 bits both sides are widened to int16 and vpmaddwd adds pairs of products: vpmaddubsw would have to be fed |a| and
-// w with the sign of a, one instruction more, because a pair of products of unsigned and signed bytes does not fit in
-// int16. Packed weights are levels, the unsigned side of vpmaddubsw, and `a` the signed one: pairs of products are at
+// At 8 bits both sides are widened to int16 and vpmaddwd adds pairs of products: vpmaddubsw would have to be fed |a|
+// and w with the sign of a, one instruction more, because a pair of products of unsigned and signed bytes does not fit
+// in int16. Packed weights are levels, the unsigned side of vpmaddubsw, and `a` the signed one: pairs of products are at
 // least -2 * 128 * 63 at 6 bits and -2 * 128 * 15 at 4 bits, so that two or eight of them add up in int16 before they
 // are widened.
 #include "kernels/cpu/avx2_kernels.h"

@@ -109,7 +109,8 @@ static inline void run_tasks(const GemmProblem& p, const GemmPlan& plan, int64_t
     packed_block = block;
     const uint8_t* bytes = p.w + panel * plan.layout.panel_bytes;
     StripColumns<1> columns;
-    gather_columns<Whole, Tail>(p, panel * kPanel, Isa::kExcess, [&](int) { return bytes + plan.layout.sums; }, &columns);
+    const auto packed_sums = [&](int) { return bytes + plan.layout.sums; };
+    gather_columns<Whole, Tail>(p, panel * kPanel, Isa::kExcess, packed_sums, &columns);
     if constexpr (kKind == Excess::levels) gather_zeros(p, &columns);
     const PanelBytes packed = panel_bytes_of(bytes, plan.layout);
     if (plan.unpack) Isa::unpack(packed, groups, levels);

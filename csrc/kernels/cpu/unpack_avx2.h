@@ -38,7 +38,8 @@ PTQ4ARVG_FN Group256 load_group_256(const PanelBytes& panel, int64_t group) {
   const __m256i twice = _mm256_broadcastsi128_si256(pairs), mask = _mm256_set1_epi8(0x30);
   const __m256i top_low = _mm256_sllv_epi64(twice, _mm256_setr_epi64x(4, 4, 2, 2));
   const __m256i top_high = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 0, 2, 2));
-  return {_mm256_or_si256(low, _mm256_and_si256(top_low, mask)), _mm256_or_si256(high, _mm256_and_si256(top_high, mask))};
+  return {_mm256_or_si256(low, _mm256_and_si256(top_low, mask)),
+          _mm256_or_si256(high, _mm256_and_si256(top_high, mask))};
 }
 
 PTQ4ARVG_FN void store_group(int8_t* codes, int64_t group, __m256i low, __m256i high) {
