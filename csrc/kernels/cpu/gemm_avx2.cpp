@@ -2,8 +2,8 @@
 //
 // At 8 bits both sides are widened to int16 and vpmaddwd adds pairs of products: vpmaddubsw would have to be fed |a|
 // and w with the sign of a, one instruction more, because a pair of products of unsigned and signed bytes does not fit
-// in int16. Packed weights are levels, the unsigned side of vpmaddubsw, and `a` the signed one: pairs of products are at
-// least -2 * 128 * 63 at 6 bits and -2 * 128 * 15 at 4 bits, so that two or eight of them add up in int16 before they
+// in int16. Packed weights are levels, the unsigned side of vpmaddubsw, and `a` the signed one: pairs of products are
+// at least -2 * 128 * 63 at 6 bits and -2 * 128 * 15 at 4 bits, so that two or eight of them add up in int16 before they
 // are widened.
 #include "kernels/cpu/avx2_kernels.h"
 #include "kernels/cpu/gemm_driver.h"
@@ -33,49 +33,67 @@ struct Avx2 {
     unpack_levels_256<Bits>(panel, groups, levels);
   }
 
-  template <int Rows, int Steps, int PanelBits>
-  PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes& panel, int64_t group, __m256i (&sums)[Rows][2]) {
+  // Halves [First, First + Count) of the panel's columns.
+  template <int Rows, int First, int Count, int Steps, int PanelBits>
+  PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes& panel, int64_t group, __m256i (&sums)[Rows][Count]) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i pairs[Rows][2];
+    __m256i pairs[Rows][Count];
 #pragma GCC unroll 8
     for (int s = 0; s < Steps; ++s) {
       const Group256 w = load_group_256<PanelBits>(panel, group + s);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
         const __m256i row = broadcast(a + r * kChunk + s * kGroup);
-        const __m256i low = _mm256_maddubs_epi16(w.low, row), high = _mm256_maddubs_epi16(w.high, row);
-        pairs[r][0] = s == 0 ? low : _mm256_add_epi16(pairs[r][0], low);
-        pairs[r][1] = s == 0 ? high : _mm256_add_epi16(pairs[r][1], high);
-        keep(pairs[r][0]);
-        keep(pairs[r][1]);
+#pragma GCC unroll 2
+        for (int i = 0; i < Count; ++i) {
+          const __m256i products = _mm256_maddubs_epi16(First + i == 0 ? w.low : w.high, row);
+          pairs[r][i] = s == 0 ? products : _mm256_add_epi16(pairs[r][i], products);
+          keep(pairs[r][i]);
+        }
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(pairs[r][0], ones));
-      sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(pairs[r][1], ones));
+#pragma GCC unroll 2
+      for (int i = 0; i < Count; ++i) {
+        sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(pairs[r][i], ones));
+      }
     }
   }
 
-  // At most three rows at once: each has two sums in int32 and two in int16.
-  template <int Rows, int PanelBits>
-  static __attribute__((noinline)) void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
-    if constexpr (Rows > 3) {
-      constexpr int kHalf = (Rows + 1) / 2;
-      tile<kHalf, PanelBits>(a, groups, panel, out);
-      tile<Rows - kHalf, PanelBits>(a + kHalf * kChunk, groups, panel, out + kHalf * kPanel);
-    } else {
-      __m256i sums[Rows][2];
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-      int64_t g = 0;
-      for (; g + kChunkGroups <= groups; a += kRows * kChunk) {
-        for (int i = 0; i < kChunkGroups; i += kSteps, g += kSteps) {
-          step<Rows, kSteps, PanelBits>(a + i * kGroup, panel, g, sums);
-        }
+  template <int Rows, int First, int Count, int PanelBits>
+  static __attribute__((noinline)) void halves(const uint8_t* a, int64_t groups, const PanelBytes& panel,
+                                               int32_t* out) {
+    __m256i sums[Rows][Count];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows * Count; ++i) sums[i / Count][i % Count] = _mm256_setzero_si256();
+    int64_t g = 0;
+    for (; g + kChunkGroups <= groups; a += kRows * kChunk) {
+      for (int i = 0; i < kChunkGroups; i += kSteps, g += kSteps) {
+        step<Rows, First, Count, kSteps, PanelBits>(a + i * kGroup, panel, g, sums);
       }
-      for (; g < groups; ++g, a += kGroup) step<Rows, 1, PanelBits>(a, panel, g, sums);
-      store_sums<Rows>(sums, out);
+    }
+    for (; g < groups; ++g, a += kGroup) step<Rows, First, Count, 1, PanelBits>(a, panel, g, sums);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows * Count; ++i) {
+      int32_t* to = out + i / Count * kPanel + (First + i % Count) * 8;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sums[i / Count][i % Count]);
+    }
+  }
+
+  // Every element has a sum in int32 and one in int16: more than three rows by all columns do not fit in registers.
+  // Half of the rows at a time loads less, half of the columns unpacks nothing twice.
+  template <int Rows, int PanelBits>
+  static void tile(const uint8_t* a, int64_t groups, const PanelBytes& panel, int32_t* out) {
+    if constexpr (Rows <= 3) {
+      halves<Rows, 0, 2, PanelBits>(a, groups, panel, out);
+    } else if constexpr (PanelBits == 8) {
+      constexpr int kUpper = (Rows + 1) / 2;
+      halves<kUpper, 0, 2, PanelBits>(a, groups, panel, out);
+      halves<Rows - kUpper, 0, 2, PanelBits>(a + kUpper * kChunk, groups, panel, out + kUpper * kPanel);
+    } else {
+      halves<Rows, 0, 1, PanelBits>(a, groups, panel, out);
+      halves<Rows, 1, 1, PanelBits>(a, groups, panel, out);
     }
   }
 };
@@ -120,6 +138,7 @@ struct Avx2<8> {
   template <int Rows>
   PTQ4ARVG_FN void step(const uint8_t* a, const PanelBytes& panel, int64_t group, __m256i (&sums)[Rows][2]) {
     const Group256 w = load_group_256<8>(panel, group);
+    if constexpr (Rows <= 4) prefetch_group<8>(panel, group);  // reading takes longer than multiplying
     step<Rows>(a, even(w.low), even(w.high), sums);
     const uint8_t* same = panel.codes;
     __asm__ volatile("" : "+r"(same));  // so that the codes are loaded again: there is no register to keep them in
