@@ -210,7 +210,10 @@ def cuda_kernel(m: int, n: int, k: int, bits: int, sm: int) -> tuple[str, str]:
 
 
 def isa() -> str:
-    """The CPU instruction set in use: amx_int8, avx512_vnni, avx2 or scalar (PTQ4ARVG_CPU_ISA)."""
+    """The CPU instruction set in use (PTQ4ARVG_CPU_ISA).
+
+    On x86 amx_int8, avx512_vnni, avx_vnni, avx2 or scalar; on Arm neon_dotprod or scalar.
+    """
     return _info.isa()
 
 

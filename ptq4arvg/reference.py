@@ -78,7 +78,9 @@ def _gelu(x: Tensor) -> Tensor:
         (-0.07115190476179123, 0.25082361698150635, -0.20728987455368042, 0.23069390654563904,
          0.010500079952180386, 0.10364207625389099, 0.0902474969625473, 0.09253464639186859),
     )  # fmt: skip
-    tail = (q * t) * exponential((x * x) * _constant(-0.5, x))
+    # Cut off so that no tail is subnormal.
+    power = _larger((x * x) * _constant(-0.5, x), _constant(-75.0, x))
+    tail = (q * t) * exponential(power)
     return x * torch.where(x < 0, tail, one - tail)
 
 

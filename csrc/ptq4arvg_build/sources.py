@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+AVX_VNNI_FLAGS = ("-mavxvnni", *AVX2_FLAGS)
 AVX512_VNNI_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     *AVX2_FLAGS,
 )
 AMX_INT8_FLAGS = ("-mamx-tile", "-mamx-int8", *AVX512_VNNI_FLAGS)
 X86_NAMES = ("x86_64", "amd64")
+ARM64_NAMES = ("aarch64", "arm64")
+
+# By what a file's name contains, later sets after those that they build on.
+X86_ISAS = {
+    "avx2": AVX2_FLAGS,
+    "avx_vnni": AVX_VNNI_FLAGS,
+    "avx512_vnni": AVX512_VNNI_FLAGS,
+    "amx_int8": AMX_INT8_FLAGS,
+}
+ARM64_ISAS = {"neon_dotprod": ("-march=armv8.2-a+dotprod",)}
 
 
 @dataclass(frozen=True)
@@ -30,34 +41,38 @@ def is_x86(machine: str | None = None) -> bool:
     return (machine or platform.machine()).lower() in X86_NAMES
 
 
+def isas_of(machine: str | None = None) -> dict[str, tuple[str, ...]]:
+    """The instruction sets beyond the baseline, and their flags, of this or the named machine."""
+    if is_x86(machine):
+        return X86_ISAS
+    return ARM64_ISAS if (machine or platform.machine()).lower() in ARM64_NAMES else {}
+
+
 def isa_rank(path: Path) -> int:
-    """0 baseline, 1 AVX2, 2 AVX-512-VNNI, 3 AMX, by file name."""
-    if "amx_int8" in path.name:
-        return 3
-    if "avx512_vnni" in path.name:
-        return 2
-    return 1 if "avx2" in path.name else 0
+    """0 baseline, 1 AVX2, 2 AVX-VNNI, 3 AVX-512-VNNI, 4 AMX, 5 NEON dot product, by file name."""
+    return next(
+        (rank for rank, name in enumerate([*X86_ISAS, *ARM64_ISAS], 1) if name in path.name), 0
+    )
 
 
 def isa_flags(path: Path, machine: str | None = None) -> tuple[str, ...]:
     """Compiler flags of one file's instruction set. Never the build machine's: wheels travel."""
-    if not is_x86(machine):
-        return ()
+    flags = next((flags for name, flags in isas_of(machine).items() if name in path.name), ())
     # -march=x86-64 first, so that a distribution's or a user's default cannot raise the baseline.
-    flags = ((), AVX2_FLAGS, AVX512_VNNI_FLAGS, AMX_INT8_FLAGS)
-    return ("-march=x86-64", *flags[isa_rank(path)])
+    return ("-march=x86-64", *flags) if is_x86(machine) else flags
 
 
 def collect(csrc: Path, machine: str | None = None) -> Sources:
     """All source files under `csrc`, in link order.
 
-    Baseline files come first and AMX ones last: of an inline function that several files emit,
-    the linker keeps the first copy, and that must be one that every processor can run.
+    Baseline files come first, those with the newest instructions last: of an inline function that
+    several files emit, the linker keeps the first copy, and every processor must be able to run it.
     """
     kernels = [
         path
         for path in csrc.glob("kernels/**/*.cpp")
-        if (is_x86(machine) or isa_rank(path) == 0) and not _is_cuda(path, csrc)
+        if (isa_rank(path) == 0 or any(name in path.name for name in isas_of(machine)))
+        and not _is_cuda(path, csrc)
     ]
     torch_files = list(csrc.glob("torch/*.cpp"))
     cuda = [*csrc.glob("kernels/cuda/**/*.cu"), *csrc.glob("kernels/cuda/**/*.cpp")]

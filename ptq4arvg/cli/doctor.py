@@ -91,6 +91,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
         )
     if operators["isa"] == "scalar":
         notes.append("the scalar kernels run: right, and many times slower than the others")
+    if operators["isa"] == "neon_dotprod":
+        notes.append(
+            "the neon_dotprod kernels were tested in an emulator, never on an Arm processor"
+        )
     if cuda["device"] and not cuda["kernels_built"]:
         notes.append(
             f"a CUDA device is there ({cuda['device']}), but this build has no CUDA kernels: "

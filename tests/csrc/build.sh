@@ -2,7 +2,8 @@
 # Build the kernel test without torch and Python: build.sh OUTPUT [compiler flags]
 #
 # With AVX-512 emulated by SIMDe where its headers are installed (Debian: libsimde-dev) and the processor has AVX2 but
-# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. CXX names the compiler (default g++).
+# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. CXX names the
+# compiler (default g++), whose target decides which instruction sets there are.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 csrc=$here/../../csrc
@@ -13,7 +14,11 @@ objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
 
 has() { grep -q -m1 -w "$1" /proc/cpuinfo 2>/dev/null; }
+target=$($cxx -dumpmachine)
+x86=0 arm64=0
+case $target in x86_64* | amd64*) x86=1 ;; aarch64* | arm64*) arm64=1 ;; esac
 emulate=${PTQ4ARVG_EMULATE:-}
+[ $x86 = 1 ] || emulate=0
 if [ -z "$emulate" ]; then
     emulate=0
     if ! has avx512_vnni && has avx2 && echo '#include <simde/x86/avx512.h>' | $cxx -E -x c++ - >/dev/null 2>&1; then
@@ -30,8 +35,6 @@ if [ "$emulate" = 1 ]; then
     define="-DPTQ4ARVG_EMULATE -I$here"
     avx512="$define -Wno-psabi -Wno-ignored-attributes"
 fi
-x86=0
-case $(uname -m) in x86_64 | amd64) x86=1 ;; esac
 
 for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kernels.cpp; do
     name=$(basename "$source" .cpp)
@@ -39,10 +42,15 @@ for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kerne
     case $name in
         *amx_int8*) isa="$avx2 $native512 -mamx-tile -mamx-int8" ;;
         *avx512_vnni*) isa="$avx2 $avx512" ;;
+        *avx_vnni*) isa="$avx2 -mavxvnni" ;;
         *avx2*) isa=$avx2 ;;
+        *neon_dotprod*) isa=-march=armv8.2-a+dotprod ;;
         test_kernels) isa=$define ;;
     esac
-    case $name in *avx* | *amx*) [ $x86 = 1 ] || continue ;; esac
+    case $name in
+        *avx* | *amx*) [ $x86 = 1 ] || continue ;;
+        *neon*) [ $arm64 = 1 ] || continue ;;
+    esac
     # shellcheck disable=SC2086 - words on purpose
     $cxx $flags $isa -c "$source" -o "$objects/$name.o"
 done

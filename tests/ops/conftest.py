@@ -11,7 +11,7 @@ from torch import Tensor
 from ptq4arvg import ops
 
 BITS = (8, 6, 4)
-ISAS = ("scalar", "avx2", "avx512_vnni", "amx_int8")
+ISAS = ("scalar", "avx2", "avx_vnni", "avx512_vnni", "amx_int8", "neon_dotprod")
 
 
 @pytest.fixture(params=ISAS)

@@ -57,12 +57,17 @@ def test_torch_ops_have_the_documented_names():
         assert hasattr(ops.reference, name)
 
 
-KINDS = {"amx": "amx_int8", "vnni": "avx512_vnni", "avx2_maddubs": "avx2", "fma": "avx2"}
+KINDS = {
+    "amx": {"amx_int8"},
+    "vnni": {"avx512_vnni", "avx_vnni"},
+    "avx2_maddubs": {"avx2"},
+    "fma": {"avx2"},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_measure_peak(kind):
-    if KINDS[kind] not in ops.build_info()["available_isas"]:
+    if not KINDS[kind] & set(ops.build_info()["available_isas"]):
         with pytest.raises(ValueError, match=f"kind is '{kind}', this processor has "):
             _info.measure_peak(kind, 1, 0.01)
         return
@@ -72,7 +77,8 @@ def test_measure_peak(kind):
 
 
 def test_measure_peak_names_the_kinds():
-    known = [kind for kind, isa in KINDS.items() if isa in ops.build_info()["available_isas"]]
+    available = set(ops.build_info()["available_isas"])
+    known = [kind for kind, isas in KINDS.items() if isas & available]
     with pytest.raises(ValueError, match=f"kind is 'warp', .* has {', '.join(known) or 'none'}$"):
         _info.measure_peak("warp", 1, 0.01)
 

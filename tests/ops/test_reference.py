@@ -50,6 +50,12 @@ def test_activation_far_out(name):
     assert torch.isnan(ref.activate(name, torch.tensor([float("nan")]))).all()
 
 
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_activation_has_no_subnormal_results(name):
+    y = ref.activate(name, _grid(-1000.0, 1000.0))
+    assert float(y[y != 0].abs().min()) > torch.finfo(torch.float32).tiny
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([8, 6, 4]))
 @settings(max_examples=30, deadline=None)
 def test_quantize_is_the_affine_grid(seed, bits):

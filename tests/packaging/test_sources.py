@@ -9,6 +9,7 @@ NAMES = [
     "kernels/cpu/amx_int8.cpp",
     "kernels/cpu/gemm_avx512_vnni.cpp",
     "kernels/cpu/gemm_avx2.cpp",
+    "kernels/cpu/gemm_neon_dotprod.cpp",
     "kernels/cpu/scalar.cpp",
     "kernels/cuda/gemm_sm80.cu",
     "kernels/cuda/select.cpp",
@@ -53,9 +54,13 @@ def test_baseline_files_are_linked_first(csrc):
 
 
 def test_other_machines_leave_out_the_x86_files(csrc):
+    baseline = ["kernels/cpu/scalar.cpp", "torch/library.cpp"]
+    assert names(csrc, sources.collect(csrc, "riscv64").ops) == baseline
     found = sources.collect(csrc, "aarch64")
-    assert names(csrc, found.ops) == ["kernels/cpu/scalar.cpp", "torch/library.cpp"]
+    assert names(csrc, found.ops) == [*baseline, "kernels/cpu/gemm_neon_dotprod.cpp"]
     assert sources.isa_flags(Path("scalar.cpp"), "aarch64") == ()
+    flags = sources.isa_flags(Path("gemm_neon_dotprod.cpp"), "aarch64")
+    assert flags == ("-march=armv8.2-a+dotprod",)
 
 
 def test_no_cuda_files(tmp_path):
@@ -68,7 +73,8 @@ def test_no_cuda_files(tmp_path):
     ("name", "has", "has_not"),
     [
         ("scalar.cpp", [], ["-mavx2", "-mfma", "-mavx512f"]),
-        ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f"]),
+        ("gemm_avx2.cpp", ["-mavx2", "-mfma", "-mf16c"], ["-mavx512f", "-mavxvnni"]),
+        ("gemm_avx_vnni.cpp", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"], ["-mavx512f"]),
         (
             "avx512_vnni.cpp",
             ["-mavx512vnni", "-mavx512bw", "-mavx512vl", "-mavx512dq"],

@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(PTQ4ARVG_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace ptq4arvg::cpu {
@@ -32,6 +34,13 @@ bool has_avx2() {
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_F16C)) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return false;
   return system_saves(0x6);  // xmm, ymm
+}
+
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  if (!has_avx2() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return false;  // a: the last subleaf
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
 }
 
 bool has_avx512_vnni() {
@@ -60,11 +69,25 @@ bool has_amx_int8() {
 }
 #endif
 
+#if defined(PTQ4ARVG_ARM64)
+bool has_neon_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kDotprod = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotprod;
+#else
+  return false;
+#endif
+}
+#endif
+
 const IsaChoice kChoices[] = {
 #if defined(PTQ4ARVG_X86)
     {"amx_int8", has_amx_int8, amx_int8_table},
     {"avx512_vnni", has_avx512_vnni, avx512_vnni_table},
+    {"avx_vnni", has_avx_vnni, avx_vnni_table},
     {"avx2", has_avx2, avx2_table},
+#elif defined(PTQ4ARVG_ARM64)
+    {"neon_dotprod", has_neon_dotprod, neon_dotprod_table},
 #endif
     {"scalar", always, scalar_table},
 };
@@ -106,8 +129,8 @@ struct Names {
    "quantize." #isa,                                                                           \
    "norm_quantize." #isa}
 
-const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx512_vnni),
-                        PTQ4ARVG_NAMES(amx_int8)};
+const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx_vnni),
+                        PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8), PTQ4ARVG_NAMES(neon_dotprod)};
 
 const Names& names_of(const KernelTable& table) {
   for (const Names& names : kNames) {

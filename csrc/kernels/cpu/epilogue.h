@@ -14,12 +14,13 @@ struct EpilogueRow {
   float a_scale;
   int32_t a_zero;
   QuantizeRow requantize;
+  int32_t sum = 0;  // of the row's codes, where a kernel needs it
 };
 
 PTQ4ARVG_FN EpilogueRow epilogue_row(const GemmProblem& p, int64_t row) {
   const Epilogue& e = p.epilogue;
   const int64_t t = position_of(p.rows, row);
-  EpilogueRow out{row, row / p.rows.tokens, e.a_scale[t], e.a_zero ? e.a_zero[t] : 0, {}};
+  EpilogueRow out{row, row / p.rows.tokens, e.a_scale[t], e.a_zero ? e.a_zero[t] : 0, {}, 0};
   if (e.requantize) out.requantize = quantize_row(e.out_table.inv_scale[t], e.out_table.zero[t], e.out_table.bits);
   return out;
 }
@@ -50,8 +51,8 @@ PTQ4ARVG_FN void epilogue_lanes(const L& lanes, const GemmProblem& p, const Epil
                                 const int32_t* sums, const int32_t* column_sums) {
   using F = typename L::F;
   const Epilogue& e = p.epilogue;
-  const F sum = lanes.dot_correction(lanes.load_int(sums), r.a_zero, lanes.load_int(column_sums));
-  F y = dequantize(sum, lanes.load(e.w_scale + n), F(r.a_scale));
+  const auto sum = L::minus(lanes.load_int(sums), L::times(lanes.load_int(column_sums), r.a_zero));
+  F y = dequantize(L::to_float(sum), lanes.load(e.w_scale + n), F(r.a_scale));
   if (e.bias) y = add(y, lanes.load(e.bias + n));
   finish_lanes<kind, output, Mixed>(lanes, p, r, n, y);
 }

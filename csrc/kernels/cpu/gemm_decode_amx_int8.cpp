@@ -8,6 +8,7 @@
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/avx512_vnni_kernels.h"
 #include "kernels/cpu/epilogue_tile.h"
+#include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/unpack_avx512.h"
 #include "kernels/parallel.h"
@@ -112,8 +113,9 @@ void decode(const GemmProblem& p) {
       }
       panel_sums<Bits>(a, layout.groups, panels, tiles, sums);
       StripColumns<kPanels> columns;
-      gather_columns(p, first * kPanel, 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-      finish_of<kPanels>(p.epilogue)(p, columns, rows, count, sums);
+      gather_columns<Avx512Whole, Avx512Tail>(p, first * kPanel, 0,
+                                              [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
+      finish_of<Avx512Whole, Avx512Tail, kPanels>(p.epilogue)(p, columns, rows, count, sums);
     }
     release_tiles();
   });

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/avx512_vnni_kernels.h"
 #include "kernels/cpu/epilogue_tile.h"
+#include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/unpack_avx512.h"
 #include "kernels/parallel.h"
@@ -108,8 +109,9 @@ void decode_panels(const GemmProblem& p, const Layout& layout, const DecodeRows&
     for (int i = 0; i < Panels; ++i) take_off_zeros<Panels>(p, first + i, in.sums, sums + i * kPanel);
   }
   StripColumns<Panels> columns;
-  gather_columns(p, first * kPanel, Bits == 8 ? 128 : 0, [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
-  finish_of<Panels>(p.epilogue)(p, columns, in.rows, Rows, sums);
+  gather_columns<Avx512Whole, Avx512Tail>(p, first * kPanel, Bits == 8 ? 128 : 0,
+                                          [&](int i) { return bytes_at(i) + layout.sums; }, &columns);
+  finish_of<Avx512Whole, Avx512Tail, Panels>(p.epilogue)(p, columns, in.rows, Rows, sums);
 }
 
 template <int Bits, int Rows>

@@ -18,6 +18,7 @@
 #include <cstring>
 
 #include "kernels/cpu/epilogue_tile.h"
+#include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/unpack_avx512.h"
 #include "kernels/parallel.h"
@@ -117,8 +118,8 @@ static inline void open_strip(const GemmProblem& p, const TilePlan& plan, int64_
     return panel < plan.layout.panels ? panel : plan.layout.panels - 1;  // past the last, whose results nobody reads
   };
   const auto bytes_at = [&](int i) { return p.w + panel_at(i) * plan.layout.panel_bytes; };
-  gather_columns(p, strip * kStripColumns, Isa::kExcess,
-                 [&](int i) { return bytes_at(i) + plan.layout.sums; }, columns);
+  gather_columns<Avx512Whole, Avx512Tail>(p, strip * kStripColumns, Isa::kExcess,
+                                          [&](int i) { return bytes_at(i) + plan.layout.sums; }, columns);
   const int64_t full = plan.layout.groups / kChunkGroups * kChunkGroups, tail = plan.layout.groups - full;
   for (int i = 0; i < kStrip; ++i) {
     if (p.bits == 8) {
@@ -175,7 +176,7 @@ static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t
   StripColumns<kStrip> columns[2];
   Pending pending;
   Prefetch prefetch;
-  const FinishTile<kStrip> finish = finish_of<kStrip>(p.epilogue);
+  const FinishTile<kStrip> finish = finish_of<Avx512Whole, Avx512Tail, kStrip>(p.epilogue);
   const auto work = [&](int64_t step, int64_t steps) __attribute__((always_inline)) {
     prefetch();
     const int64_t begin = pending.count * step / steps, end = pending.count * (step + 1) / steps;

@@ -21,8 +21,12 @@ const KernelTable& scalar_table();
 #if defined(__x86_64__) || defined(_M_X64)
 #define PTQ4ARVG_X86 1
 const KernelTable& avx2_table();
+const KernelTable& avx_vnni_table();
 const KernelTable& avx512_vnni_table();
 const KernelTable& amx_int8_table();
+#elif defined(__aarch64__)
+#define PTQ4ARVG_ARM64 1
+const KernelTable& neon_dotprod_table();
 #endif
 
 struct IsaChoice {

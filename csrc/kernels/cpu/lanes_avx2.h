@@ -52,10 +52,11 @@ struct Avx2Lanes {
   void store(float* p, F x) const { _mm256_storeu_ps(p, x.v); }
   I load_int(const int32_t* p) const { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-  F dot_correction(I sum, int32_t zero, I column_sum) const {
-    const I correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero), column_sum);
-    return Float8(_mm256_cvtepi32_ps(_mm256_sub_epi32(sum, correction)));
-  }
+  void store_int(int32_t* p, I x) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+
+  static I minus(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I times(I a, int32_t factor) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(factor)); }
+  static F to_float(I a) { return Float8(_mm256_cvtepi32_ps(a)); }
 
   F load_any(const FloatMatrix& x, int64_t index) const {
     if (x.dtype == DType::f32) return load(static_cast<const float*>(x.data) + index);

@@ -64,10 +64,13 @@ struct Avx512Lanes {
   void store(float* p, F x) const { Whole ? _mm512_storeu_ps(p, x.v) : _mm512_mask_storeu_ps(p, mask, x.v); }
   I load_int(const int32_t* p) const { return Whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(mask, p); }
 
-  F dot_correction(I sum, int32_t zero, I column_sum) const {
-    const I correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), column_sum);
-    return Float16(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, correction)));
+  void store_int(int32_t* p, I x) const {
+    Whole ? _mm512_storeu_si512(p, x) : _mm512_mask_storeu_epi32(p, mask, x);
   }
+
+  static I minus(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I times(I a, int32_t factor) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(factor)); }
+  static F to_float(I a) { return Float16(_mm512_cvtepi32_ps(a)); }
 
   F load_any(const FloatMatrix& x, int64_t index) const {
     if (x.dtype == DType::f32) return load(static_cast<const float*>(x.data) + index);
@@ -111,6 +114,9 @@ struct Avx512Lanes {
     void store(double* out) const { _mm512_storeu_pd(out, sums); }
   };
 };
+
+using Avx512Whole = Avx512Lanes<true>;
+using Avx512Tail = Avx512Lanes<false>;
 
 }  // namespace
 }  // namespace ptq4arvg

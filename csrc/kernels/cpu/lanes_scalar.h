@@ -16,7 +16,10 @@ struct ScalarLanes {
   F load(const float* p) const { return *p; }
   void store(float* p, F x) const { *p = x; }
   I load_int(const int32_t* p) const { return *p; }
-  F dot_correction(I sum, int32_t zero, I column_sum) const { return static_cast<float>(sum - zero * column_sum); }
+  void store_int(int32_t* p, I x) const { *p = x; }
+  static I minus(I a, I b) { return a - b; }
+  static I times(I a, int32_t factor) { return a * factor; }
+  static F to_float(I a) { return static_cast<float>(a); }
   F load_any(const FloatMatrix& x, int64_t index) const { return load_float(x.data, x.dtype, index); }
   void store_any(void* out, DType dtype, int64_t index, F x) const { store_float(out, dtype, index, x); }
   void store_codes(int8_t* out, F code) const { *out = static_cast<int8_t>(static_cast<int32_t>(code)); }

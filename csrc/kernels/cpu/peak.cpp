@@ -42,6 +42,7 @@ struct Kind {
 // The first of a name that the processor has counts.
 const Kind kKinds[] = {{"amx", "amx_int8", tiles_amx_int8},
                        {"vnni", "avx512_vnni", dot_avx512_vnni},
+                       {"vnni", "avx_vnni", dot_avx_vnni},
                        {"avx2_maddubs", "avx2", maddubs_avx2},
                        {"fma", "avx512_vnni", fma_avx512_vnni},
                        {"fma", "avx2", fma_avx2}};

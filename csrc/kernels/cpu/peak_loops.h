@@ -22,6 +22,7 @@ const PeakLoop& fma_avx2();
 const PeakLoop& maddubs_avx2();
 const PeakLoop& fma_avx512_vnni();
 const PeakLoop& dot_avx512_vnni();
+const PeakLoop& dot_avx_vnni();
 const PeakLoop& tiles_amx_int8();
 
 // Keeps a register's value alive and unknown to the compiler.

@@ -2,20 +2,10 @@
 #pragma once
 
 #include "kernels/cpu/intrinsics.h"
-#include "kernels/cpu/layout.h"
+#include "kernels/cpu/panel_bytes.h"
 
 namespace ptq4arvg::cpu {
 namespace {  // compiled for several instruction sets: internal linkage, see real.h
-
-// Where the bytes of a panel's group lie.
-struct PanelBytes {
-  const uint8_t* codes;  // 8 bits: the codes; else the low four bits
-  const uint8_t* pairs;  // 6 bits: the high two bits
-};
-
-PTQ4ARVG_FN PanelBytes panel_bytes_of(const uint8_t* panel, const Layout& layout) {
-  return {panel, panel + layout.nibbles};
-}
 
 // Levels of a group at 6 or 4 bits, unsigned; at 8 bits the codes themselves.
 template <int Bits>
@@ -43,18 +33,6 @@ template <int Bits>
 PTQ4ARVG_FN void unpack_groups(const PanelBytes& panel, __m512i zeros, int64_t begin, int64_t end, int8_t* codes) {
   for (int64_t g = begin; g < end; ++g, codes += kGroupCodes) {
     _mm512_storeu_si512(codes, _mm512_sub_epi8(load_group<Bits>(panel, g), zeros));
-  }
-}
-
-// The cache lines of a panel that begin in this group, some way ahead.
-template <int Bits>
-PTQ4ARVG_FN void prefetch_group(const PanelBytes& panel, int64_t group) {
-  constexpr int kAhead = 1024, kBytes = Bits == 8 ? 64 : 32;
-  if (group * kBytes % 64 == 0) {
-    _mm_prefetch(reinterpret_cast<const char*>(panel.codes + group * kBytes + kAhead), _MM_HINT_T0);
-  }
-  if (Bits == 6 && group % 4 == 0) {
-    _mm_prefetch(reinterpret_cast<const char*>(panel.pairs + group * 16 + kAhead / 2), _MM_HINT_T0);
   }
 }
 

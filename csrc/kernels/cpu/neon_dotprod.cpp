@@ -1,0 +1,14 @@
+// gemm_float is the plain one: its inner loop over 16 columns is what the compiler makes vectors of by itself.
+#include "kernels/cpu/lanes_neon.h"
+#include "kernels/cpu/neon_dotprod_kernels.h"
+#include "kernels/cpu/rowwise.h"
+
+namespace ptq4arvg::cpu {
+
+const KernelTable& neon_dotprod_table() {
+  static const KernelTable table{"neon_dotprod", gemm_neon_dotprod, scalar_table().gemm_float,
+                                 quantize_rows<NeonLanes, ScalarLanes>, norm_quantize_rows<NeonLanes, ScalarLanes>};
+  return table;
+}
+
+}  // namespace ptq4arvg::cpu
