@@ -110,6 +110,11 @@ def quantize_(
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
+    if compat and model.family != "var":
+        raise ValueError(
+            f"quantize_: compat='research' reproduces VAR's pipeline only; {model.name} is of the "
+            f"family {model.family!r}"
+        )
     if getattr(model, "recipe", None):
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"

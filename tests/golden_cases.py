@@ -112,7 +112,7 @@ class GoldenCase:
 class VARCase(GoldenCase):
     """A VAR configuration (tests/golden/var)."""
 
-    marks = {"patch_nums", "width"}
+    marks: ClassVar[set[str]] = {"patch_nums", "width"}
     tokenizer_keys = "vqvae_keys.json"
 
     def scales(self, prefix: str) -> Tensor:
@@ -144,7 +144,7 @@ class VARCase(GoldenCase):
 class RARCase(GoldenCase):
     """A RAR configuration (tests/golden/rar)."""
 
-    marks = {"image_seq_len", "condition_num_classes"}
+    marks: ClassVar[set[str]] = {"image_seq_len", "condition_num_classes"}
     tokenizer_keys = "vqgan_keys.json"
 
     def labels(self, prefix: str) -> Tensor:

@@ -105,9 +105,7 @@ class Decoder(nn.Module):
         self.mid = nn.Sequential(*(ResnetBlock(widths[-1], widths[-1]) for _ in range(blocks)))
         self.up = nn.ModuleList(  # stored from the highest resolution down, run the other way
             Level(inputs, width, blocks, upsample=i > 0)
-            for i, (inputs, width) in enumerate(
-                zip([*widths[1:], widths[-1]], widths, strict=True)
-            )
+            for i, (inputs, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)

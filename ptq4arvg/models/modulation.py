@@ -1,4 +1,4 @@
-"""AdaLN modulations that depend on (class, position) only: computed once per class, within a budget.
+"""AdaLN modulations that depend on (class, position) only, computed once per class in a budget.
 
 In RAR they take a third of the multiplications, although they are the same for all images of a
 class and the unconditional rows of guidance are all of one class.

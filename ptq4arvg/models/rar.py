@@ -274,13 +274,11 @@ class RARModel(ARVGModel):
     def linears(self) -> list[LinearSpec]:
         """Per block: its AdaLN linear, qkv, proj, fc1, fc2; then the head's two."""
         c, t = self.config, self.positions
-        # 257 steps of one token each are too many to gather statistics of, and one row of samples
-        # for each is too few: cls, class, and each row of the image count as a step.
-        side = math.isqrt(c.tokens)
-        rows = tuple(2 + p // side for p in range(t - 2))
-        step, each, sink = (0, 1, *rows), tuple(range(t)), (0, 1)
-        ends = (0, 1, *(2,) * (t - 2))
-        head_step = (0, 0, *(row - 1 for row in rows))  # the head has no position 0 of its own
+        # A step is one token, too few to gather statistics or to estimate a scale from. So cls,
+        # class, and each quarter of the image tokens count as a step; for the head the quarters do.
+        quarter = [4 * p // c.tokens for p in range(t - 2)]
+        step, head_step = (0, 1, *(2 + q for q in quarter)), (0, 0, *quarter)
+        each, ends, sink = tuple(range(t)), (0, 1, *(2,) * (t - 2)), (0, 1)
         why = "its input is SiLU(class + position)"
         specs = []
         for i, block in enumerate(self.block_names()):
