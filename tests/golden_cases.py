@@ -12,6 +12,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from ptq4arvg.models.base import ARVGModel
 from ptq4arvg.models.loading import load_strict_, read_state
 from ptq4arvg.models.registry import build_model
+from ptq4arvg.sampling import Choose
 
 ROOT = Path(os.environ.get("PTQ4ARVG_GOLDEN") or Path(__file__).parent / "golden")
 # Between two runs of the original code: 7e-5 (tests/golden/var/README.md).
@@ -179,6 +181,27 @@ def find_cases(kind: type[Case] = VARCase) -> list[Case]:
     ]
     assert found, f"no configuration (*.config.json) of a {kind.__name__} below {ROOT}"
     return found
+
+
+def greedy(seen: list[Tensor]) -> Choose:
+    """A choice of the most likely tokens that keeps the logits it was shown."""
+
+    def choose(logits: Tensor, _step: int) -> Tensor:
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    return choose
+
+
+def forced(seen: list[Tensor], parts: Iterable[Tensor]) -> Choose:
+    """A choice of the given tokens, step after step, that keeps the logits it was shown."""
+    parts = iter(parts)
+
+    def choose(logits: Tensor, _step: int) -> Tensor:
+        seen.append(logits)
+        return next(parts)
+
+    return choose
 
 
 def sub_sampled(image: Tensor, like: Tensor) -> Tensor:
