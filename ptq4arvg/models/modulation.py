@@ -36,15 +36,16 @@ class ModulationTable:
     ) -> None:
         self.compute, self.positions, self.budget = compute, positions, budget
         self.kept: dict[int, Tensor] = {}  # label -> [positions, M], least recently used first
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: tuple[object, ...] = ()
         self.close()
 
     def open(self, labels: Tensor, position_bytes: int, stamp: tuple[int, ...]) -> None:
         """Begin a batch whose rows have ``labels`` [B].
 
         position_bytes: size of one [M]; stamp: a checksum of what ``compute`` reads: what was made
-        from other weights is forgotten.
+        from other weights, or on another device, is forgotten.
         """
+        stamp = (labels.device, *stamp)
         if stamp != self._stamp:
             self.kept, self._stamp = {}, stamp
         self._labels, self._row = labels.unique(return_inverse=True)

@@ -23,7 +23,7 @@ def transformer():
     return CASE.build().transformer
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
 @pytest.mark.parametrize("nesting", [(), ("state_dict",), ("model",), ("model", "state_dict")])
 def test_files_of_every_kind(state, tmp_path, suffix, nesting):
     path = tmp_path / f"weights{suffix}"

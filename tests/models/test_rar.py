@@ -1,11 +1,14 @@
 """RAR's decoding loop: streams, cache, modulations per distinct label, and its stressed twin."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from ptq4arvg.calibration import Calibration
 from ptq4arvg.models import build_model
+from ptq4arvg.models.loading import load_strict_
 from ptq4arvg.models.stress import stress_
 from ptq4arvg.pipeline import quantize_
 from tests.golden_cases import forced, greedy
@@ -80,22 +83,25 @@ def test_a_label_that_is_no_class(model):
         model.sample_ids(torch.tensor([5]))
 
 
-def test_nothing_of_a_batch_stays_after_an_interrupt():
+def stop(_logits, _step):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("choose", [None, stop])
+def test_nothing_of_a_batch_stays(choose):
     model = tiny()
     model.modulation_table.budget = 0  # windows, which are dropped too
+    with pytest.raises(KeyboardInterrupt) if choose else contextlib.nullcontext():
+        model.sample_ids(LABELS, choose=choose)
+    assert all(block.attn.cache is None for block in model.transformer.blocks)
+    assert not model.modulation_table._window
 
-    def stop(_logits, step):
-        if step == 3:
-            raise KeyboardInterrupt
 
-    for choose in (None, lambda logits, step: stop(logits, step) or logits.argmax(-1)):
-        if choose is None:
-            model.sample_ids(LABELS)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                model.sample_ids(LABELS, choose=choose)
-        assert all(block.attn.cache is None for block in model.transformer.blocks)
-        assert not model.modulation_table._window
+def test_a_mask_in_the_file_is_ignored():
+    model, other = tiny(), tiny(seed=1)
+    state = {**other.transformer.state_dict(), "attn_mask": torch.zeros(18, 18)}
+    load_strict_(model.transformer, state, "weights")
+    assert torch.equal(model.transformer.cls_token, other.transformer.cls_token)
 
 
 def test_modulations_are_computed_once_per_class():
@@ -149,6 +155,28 @@ def test_changed_weights_make_new_modulations(change):
         assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
     if change == "dtype":
         assert after.dtype == torch.float64
+
+
+@pytest.mark.gpu
+def test_modulations_follow_to_another_device():
+    model = tiny()
+    ids = model.sample_ids(LABELS)
+    before = decoded(model, ids, LABELS)
+    model.to("cuda")
+    assert_close(decoded(model, ids.cuda(), LABELS).cpu(), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A8"])
+def test_half_precision(scheme):
+    """What is not quantized in bfloat16: images, and logits near those of float32."""
+    model, exact = tiny(torch.bfloat16), tiny()
+    for each in (model, exact):
+        quantize_(each, scheme, "rtn", rows(exact))
+    ids = exact.sample_ids(LABELS)
+    found, wanted = decoded(model, ids, LABELS), decoded(exact, ids, LABELS)
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).norm() < 0.1 * wanted.norm()
+    assert model.generate([1]).isfinite().all()
 
 
 def test_stress_keeps_the_function_and_makes_outliers():
