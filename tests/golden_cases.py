@@ -1,8 +1,9 @@
-"""Golden VAR cases: found in a folder, built by the package, with nothing about them assumed.
+"""Golden cases: found in a folder, built by the package, with nothing about them assumed.
 
 A case is ``<name>.config.json`` beside ``<name>.weights.safetensors`` and
-``<name>.golden.safetensors`` (tests/golden/var/README.md). ``PTQ4ARVG_GOLDEN`` names another folder
-than tests/golden; folders below it are searched too, and other families are left out.
+``<name>.golden.safetensors`` (tests/golden/*/README.md), in the terms of the family's original
+code. Each family has a class here, which tells its own configurations and translates them.
+``PTQ4ARVG_GOLDEN`` names another folder than tests/golden; folders below it are searched too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +26,13 @@ from torch import Tensor
 from ptq4arvg.models.base import ARVGModel
 from ptq4arvg.models.loading import load_strict_, read_state
 from ptq4arvg.models.registry import build_model
+from ptq4arvg.sampling import Choose
 
 ROOT = Path(os.environ.get("PTQ4ARVG_GOLDEN") or Path(__file__).parent / "golden")
 # Between two runs of the original code: 7e-5 (tests/golden/var/README.md).
 LOGITS = {"atol": 5e-4, "rtol": 1e-4}
 IMAGES = {"atol": 1e-4, "rtol": 0.0}
+Case = TypeVar("Case", bound="GoldenCase")
 
 
 def ruled_tensor(tag: str, name: str, shape: list[int], gain: float) -> np.ndarray:
@@ -62,9 +66,15 @@ def ruled_state(keys: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One configuration with its weights and records."""
+    """One configuration with its weights and records. Base class of the families' cases.
+
+    marks: fields that only configurations of this family have; tokenizer_keys: ending of the file
+    that describes the tokenizer's weights by a rule.
+    """
 
     path: Path  # of the config.json
+    marks: ClassVar[set[str]] = set()
+    tokenizer_keys: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
@@ -81,17 +91,39 @@ class GoldenCase:
     def records(self) -> dict[str, Tensor]:
         return load_file(self.beside("golden.safetensors"))
 
+    def has(self, prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in self.records)
+
+    def architecture(self) -> dict[str, Any]:
+        """The configuration as the package has it."""
+        raise NotImplementedError
+
+    def tokenizer_state(self) -> dict[str, Tensor]:
+        """The tokenizer's weights."""
+        return ruled_state(self.beside(self.tokenizer_keys))
+
+    def build(self, dtype: torch.dtype = torch.float32) -> ARVGModel:
+        """The model with its recorded weights."""
+        model = build_model(self.name, self.architecture())
+        what = f"{self.name} weights"
+        load_strict_(model.transformer, read_state(self.beside("weights.safetensors")), what)
+        load_strict_(model.tokenizer, self.tokenizer_state(), f"{self.name} tokenizer")
+        return model.to(dtype)
+
+
+class VARCase(GoldenCase):
+    """A VAR configuration (tests/golden/var)."""
+
+    marks: ClassVar[set[str]] = {"patch_nums", "width"}
+    tokenizer_keys = "vqvae_keys.json"
+
     def scales(self, prefix: str) -> Tensor:
         """Records ``prefix.0``, ``prefix.1``, ... of all scales, joined along the positions."""
         return torch.cat(
             [self.records[f"{prefix}.{i}"] for i in range(len(self.config["patch_nums"]))], 1
         )
 
-    def has(self, prefix: str) -> bool:
-        return any(key.startswith(prefix) for key in self.records)
-
-    def build(self, dtype: torch.dtype = torch.float32) -> ARVGModel:
-        """The model with its recorded weights."""
+    def architecture(self) -> dict[str, Any]:
         c = self.config
         transformer = {
             "depth": c["depth"], "num_heads": c["heads"], "embed_dim": c["width"],
@@ -104,27 +136,72 @@ class GoldenCase:
         renamed = {"v_patch_nums": "patch_nums"}
         dropped = ("recipe_tag", "recipe_gain")
         tokenizer = {renamed.get(k, k): v for k, v in vq.items() if k not in dropped}
-        config = {"family": "var", "transformer": transformer, "tokenizer": tokenizer}
-        model = build_model(self.name, config)
-        what = f"{self.name} weights"
-        load_strict_(model.transformer, read_state(self.beside("weights.safetensors")), what)
-        state = ruled_state(self.beside("vqvae_keys.json"))
-        stored = self.beside("vqvae_quantize.safetensors")
-        if stored.is_file():
-            state.update(load_file(stored))
-        load_strict_(model.tokenizer, state, f"{self.name} tokenizer")
-        return model.to(dtype)
+        return {"family": "var", "transformer": transformer, "tokenizer": tokenizer}
+
+    def tokenizer_state(self) -> dict[str, Tensor]:
+        state, stored = super().tokenizer_state(), self.beside("vqvae_quantize.safetensors")
+        return state | (load_file(stored) if stored.is_file() else {})
 
 
-def find_cases() -> list[GoldenCase]:
-    """Every VAR case below ``ROOT``. AssertionError if there is none: nothing would be tested."""
+class RARCase(GoldenCase):
+    """A RAR configuration (tests/golden/rar)."""
+
+    marks: ClassVar[set[str]] = {"image_seq_len", "condition_num_classes"}
+    tokenizer_keys = "vqgan_keys.json"
+
+    def labels(self, prefix: str) -> Tensor:
+        """Labels of the record ``prefix.condition_ids``, which counts in the embedding table."""
+        return self.records[f"{prefix}.condition_ids"] - self.config["codebook_size"] - 1
+
+    def architecture(self) -> dict[str, Any]:
+        c, vq = self.config, self.config["maskgit_vqgan"]
+        transformer = {
+            "depth": c["num_hidden_layers"], "num_heads": c["num_attention_heads"],
+            "embed_dim": c["hidden_size"], "ffn_dim": c["intermediate_size"],
+            "num_classes": c["condition_num_classes"], "tokens": c["image_seq_len"],
+            "vocab_size": c["codebook_size"], "norm_eps": c["norm_eps"],
+            "sampling": {"cfg": c["guidance_scale"], "top_k": 0, "top_p": 0.0},
+            "guidance_power": c["guidance_scale_pow"], "temperature": c["randomize_temperature"],
+        }  # fmt: skip
+        tokenizer = {
+            "vocab_size": vq["codebook_size"], "z_channels": vq["z_channels"],
+            "ch": vq["hidden_channels"], "ch_mult": vq["channel_mult"],
+            "num_res_blocks": vq["num_res_blocks"], "grid": math.isqrt(c["image_seq_len"]),
+        }  # fmt: skip
+        return {"family": "rar", "transformer": transformer, "tokenizer": tokenizer}
+
+
+def find_cases(kind: type[Case] = VARCase) -> list[Case]:
+    """Every case of a family below ``ROOT``. AssertionError if there is none: nothing would be
+    tested."""
     found = [
-        GoldenCase(path)
+        kind(path)
         for path in sorted(ROOT.rglob("*.config.json"))
-        if {"patch_nums", "width"} <= set(json.loads(path.read_text()))
+        if kind.marks <= set(json.loads(path.read_text()))
     ]
-    assert found, f"no VAR configuration (*.config.json) below {ROOT}"
+    assert found, f"no configuration (*.config.json) of a {kind.__name__} below {ROOT}"
     return found
+
+
+def greedy(seen: list[Tensor]) -> Choose:
+    """A choice of the most likely tokens that keeps the logits it was shown."""
+
+    def choose(logits: Tensor, _step: int) -> Tensor:
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    return choose
+
+
+def forced(seen: list[Tensor], parts: Iterable[Tensor]) -> Choose:
+    """A choice of the given tokens, step after step, that keeps the logits it was shown."""
+    parts = iter(parts)
+
+    def choose(logits: Tensor, _step: int) -> Tensor:
+        seen.append(logits)
+        return next(parts)
+
+    return choose
 
 
 def sub_sampled(image: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ptq4arvg.calibration import Calibration
 from ptq4arvg.methods.research import research_pipeline_
 from ptq4arvg.numerics import get_scheme
 from ptq4arvg.pipeline import quantize_
-from tests.golden_cases import ROOT, GoldenCase, relative_error
+from tests.golden_cases import ROOT, VARCase, relative_error
 
 FOLDERS = sorted(path.parent for path in ROOT.rglob("e2e_var.golden.safetensors"))
 SCHEMES = ("W8A8", "W6A6")
@@ -27,7 +27,7 @@ class Records:
     def __init__(self, folder):
         self.tensors = load_file(folder / "e2e_var.golden.safetensors")
         self.results = json.loads((folder / "e2e_var.results.json").read_text())
-        self.case = GoldenCase(folder.parent / "var/main.config.json")
+        self.case = VARCase(folder.parent / "var/main.config.json")
         ids, labels = self.tensors["cal.ids"].long(), self.tensors["cal.labels"].long()
         self.rows = Calibration(ids, labels, seed=0, select="given")
 

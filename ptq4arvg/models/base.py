@@ -21,7 +21,7 @@ class LinearSpec:
 
     name: module path inside ``model.transformer``; role: "qkv", "proj", "fc1", "fc2", "ada_lin",
     "head" or "head_ada_lin"; block: its block, or the number of blocks for what follows the last.
-    groups: the paper's group of each position (length T; length 1 without a token axis);
+    groups: the paper's group of each position (``positions`` of them; one without a token axis);
     scale_groups: the decoding step of each position, alike steps joined; sink: positions that the
     paper calls sinks. fold: what ``fold_`` absorbs a transform of the input into, or None with a
     reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
@@ -55,7 +55,7 @@ class SamplingDefaults:
 class ARVGModel(nn.Module):
     """A transformer, its tokenizer, and the loop between them. Base class of the families.
 
-    tokens: length T of the sequence; cursor: where in it the transformer is; stress: severity of
+    tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
     the function-preserving stress applied to the weights (0: none).
     """
 
@@ -78,8 +78,13 @@ class ARVGModel(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Positions of the sequence of one image."""
+        """Token ids of one image."""
         raise NotImplementedError
+
+    @property
+    def positions(self) -> int:
+        """Positions of the sequence that makes one image."""
+        return self.tokens
 
     @property
     def num_classes(self) -> int:

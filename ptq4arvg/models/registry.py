@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import closest
-from . import par, var
+from . import par, rar, var
 from .base import ARVGModel
 from .family import Family, materialize
 from .loading import load_strict_, read_state
@@ -20,7 +20,7 @@ from .stress import stress_
 __all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_config"]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-FAMILIES: dict[str, Family] = {f.name: f for f in (var.FAMILY, par.FAMILY)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (var.FAMILY, rar.FAMILY, par.FAMILY)}
 BUNDLED = tuple(sorted(path.parent.name for path in DATA.glob("*/config.json")))
 PUBLISHED = {name: family for family in FAMILIES.values() for name in family.sizes}
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from tests.golden_cases import GoldenCase, find_cases
+from tests.golden_cases import GoldenCase, RARCase, find_cases
 
 
 @functools.cache
@@ -14,5 +14,11 @@ def _built(case: GoldenCase):
 
 @pytest.fixture(params=find_cases(), ids=lambda case: case.name)
 def golden(request):
-    """(case, its float32 model). Tests must leave the model as it is."""
+    """(VAR case, its float32 model). Tests must leave the model as it is."""
+    return request.param, _built(request.param)
+
+
+@pytest.fixture(params=find_cases(RARCase), ids=lambda case: case.name)
+def golden_rar(request):
+    """(RAR case, its float32 model). Tests must leave the model as it is."""
     return request.param, _built(request.param)

@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from ptq4arvg.models import load_model
-from tests.golden_cases import find_cases
+from tests.golden_cases import RARCase, VARCase, find_cases
 
 BOUND = 1e-10
+CASES = {
+    f"{kind.__name__}-{case.name}": case for kind in (VARCase, RARCase) for case in find_cases(kind)
+}
+NAMES = ["var-tiny", *CASES]
 
 
 def built(name):
     if name == "var-tiny":
         return load_model(name, dtype=torch.float64)
-    return next(case for case in find_cases() if case.name == name).build(torch.float64)
-
-
-NAMES = ["var-tiny", *(case.name for case in find_cases())]
+    return CASES[name].build(torch.float64)
 
 
 def inputs(model, rows=2):

@@ -24,7 +24,7 @@ def transformer():
     return CASE.build().transformer
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
 @pytest.mark.parametrize(
     "nesting", [(), ("state_dict",), ("model",), ("module",), ("model", "state_dict")]
 )

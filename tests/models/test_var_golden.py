@@ -5,17 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ptq4arvg.sampling import filter_logits
-from tests.golden_cases import IMAGES, LOGITS, sub_sampled
-
-
-def greedy(seen):
-    """A choice of the most likely tokens that keeps the logits it was shown."""
-
-    def choose(logits, _scale):
-        seen.append(logits)
-        return logits.argmax(-1)
-
-    return choose
+from tests.golden_cases import IMAGES, LOGITS, forced, greedy, sub_sampled
 
 
 def test_teacher_forcing_logits(golden):
@@ -106,13 +96,8 @@ def test_stepwise_generation_equals_teacher_forcing(golden):
     case, model = golden
     ids, seen = case.scales("gen.ids"), []
     labels = case.records["gen.labels"]
-    parts = iter(model.tokenizer.quantize.split(ids))
-
-    def forced(logits, _scale):
-        seen.append(logits)
-        return next(parts)
-
-    model.sample_ids(labels, cfg=0.0, choose=forced)
+    parts = model.tokenizer.quantize.split(ids)
+    model.sample_ids(labels, cfg=0.0, choose=forced(seen, parts))
     assert_close(torch.cat(seen, 1), model.replay(ids, labels), **LOGITS)
 
 
