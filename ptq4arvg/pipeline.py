@@ -123,7 +123,8 @@ def quantize_(
     plan = make_plan(model.linears(), scheme, ignore, overrides)
     active = [p for p in plan if p.scheme]
     steps = {p.name: position_groups(p.spec, "step") for p in active}
-    stats = collect_inputs(model, calibration, steps, batch_size=batch_size, progress=progress)
+    stats = collect_inputs(model, calibration, steps, batch_size=batch_size, progress=progress,
+                           visits=model.visits)  # fmt: skip
     transforms = _fit_and_fold(model, active, stats, method, progress)
     grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
     if method.attention == "simulated":
@@ -306,7 +307,8 @@ def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool
     parent, _, leaf = p.name.rpartition(".")
     owner = model.transformer.get_submodule(parent)
     dtype = getattr(owner, leaf).weight.dtype
-    module = PackedLinear(q, model.cursor, dtype) if pack else QuantLinear(q, model.cursor)
+    cursor = model.cursor_of(p.name)
+    module = PackedLinear(q, cursor, dtype) if pack else QuantLinear(q, cursor)
     setattr(owner, leaf, module)
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16

@@ -11,7 +11,7 @@ from ptq4arvg.token_scales import GRANULARITIES, input_grid, position_groups, st
 
 STEPS = (0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
 T = len(STEPS)
-SPEC = SimpleNamespace(groups=(0,) + (1,) * (T - 1), scale_groups=STEPS)
+SPEC = SimpleNamespace(groups=(0,) + (1,) * (T - 1), scale_groups=STEPS, finest=None)
 BINS = 1024
 
 

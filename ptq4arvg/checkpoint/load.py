@@ -146,7 +146,7 @@ def _install_linear(
         for f in fields(q)
         if isinstance(getattr(q, f.name), Tensor)
     }
-    _replace(model, name, PackedLinear(replace(q, **moved), model.cursor, dtype))
+    _replace(model, name, PackedLinear(replace(q, **moved), model.cursor_of(name), dtype))
     return {prefix + key for key in own}
 
 

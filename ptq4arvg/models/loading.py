@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +17,12 @@ from ..errors import closest
 __all__ = ["load_strict_", "read_state"]
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path, under: Sequence[str] = ()) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
 
     The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
-    under "state_dict", "model" or "trainer"-like keys are taken out.
+    under one of the keys ``under`` (the first that is there), "state_dict" or "model" are taken
+    out.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,7 +31,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Training scripts save their parsed arguments beside the weights: plain attributes.
+            with torch.serialization.safe_globals([Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
     except Exception as error:  # the unpickler's refusals have no common public type
@@ -36,7 +41,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
         ) from None
     while isinstance(state, dict):
-        inner = [key for key in ("state_dict", "model") if isinstance(state.get(key), dict)]
+        keys = (*under, "state_dict", "model")
+        inner = [key for key in keys if isinstance(state.get(key), dict)]
         if not inner:
             break
         state = state[inner[0]]
@@ -54,8 +60,8 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
     """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
-    are ignored; ``module.joined``: ending of a name -> endings of the equal parts, of a third of
-    its rows, that files may have instead. ValueError lists missing, unexpected and wrongly shaped
+    are ignored; ``module.joined``: ending of a name -> endings of the parts, each of a third of its
+    rows, that files may have instead. ValueError lists missing, unexpected and wrongly shaped
     tensors before anything is changed.
     """
     recomputed = getattr(module, "recomputed", None)
@@ -70,7 +76,7 @@ def load_strict_(module: nn.Module, state: dict[str, Tensor], what: str) -> None
         else:
             stem = name.removesuffix(ending)
             for part in joined[ending]:
-                wanted[stem + part] = torch.Size([value.shape[0] // 3])
+                wanted[stem + part] = torch.Size([value.shape[0] // 3, *value.shape[1:]])
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes = [
