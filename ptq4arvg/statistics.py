@@ -130,17 +130,21 @@ def collect_inputs(
     model: torch.nn.Module,
     calibration: Calibration,
     steps: dict[str, Tensor],
+    visits: dict[str, int] | None = None,
     sample: int = 1024,
     batch_size: int = 16,
     progress: Progress | None = None,
-    visits: int = 1,
 ) -> dict[str, InputStatistics]:
     """Input statistics of linears over the calibration rows; steps: name -> step per position.
 
-    sample: about how many token vectors to keep of each; visits: how often a replay runs it.
+    visits: name -> how often a replay runs it (once); sample: about how many token vectors to keep
+    of each.
     """
-    rows = len(calibration.labels) * visits
-    observers = {name: _InputObserver(step, rows, sample) for name, step in steps.items()}
+    rows, often = len(calibration.labels), visits or {}
+    observers = {
+        name: _InputObserver(step, rows * often.get(name, 1), sample)
+        for name, step in steps.items()
+    }
     watch_inputs(model, calibration, observers, batch_size, progress, "collect")
     return {name: observer.result() for name, observer in observers.items()}
 

@@ -77,7 +77,7 @@ def test_few_rows_of_alike_positions_share_their_steps_scale():
 
 
 def test_input_without_positions_has_one_grid():
-    spec = SimpleNamespace(groups=(0,), scale_groups=(0,))
+    spec = SimpleNamespace(groups=(0,), scale_groups=(0,), finest=None)
     x = torch.randn(32, 1, 16, generator=torch.Generator().manual_seed(0))
     stats = InputStatistics(
         x.amin(0), x.amax(0), torch.tensor([0]), x[:, 0], torch.zeros(32).long()

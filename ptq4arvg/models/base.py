@@ -90,9 +90,8 @@ class ARVGModel(nn.Module):
         """The cursor that the tables of linear ``name`` are read at."""
         return self.cursor
 
-    @property
-    def visits(self) -> int:
-        """How many times one ``replay`` runs each linear."""
+    def visits(self, name: str) -> int:
+        """How many times one ``replay`` runs linear ``name``."""
         return 1
 
     @property

@@ -181,7 +181,8 @@ class DiffLoss(nn.Module):
         self, z: Tensor, noise: Tensor, cfg: float | None = None, temperature: float = 1.0
     ) -> Tensor:
         """Tokens [R, C] under conditions z [R, D] from noise [S, R, C]: the initial state, then
-        that of each step but the last.
+        that of each step but the last. The state keeps the dtype of the noise: the first steps
+        multiply its rounding by thousands.
 
         cfg: strength of guidance; z is then [2 R, D], conditional rows before unconditional ones.
         """
@@ -191,7 +192,7 @@ class DiffLoss(nn.Module):
             self.cursor.set(step, 1)
             state = x if cfg is None else torch.cat([x, x])
             y = (times[step] + condition)[:, None]  # [R or 2 R, 1, w]
-            out = self.net(state[:, None], y, sampling=True)[:, 0]
+            out = self.net(state[:, None].to(z.dtype), y, sampling=True)[:, 0].to(x.dtype)
             eps, logits = out[: len(x)].chunk(2, -1)
             if cfg is not None:
                 eps = guide(eps, out[len(x) :].chunk(2, -1)[0], cfg - 1)

@@ -3,91 +3,36 @@
 Tokens are continuous, come in a random order that is each image's own, and many at a time: an
 encoder reads a buffer of class tokens and the tokens that are there, a decoder the whole sequence
 with mask tokens in the gaps, and a diffusion head draws the next tokens from the decoder's output.
-Names in the state dict are those of the published checkpoints. Shapes: B rows, N image tokens, b
-buffer tokens, v visible tokens, D width, C channels of a token, S steps of the diffusion head.
+Shapes: n images, N tokens of each, C channels of a token, S steps of the diffusion head.
 
 Static tables have a row per slot: the buffer's, then the image's. What an image slot holds changes
-with the order, so all of them share one grid (paper sec. 5, and method of the research code). The
-tables of the diffusion head have a row per diffusion step.
+with the order, so all of them share one grid, as in the paper. The tables of the diffusion head,
+which the paper leaves in float, have a row per diffusion step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..nn import AttentionCore, Cursor
+from ..nn import Cursor
 from ..sampling import image_generator
-from .base import ARVGModel, LinearSpec, SamplingDefaults
-from .diffloss import DiffLoss
+from .base import ARVGModel, LinearSpec
 from .family import Family, PublishedFiles
 from .klvae import KLVAE, KLVAEConfig
-from .layers import (
-    Activation,
-    ModulatedNorm,
-    absorb_constant_,
-    add_gated,
-    divide_rows_,
-    fold_modulation_,
-)
+from .layers import absorb_constant_, divide_rows_, fold_modulation_
+from .mar_net import MAR, MARConfig
 
-__all__ = ["FAMILY", "MAR", "ImageNoise", "MARConfig", "MARModel", "mask_sizes"]
+__all__ = ["FAMILY", "ImageNoise", "MARModel", "NoiseSource", "mask_sizes"]
 
 REPLAY_ITERATIONS = 8  # of the mask schedule that a replay visits at most
+REPLAY_TOKENS = 4  # that the diffusion head is shown in each
 REPLAY_SEED = 0  # of the noise that a replay adds to the tokens
 STEP_BINS = 10  # runs of diffusion steps whose input ranges are alike
-GUIDANCE_SCHEDULES = ("linear", "constant")
-
-
-@dataclass(frozen=True)
-class MARConfig:
-    """Sizes of the transformer. ``grid``: side of the token grid; ``patch``: latents on a side of
-    a token; ``diff_width``, ``diff_depth``, ``diffusion_steps``: of the diffusion head.
-
-    num_iter: iterations of the mask schedule; cfg_schedule: guidance grows with the share of
-    tokens that are there ("linear") or is "constant".
-    """
-
-    embed_dim: int
-    encoder_depth: int
-    decoder_depth: int
-    num_heads: int
-    diff_width: int
-    diff_depth: int
-    num_classes: int = 1000
-    grid: int = 16
-    patch: int = 1
-    z_channels: int = 16
-    buffer: int = 64
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    diffusion_steps: int = 100
-    num_iter: int = 64
-    temperature: float = 1.0
-    cfg_schedule: str = "linear"
-    sampling: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(2.9, 0, 0.0))
-    class_names: tuple[str, ...] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        if self.cfg_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"MARConfig: cfg_schedule is {self.cfg_schedule!r}; wanted one of "
-                f"{', '.join(GUIDANCE_SCHEDULES)}"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens N."""
-        return self.grid**2
-
-    @property
-    def channels(self) -> int:
-        """Channels C of a token."""
-        return self.z_channels * self.patch**2
 
 
 def mask_sizes(tokens: int, num_iter: int) -> list[int]:
@@ -103,118 +48,6 @@ def mask_sizes(tokens: int, num_iter: int) -> list[int]:
         wanted = math.floor(tokens * math.cos(math.pi / 2 * i / num_iter))
         sizes.append(max(1, min(sizes[-1] - 1, wanted)))
     return [*sizes, 0]
-
-
-class Attention(nn.Module):
-    """Attention of all tokens to all."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.core = AttentionCore()
-
-    def attend(self, x: Tensor) -> Tensor:
-        """Everything but the projection: x [B, t, D] -> [B, t, D]."""
-        b, t, c = x.shape
-        qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        q = q * (c // self.heads) ** -0.5
-        return self.core(q, k, v).transpose(1, 2).reshape(b, t, c)
-
-
-class FeedForward(nn.Module):
-    """Two linears around a GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What fc2 reads."""
-        return self.act(self.fc1(x))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward behind affine norms."""
-
-    def __init__(self, config: MARConfig) -> None:
-        super().__init__()
-        c = config.embed_dim
-        self.norm1, self.norm2 = (ModulatedNorm(c, config.norm_eps, affine=True) for _ in range(2))
-        self.attn = Attention(c, config.num_heads)
-        self.mlp = FeedForward(c, round(c * config.mlp_ratio))
-
-    def forward(self, x: Tensor, sampling: bool = False) -> Tensor:
-        """x [B, t, D]; sampling: nothing looks at a linear's own output, so it may be fused."""
-        if sampling:
-            x = add_gated(self.attn.proj, self.attn.attend(self.norm1(x)), x, None)
-            return add_gated(self.mlp.fc2, self.mlp.hidden(self.norm2(x)), x, None)
-        x = x + self.attn.proj(self.attn.attend(self.norm1(x)))
-        return x + self.mlp.fc2(self.mlp.hidden(self.norm2(x)))
-
-
-class MAR(nn.Module):
-    """The encoder, the decoder and the diffusion head."""
-
-    published_under: ClassVar = ("model_ema",)  # the published results are of the averaged weights
-
-    def __init__(self, config: MARConfig) -> None:
-        super().__init__()
-        self.config, self.cursor = config, Cursor()
-        c, slots, eps = config.embed_dim, config.buffer + config.tokens, config.norm_eps
-        self.class_emb = nn.Embedding(config.num_classes, c)
-        self.fake_latent = nn.Parameter(torch.zeros(1, c))
-        self.z_proj, self.z_proj_ln = nn.Linear(config.channels, c), nn.LayerNorm(c, eps=1e-6)
-        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, slots, c))
-        self.encoder_blocks = nn.ModuleList(Block(config) for _ in range(config.encoder_depth))
-        self.encoder_norm = nn.LayerNorm(c, eps=eps)
-        self.decoder_embed = nn.Linear(c, c)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, c))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, slots, c))
-        self.decoder_blocks = nn.ModuleList(Block(config) for _ in range(config.decoder_depth))
-        self.decoder_norm = nn.LayerNorm(c, eps=eps)
-        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, c))
-        self.diffloss = DiffLoss(
-            config.channels, config.diff_width, config.diff_depth, c, config.diffusion_steps
-        )
-
-    def condition(self, labels: Tensor) -> Tensor:
-        """What stands for labels [B] in the buffer, [B, D]; ``num_classes`` is no class."""
-        embedding = self.class_emb(labels.clamp_max(self.config.num_classes - 1))
-        return torch.where(
-            (labels == self.config.num_classes)[:, None], self.fake_latent, embedding
-        )
-
-    def encode(
-        self, tokens: Tensor, visible: Tensor, condition: Tensor, sampling: bool = False
-    ) -> Tensor:
-        """Buffer and visible tokens [B, b + v, D] of tokens [B, N, C] and condition [B, D].
-
-        visible int64 [B, v]: positions of the tokens that are there, ascending.
-        """
-        b, rows = self.config.buffer, torch.arange(len(tokens), device=tokens.device)[:, None]
-        position = self.encoder_pos_embed_learned[0]
-        x = torch.cat([condition[:, None] + position[:b],
-                       self.z_proj(tokens[rows, visible]) + position[b + visible]], 1)  # fmt: skip
-        x = self.z_proj_ln(x)
-        self.cursor.set(0, x.shape[1])
-        for block in self.encoder_blocks:
-            x = block(x, sampling)
-        return self.encoder_norm(x)
-
-    def decode(self, encoded: Tensor, visible: Tensor, sampling: bool = False) -> Tensor:
-        """Conditions of the diffusion head [B, N, D] from the output of ``encode``."""
-        b, rows = self.config.buffer, torch.arange(len(encoded), device=encoded.device)[:, None]
-        known = self.decoder_embed(encoded)
-        image = self.mask_token.repeat(len(encoded), self.config.tokens, 1).to(known.dtype)
-        image[rows, visible] = known[:, b:]
-        x = torch.cat([known[:, :b], image], 1) + self.decoder_pos_embed_learned
-        self.cursor.set(0, x.shape[1])
-        for block in self.decoder_blocks:
-            x = block(x, sampling)
-        return self.decoder_norm(x)[:, b:] + self.diffusion_pos_embed_learned
 
 
 class NoiseSource(Protocol):
@@ -269,8 +102,12 @@ class MARModel(ARVGModel):
     def cursor_of(self, name: str) -> Cursor:
         return self.transformer.diffloss.cursor if name.startswith("diffloss.") else self.cursor
 
+    def visits(self, name: str) -> int:
+        return self._visited * (REPLAY_TOKENS if name.startswith("diffloss.") else 1)
+
     @property
-    def visits(self) -> int:
+    def _visited(self) -> int:
+        """Iterations of the mask schedule that a replay visits."""
         return min(REPLAY_ITERATIONS, self.config.num_iter)
 
     def block_names(self) -> list[str]:
@@ -309,8 +146,9 @@ class MARModel(ARVGModel):
         bins = tuple(s * min(STEP_BINS, steps) // steps for s in range(steps))
         each = {"groups": tuple(range(steps)), "scale_groups": bins}
         silu = {"no_fold": "its input is the output of SiLU"}
+        # What the decoder's last norm makes of the image tokens is read by nothing else.
         specs = [LinearSpec(f"{net}.cond_embed", "diff_cond", blocks, (0,), (0,),
-                            no_fold="the decoder's last norm is read by all tokens")]  # fmt: skip
+                            fold="decoder_norm")]  # fmt: skip
         for i in range(c.diff_depth):
             part, block = f"{net}.res_blocks.{i}", blocks + i
             ada = f"{part}.adaLN_modulation.1"
@@ -337,6 +175,9 @@ class MARModel(ARVGModel):
             fold_modulation_(norm, into, slice(width, 2 * width), slice(width), scale, shift)
         else:
             into.fold_(scale, shift)
+        if spec.role == "diff_cond":
+            added = self.transformer.diffusion_pos_embed_learned.data
+            added.copy_((added.double() / scale).to(added.dtype))
 
     def absorb_constant_(self, name: str) -> None:
         spec = {spec.name: spec for spec in self.linears()}[name]
@@ -361,12 +202,13 @@ class MARModel(ARVGModel):
         return tokens, order.expand(len(rows), -1)
 
     def replay(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Predicted noise [B, I * S, C] under teacher forcing of tokens [B, N, C] or rows of
+        """Predicted noise [B, I * R * S, C] under teacher forcing of tokens [B, N, C] or rows of
         ``sample_rows`` [B, N, C + 1] with labels [B]; tokens alone take one fixed order.
 
-        The I = ``visits`` iterations are spread evenly over the mask schedule, the first and the
-        last among them. In each, the head is shown the token that comes first in it, noised to the
-        level of every diffusion step; the noise of a position is fixed.
+        I iterations (at most 8), spread evenly over the mask schedule, the first and the last among
+        them, are computed. In each the head is shown R = 4 of the tokens that are still masked,
+        from the next one to the last, noised to the level of all S diffusion steps with noise that
+        the position decides.
         """
         net, c = self.transformer, self.config
         tokens, order = self._split_rows(ids)
@@ -376,11 +218,13 @@ class MARModel(ARVGModel):
         noise = torch.randn(shape, generator=generator).to(tokens)
         rows, predicted = torch.arange(len(tokens), device=tokens.device), []
         sizes = mask_sizes(c.tokens, c.num_iter)
-        for i in range(self.visits):
-            masked = sizes[round(i * (c.num_iter - 1) / max(self.visits - 1, 1))]
-            visible, first = order[:, masked:].sort(1).values, order[:, masked - 1]
-            z = net.decode(net.encode(tokens, visible, condition), visible)[rows, first]
-            predicted.append(net.diffloss.all_steps(tokens[rows, first], z, noise[first]))
+        for i in range(self._visited):
+            masked = sizes[round(i * (c.num_iter - 1) / max(self._visited - 1, 1))]
+            visible = order[:, masked:].sort(1).values
+            z = net.decode(net.encode(tokens, visible, condition), visible)
+            for j in range(REPLAY_TOKENS):
+                at = order[:, masked - 1 - j * masked // REPLAY_TOKENS]
+                predicted.append(net.diffloss.all_steps(tokens[rows, at], z[rows, at], noise[at]))
         return torch.cat(predicted, 1)
 
     def sample_ids(self, labels: Tensor, seed: int = 0, **options: Any) -> Tensor:
@@ -419,16 +263,18 @@ class MARModel(ARVGModel):
             labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
         condition = net.condition(labels)
         order = noise.orders(c.tokens).to(like.device)
-        tokens, copies = like.new_zeros(n, c.tokens, c.channels), 1 + guided
-        for masked, after in zip(sizes, sizes[1:], strict=False):
+        dtype, copies = torch.promote_types(like.dtype, torch.float32), 1 + guided
+        tokens = like.new_zeros(n, c.tokens, c.channels, dtype=dtype)
+        for masked, after in itertools.pairwise(sizes):
             visible = order[:, masked:].sort(1).values
             wanted = order[:, after:masked].sort(1).values  # [n, p]
             seen = visible.repeat(copies, 1)
-            encoded = net.encode(tokens.repeat(copies, 1, 1), seen, condition, sampling=True)
+            known = tokens.to(like).repeat(copies, 1, 1)
+            encoded = net.encode(known, seen, condition, sampling=True)
             z = net.decode(encoded, seen, sampling=True)
             every = torch.arange(len(z), device=like.device)[:, None]
             z = z[every, wanted.repeat(copies, 1)].flatten(0, 1)  # [n p or 2 n p, D]
-            drawn = noise.draw(c.diffusion_steps, wanted.shape[1], c.channels).to(like)
+            drawn = noise.draw(c.diffusion_steps, wanted.shape[1], c.channels).to(tokens)
             strength = self._strength(cfg, max(after, 1)) if guided else None
             x = net.diffloss.sample(z, drawn.flatten(1, 2), strength, temperature)  # [n p, C]
             tokens[every[:n], wanted] = x.unflatten(0, wanted.shape)

@@ -1,6 +1,7 @@
 """MAR against records of the original code, over every configuration that is found."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_the_head_samples_as_the_original(golden):
     case, model = golden
     records, head = case.records, model.transformer.diffloss
     noise, sizes = RecordedNoise(records), mask_sizes(model.tokens, case.config["iters"])
-    for i, (masked, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (masked, after) in enumerate(itertools.pairwise(sizes)):
         drawn = noise.draw(head.steps, masked - after, model.config.channels).flatten(1, 2)
         z, wanted = records[f"sample.{i}.z"], records[f"sample.{i}.pred"]
         strength = float(records["sample.cfg_per_iter"][i]) if len(z) > len(wanted) else None
@@ -117,7 +118,7 @@ def test_mask_schedule_and_guidance(golden):
     c, records = case.config, case.records
     sizes = mask_sizes(model.tokens, c["iters"])
     counts = [len(records[f"sample.{i}.pred"]) for i in range(c["iters"])]
-    assert [c["B"] * (a - b) for a, b in zip(sizes, sizes[1:], strict=False)] == counts
+    assert [c["B"] * (a - b) for a, b in itertools.pairwise(sizes)] == counts
     strengths = [model._strength(c["cfg"], max(size, 1)) for size in sizes[1:]]
     assert strengths == pytest.approx(records["sample.cfg_per_iter"].tolist(), rel=1e-6)
 
