@@ -70,6 +70,9 @@ def test_inputs_of_fewer_positions_than_the_table(case, batch_size):
     for row, position in zip(stats.sample, stats.sample_position, strict=True):
         assert (x[:, position] == row).all(-1).any()
     assert set(stats.sample_position.tolist()) == set(range(7))
+    whole = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=40,
+                           batch_size=ROWS)["linear"]  # fmt: skip
+    assert sorted(stats.sample.tolist()) == sorted(whole.sample.tolist())
     ranges = {"linear": (x.amin((0, 2)), x.amax((0, 2)), torch.ones(K))}
     found = collect_histograms(toy, rows, ranges, 64, batch_size=batch_size)["linear"]
     visits = torch.tensor([2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0])

@@ -50,13 +50,13 @@ def test_groups_are_what_the_names_say():
 def test_positions_that_are_not_told_apart_share_a_grid(granularity):
     finest = (0, 1, 1, 2, 2, *range(3, 3 + T - 5))
     spec = SimpleNamespace(**vars(SPEC) | {"finest": finest})
-    reach = torch.tensor([1.0, 1, 3, 2, 2, *(0.5 + torch.rand(T - 5))])
+    reach = torch.tensor([1.0, 1, 3, 2, 2, *torch.linspace(0.5, 1.5, T - 5)])
     _, stats, histogram = case(16, reach)
     scale, _, group, _ = input_grid(spec, stats, histogram, 6, granularity)
     assert tuple(group.tolist()) == finest
     assert len(scale) == max(finest) + 1
-    # Alone in its group, a position has the grid that it has without groups.
-    alone, _, each, blend = input_grid(SPEC, stats, histogram, 6, "position")
+    # Alone in its group, a position has the grid that it has without groups; with a wider one, not.
+    alone, _, each, _ = input_grid(SPEC, stats, histogram, 6, "position")
     if granularity == "position":
         assert torch.equal(scale[group[5:]], alone[each[5:]])
         assert scale[group[1]] > alone[each[1]]

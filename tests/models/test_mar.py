@@ -1,6 +1,7 @@
 """MAR's adapter: folding, what is quantized, its own random streams, replay over the schedule."""
 
 import itertools
+from argparse import Namespace
 
 import pytest
 import torch
@@ -9,8 +10,7 @@ from torch.testing import assert_close
 
 from ptq4arvg.models import build_model, list_models, load_model, model_config
 from ptq4arvg.models.diffloss import respaced_schedule
-from ptq4arvg.models.loading import load_strict_, read_state
-from ptq4arvg.models.mar import ImageNoise, mask_sizes
+from ptq4arvg.models.mar import FAMILY, ImageNoise, mask_sizes
 from ptq4arvg.models.mar_net import MARConfig
 from ptq4arvg.models.stress import stress_
 from tests.golden_mar import find_mar_cases
@@ -351,27 +351,24 @@ def test_both_cursors_follow_the_weights():
     assert {cursor.position.device.type for cursor in model.cursors} == {"meta"}
 
 
-def test_published_files_hold_averaged_weights_and_attention_in_parts(tmp_path):
-    """What the authors publish: the training state of the model, and a tokenizer of its own."""
+def test_published_files(monkeypatch, tmp_path):
+    """A training state whose averaged weights count, and a tokenizer with q, k and v apart."""
+    monkeypatch.setitem(FAMILY.sizes, "mar-b", (SMALL, TOKENIZER))
     model = small()
-    plain = dict(model.transformer.state_dict())
+    plain = model.transformer.state_dict()
     average = {name: value + 1 for name, value in plain.items()}
-    torch.save({"model": plain, "model_ema": average, "epoch": 3}, tmp_path / "mar.pth")
-    tokenizer = {}
+    saved = {"model": dict(plain), "model_ema": average, "epoch": 3, "args": Namespace(lr=1e-4)}
+    torch.save(saved, tmp_path / "checkpoint-last.pth")
+    tokenizer = {"loss.logvar": torch.zeros(())}
     for name, value in model.tokenizer.state_dict().items():
-        stem, dot, kind = name.rpartition("qkv.")
-        parts = value.chunk(3) if dot else ()
-        tokenizer |= {f"{stem}{part}.{kind}": v for part, v in zip("qkv", parts, strict=False)}
-        if not dot:
-            tokenizer[name] = value + 1
-    tokenizer["loss.logvar"] = torch.zeros(())
+        stem, joined, kind = name.rpartition("qkv.")
+        names = [f"{stem}{part}.{kind}" for part in "qkv"] if joined else [name]
+        tokenizer |= dict(zip(names, value.chunk(len(names)), strict=True))
+    assert sum(name.endswith(".k.bias") for name in tokenizer) == 3
     torch.save({"model": tokenizer}, tmp_path / "kl16.ckpt")
-    state = read_state(tmp_path / "mar.pth", model.transformer.published_under)
-    other = small()
-    load_strict_(other.transformer, state, "mar")
-    load_strict_(other.tokenizer, read_state(tmp_path / "kl16.ckpt"), "kl16")
-    for name, value in other.transformer.state_dict().items():
+    loaded = load_model("mar-b", weights=tmp_path / "checkpoint-last.pth",
+                        tokenizer=tmp_path / "kl16.ckpt")  # fmt: skip
+    for name, value in loaded.transformer.state_dict().items():
         assert torch.equal(value, average[name]), name
-    for name, value in other.tokenizer.state_dict().items():
-        change = 0 if "qkv." in name else 1
-        assert torch.equal(value, model.tokenizer.state_dict()[name] + change), name
+    for name, value in loaded.tokenizer.state_dict().items():
+        assert torch.equal(value, model.tokenizer.state_dict()[name]), name
