@@ -157,6 +157,11 @@ def _research(model, scheme, method, calibration, batch_size, progress, options)
         raise ValueError(
             f"quantize_: compat='research' reproduces the method 'ptq4arvg'; method is {method!r}"
         )
+    if any(model.visits(spec.name) > 1 for spec in model.linears()):
+        raise ValueError(
+            f"quantize_: compat='research' wants a model that replays all positions in one pass; "
+            f"{model.name} takes several"
+        )
     unknown = sorted(set(options) - {"attention"})
     if unknown:
         raise ValueError(

@@ -166,6 +166,11 @@ def test_attention_products_stay_in_float(case, rows):
         ptq4arvg.quantize_(case.build(), "W6A6", "rtn", rows, attention="simulated")
 
 
+def test_the_research_pipeline_is_for_other_families(case, rows):
+    with pytest.raises(ValueError, match=f"replays all positions in one pass; {case.name} takes"):
+        ptq4arvg.quantize_(case.build(), "W6A6", calibration=rows, compat="research")
+
+
 def test_verify_of_a_checkpoint(case, rows, tmp_path, capsys):
     from ptq4arvg.cli.verify import run
 
