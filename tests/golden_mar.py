@@ -15,7 +15,7 @@ from torch import Tensor
 from ptq4arvg.models.loading import load_strict_, read_state
 from ptq4arvg.models.mar import MARModel
 from ptq4arvg.models.registry import build_model, randomize_
-from tests.golden_cases import ROOT, ruled_state
+from tests.golden_cases import configurations, ruled_state
 
 # A case without a recorded tokenizer gets the smallest one there is, with random weights.
 SMALL = {"ch": 32, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 1}
@@ -79,11 +79,7 @@ class MARCase:
 
 def find_mar_cases() -> list[MARCase]:
     """Every MAR case below ``ROOT``; there may be none in a folder of another family."""
-    return [
-        MARCase(path)
-        for path in sorted(ROOT.rglob("*.config.json"))
-        if {"vae_stride", "buf"} <= set(json.loads(path.read_text()))
-    ]
+    return [MARCase(path) for path in configurations("MAR", {"vae_stride", "buf"})]
 
 
 class RecordedNoise:

@@ -1,5 +1,7 @@
 """MAR in integers, end to end: calibrate, quantize, check, generate, save and load."""
 
+import functools
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -9,7 +11,7 @@ from ptq4arvg.calibration import Calibration, calibrate
 from ptq4arvg.calibration_file import load_calibration, save_calibration
 from ptq4arvg.checkpoint import read_config
 from ptq4arvg.evaluation.agreement import evaluation_rows, relative_error
-from ptq4arvg.fuse import unfuse_
+from ptq4arvg.fuse import fuse_, unfuse_
 from ptq4arvg.models import stress_
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.verify import check_integer_path
@@ -37,9 +39,15 @@ def evaluated(case):
     return evaluation_rows(model, torch.arange(min(8, model.num_classes)), seed=99)
 
 
+@pytest.fixture(scope="module")
+def error(case, rows, evaluated):
+    """(scheme, method, stress) to the relative error of the replay of a model quantized so, and
+    the model; tests must leave it as it is."""
+    return functools.cache(functools.partial(_error, case, rows, evaluated))
+
+
 @torch.inference_mode()
-def error(case, rows, evaluated, scheme, method, stress=0):
-    """Relative error of the replay of a quantized model, and the model."""
+def _error(case, rows, evaluated, scheme, method, stress=0):
     model = case.build()
     if stress:
         stress_(model, stress)
@@ -66,8 +74,8 @@ def test_calibration_rows_hold_tokens_and_their_order(case, rows, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W6A6", "W4A8"])
 @torch.inference_mode()
-def test_integers_are_close_to_floats(case, rows, evaluated, scheme):
-    relative, model = error(case, rows, evaluated, scheme, "ptq4arvg")
+def test_integers_are_close_to_floats(evaluated, error, scheme):
+    relative, model = error(scheme, "ptq4arvg")
     assert relative < {"W8A8": 1e-3, "W6A6": 1e-2, "W4A8": 1e-2}[scheme]
     packed = {n for n, m in model.transformer.named_modules() if isinstance(m, PackedLinear)}
     assert packed == {spec.name for spec in model.linears()}
@@ -80,16 +88,17 @@ def test_integers_are_close_to_floats(case, rows, evaluated, scheme):
     checks = check_integer_path(model, *(part[:2] for part in evaluated))
     assert {check.name for check in checks} == packed
     assert all(check.passed for check in checks)
+    fuse_(model)
 
 
-def test_the_method_is_better_than_rounding_on_a_stressed_model(case, rows, evaluated):
-    ours, _ = error(case, rows, evaluated, "W6A6", "ptq4arvg", SEVERITY)
-    plain, _ = error(case, rows, evaluated, "W6A6", "rtn", SEVERITY)
+def test_the_method_is_better_than_rounding_on_a_stressed_model(error):
+    ours, _ = error("W6A6", "ptq4arvg", SEVERITY)
+    plain, _ = error("W6A6", "rtn", SEVERITY)
     assert ours < plain / 2
 
 
-def test_tables_have_a_row_per_slot_or_diffusion_step(case, rows, evaluated):
-    _, model = error(case, rows, evaluated, "W8A8", "ptq4arvg")
+def test_tables_have_a_row_per_slot_or_diffusion_step(error):
+    _, model = error("W8A8", "ptq4arvg")
     c = model.config
     for spec in model.linears():
         module = model.transformer.get_submodule(spec.name)
@@ -105,9 +114,9 @@ def test_tables_have_a_row_per_slot_or_diffusion_step(case, rows, evaluated):
 
 
 @torch.inference_mode()
-def test_sampling_reads_the_tables_of_its_step(case, rows, evaluated):
+def test_sampling_reads_the_tables_of_its_step(evaluated, error):
     """One diffusion step at a time, as generation goes, is what a replay computes at once."""
-    _, model = error(case, rows, evaluated, "W8A8", "ptq4arvg")
+    _, model = error("W8A8", "ptq4arvg")
     net, c = model.transformer, model.config
     head, tokens = net.diffloss, evaluated[0][:, 0, : c.channels]
     g = torch.Generator().manual_seed(0)
