@@ -170,6 +170,17 @@ def test_a_checkpoint_comes_back_bit_by_bit(case, rows, evaluated, tmp_path):
     assert hashed == read_config(tmp_path / "q")["hash"]
 
 
+def test_the_noisiest_step_from_float_activations_samples_closer(case, rows):
+    """The sampler multiplies an error of its prediction by hundreds."""
+    labels, errors = torch.tensor([1, 2, 3, 4]), {}
+    wanted = case.build().sample_ids(labels, seed=5)
+    for sink in ("integer", "float"):
+        model = case.build()
+        ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, sink=sink)
+        errors[sink] = relative_error(wanted, model.sample_ids(labels, seed=5))
+    assert errors["float"] < errors["integer"]
+
+
 def test_attention_products_stay_in_float(case, rows):
     with pytest.raises(ValueError, match=f"{case.name} keeps its attention products in floating"):
         ptq4arvg.quantize_(case.build(), "W6A6", "rtn", rows, attention="simulated")

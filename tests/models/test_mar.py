@@ -159,6 +159,8 @@ def test_linears_cover_every_matrix_product(name):
         slots = 100 if spec.name.startswith("diffloss.") else 64 + 256
         wanted = 1 if spec.role == "diff_cond" else slots
         assert len(spec.groups) == len(spec.scale_groups) == wanted
+    head = specs["diffloss.net.res_blocks.0.mlp.0"]
+    assert head.sink == (99,) and specs["decoder_blocks.0.mlp.fc1"].sink == ()
     qkv = specs["encoder_blocks.0.attn.qkv"]
     assert len(set(qkv.groups)) == len(set(qkv.finest)) == 65  # the buffer's, and all others
 
@@ -307,6 +309,13 @@ def test_rows_hold_the_order_of_generation():
     rows = model.sample_rows(labels, seed=3)
     assert torch.equal(rows[..., :-1], model.sample_ids(labels, seed=3))
     assert torch.equal(rows[..., -1].argsort(1), ImageNoise(2, seed=3).orders(16))
+
+
+def test_the_noisiest_step_is_the_sensitive_one():
+    """Why it is declared a sink: what an error of the predicted noise does to the next state."""
+    s = respaced_schedule(100)
+    gain = s.mean_of_start * (1 / s.alphas_cumprod - 1) ** 0.5
+    assert gain[-1] > 100 and gain[:-1].max() < 2
 
 
 @torch.inference_mode()
