@@ -62,6 +62,11 @@ def quantize_attention_(
     attention products in float; this exists to measure what quantizing them would cost.
     """
     names = model.attention_cores()
+    if not names:
+        raise ValueError(
+            f"quantize_attention_: {model.name} keeps its attention products in floating point; "
+            "wanted attention='float'"
+        )
     ranges = {name: _Ranges() for name in names}
     _replay(model, calibration, batch_size,
             {name: lambda m, a, _o, r=r: r(m, a) for name, r in ranges.items()})  # fmt: skip

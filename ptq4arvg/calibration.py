@@ -21,7 +21,8 @@ SELECTIONS = ("dgc", "random", "first", "research_code")
 class Calibration:
     """Rows to calibrate on.
 
-    ids int64 [n, T]: the tokens of every row; labels int64 [n]: its class, ``null_label`` for
+    ids: the tokens of every row as ``model.sample_rows`` gives them: ids int64 [n, T], or
+    continuous tokens float32 [n, T, C]; labels int64 [n]: its class, ``null_label`` for
     unconditional rows; seed, select: how they came about (empty for rows given by the caller).
     """
 
@@ -31,10 +32,13 @@ class Calibration:
     select: str = ""
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 2 or self.labels.shape != self.ids.shape[:1] or not len(self.labels):
+        axes = 3 if self.ids.is_floating_point() else 2
+        shape = self.ids.shape
+        if len(shape) != axes or self.labels.shape != shape[:1] or not len(self.labels):
             raise ValueError(
-                f"Calibration: ids {list(self.ids.shape)} and labels {list(self.labels.shape)}; "
-                "wanted ids [rows, positions] and labels [rows] with at least one row"
+                f"Calibration: ids {list(shape)} and labels {list(self.labels.shape)}; wanted ids "
+                "[rows, positions], or continuous tokens [rows, positions, channels], and labels "
+                "[rows] with at least one row"
             )
 
     @property
@@ -42,7 +46,7 @@ class Calibration:
         """SHA-256 of the rows: the same rows give the same hash on every machine."""
         digest = hashlib.sha256()
         for tensor in (self.ids, self.labels):
-            data = tensor.detach().cpu().to(torch.int64).contiguous()
+            data = canonical(tensor.detach()).contiguous()
             digest.update(repr(list(data.shape)).encode())
             digest.update(data.numpy().tobytes())
         return digest.hexdigest()
@@ -50,6 +54,11 @@ class Calibration:
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """The rows as (ids, labels) pairs of at most ``size`` rows."""
         return list(zip(self.ids.split(size), self.labels.split(size), strict=True))
+
+
+def canonical(ids: Tensor) -> Tensor:
+    """Token ids as int64, continuous tokens as float32, on the CPU."""
+    return ids.cpu().to(torch.float32 if ids.is_floating_point() else torch.int64)
 
 
 @torch.inference_mode()
@@ -89,10 +98,10 @@ def calibrate(
     ids = []
     for start in range(0, images, batch_size):
         part = labels[start : start + batch_size]
-        ids.append(model.sample_ids(part, seed=seed, first_index=start).cpu())
+        ids.append(canonical(model.sample_rows(part, seed=seed, first_index=start)))
         if progress:
             progress("sample", min(start + batch_size, images), images)
-    ids = torch.cat(ids).to(torch.int64)
+    ids = torch.cat(ids)
     ids = torch.cat([ids, ids])  # [conditional | unconditional]
     labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     chosen = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
@@ -118,8 +127,11 @@ def _choose(model, ids, labels, keep, select, generator, batch_size, progress) -
 
 
 def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]:
-    """Output of the last block: (mean over positions, first position), each [rows, D]."""
-    captured = []
+    """Output of the last block: (mean over positions, first position), each [rows, D].
+
+    Both averaged over the passes through the block, where a replay makes several.
+    """
+    pooled, first, captured = [], [], []
     block = model.transformer.get_submodule(model.block_names()[-1])
 
     def keep(_module, _args, output: Tensor) -> None:  # output [B, T, D]
@@ -130,9 +142,11 @@ def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]
         for start in range(0, len(labels), batch_size):
             stop = start + batch_size
             model.replay(ids[start:stop], labels[start:stop])
+            for kept, passes in zip((pooled, first), zip(*captured, strict=True), strict=True):
+                kept.append(torch.stack(passes).mean(0))
+            captured.clear()
             if progress:
                 progress("select", min(stop, len(labels)), len(labels))
     finally:
         handle.remove()
-    pooled, first = zip(*captured, strict=True)
     return torch.cat(pooled), torch.cat(first)

@@ -8,16 +8,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .calibration import Calibration
+from .calibration import Calibration, canonical
 from .serialize import write_file
 
 __all__ = ["load_calibration", "save_calibration"]
 
 
 def save_calibration(calibration: Calibration, path: str | Path) -> Path:
-    """Write rows as safetensors: ids int32 [n, T], labels int32 [n]; metadata with their hash."""
+    """Write rows as safetensors: ids int32 [n, T] or float32 [n, T, C], labels int32 [n]; metadata
+    with their hash."""
+    ids = calibration.ids
     tensors = {
-        "ids": calibration.ids.to(torch.int32).contiguous(),
+        "ids": ids.to(torch.float32 if ids.is_floating_point() else torch.int32).contiguous(),
         "labels": calibration.labels.to(torch.int32).contiguous(),
     }
     metadata = {
@@ -43,9 +45,7 @@ def load_calibration(path: str | Path) -> Calibration:
         raise ValueError(
             f"{path} cannot be read ({error}); run `ptq4arvg calibrate` again"
         ) from None
-    rows = Calibration(
-        ids.to(torch.int64), labels.to(torch.int64), int(metadata["seed"]), metadata["select"]
-    )
+    rows = Calibration(canonical(ids), canonical(labels), int(metadata["seed"]), metadata["select"])
     if rows.hash != metadata["hash"]:
         raise ValueError(f"{path} was changed after it was written; run `ptq4arvg calibrate` again")
     return rows

@@ -128,7 +128,9 @@ def quantize_(
     plan = make_plan(model.linears(), scheme, ignore, overrides)
     active = [p for p in plan if p.scheme]
     steps = {p.name: position_groups(p.spec, "step") for p in active}
-    stats = collect_inputs(model, calibration, steps, batch_size=batch_size, progress=progress)
+    visits = {p.name: model.visits(p.name) for p in active}
+    stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
+                           progress=progress)  # fmt: skip
     transforms = _fit_and_fold(model, active, stats, method, progress)
     grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
     if method.attention == "simulated":

@@ -60,8 +60,8 @@ def watch_inputs(
 ) -> None:
     """Replay the calibration rows and hand each named linear's input to its observer.
 
-    An observer gets x [B, T, K] (T = 1 where the input has no token axis) and the index of the
-    batch's first row.
+    An observer gets x [B, t, K] (t = 1 where the input has no token axis), the first t of the
+    linear's T positions, and the index of the batch's first row.
     """
     start = 0
 
@@ -98,8 +98,8 @@ class _InputObserver:
 
     def __call__(self, x: Tensor, start: int) -> None:
         batch, tokens, channels = x.shape
-        lo, hi = x.amin(0).float(), x.amax(0).float()  # [T, K]
-        index = self.step[:, None].expand(-1, channels)
+        lo, hi = x.amin(0).float(), x.amax(0).float()  # [t, K]
+        index = self.step[:tokens, None].expand(-1, channels)
         if self.lo is None:
             steps = int(self.step.max()) + 1
             self.lo, self.hi = (
@@ -115,26 +115,36 @@ class _InputObserver:
             stride -= 1
         first = -(-start * tokens // stride) * stride
         index = torch.arange(first, (start + batch) * tokens, stride) - start * tokens
-        flat = x.reshape(-1, channels)  # [B * T, K]
+        flat = x.reshape(-1, channels)  # [B * t, K]
         self.sample.append(flat[index.to(x.device)].float())
         self.position.append(index % tokens)
 
     def result(self) -> InputStatistics:
         sample, position = torch.cat(self.sample), torch.cat(self.position)
-        return InputStatistics(self.lo, self.hi, self.step, sample, position)
+        seen = self.lo <= self.hi  # a step that no row reached has no range
+        lo, hi = self.lo.where(seen, 0.0), self.hi.where(seen, 0.0)
+        return InputStatistics(lo, hi, self.step, sample, position)
 
 
 def collect_inputs(
     model: torch.nn.Module,
     calibration: Calibration,
     steps: dict[str, Tensor],
+    visits: dict[str, int] | None = None,
     sample: int = 1024,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, InputStatistics]:
-    """Input statistics of linears over the calibration rows; steps: name -> step per position."""
-    rows = len(calibration.labels)
-    observers = {name: _InputObserver(step, rows, sample) for name, step in steps.items()}
+    """Input statistics of linears over the calibration rows; steps: name -> step per position.
+
+    visits: name -> how often a replay runs it (once); sample: about how many token vectors to keep
+    of each.
+    """
+    rows, often = len(calibration.labels), visits or {}
+    observers = {
+        name: _InputObserver(step, rows * often.get(name, 1), sample)
+        for name, step in steps.items()
+    }
     watch_inputs(model, calibration, observers, batch_size, progress, "collect")
     return {name: observer.result() for name, observer in observers.items()}
 
@@ -149,10 +159,11 @@ class _HistogramObserver:
 
     def __call__(self, x: Tensor, start: int) -> None:
         for half in (0, 1):
-            rows = x[(start + half) % 2 :: 2].float()
-            index = ((rows - self.lo[:, None]) * self.per_unit[:, None]).to(torch.int32)
+            rows, tokens = x[(start + half) % 2 :: 2].float(), x.shape[1]
+            lo, per_unit = self.lo[:tokens, None], self.per_unit[:tokens, None]
+            index = ((rows - lo) * per_unit).to(torch.int32)
             index.clamp_(0, self.bins - 1)
-            index += (torch.arange(len(self.lo), dtype=torch.int32) * self.bins)[:, None]
+            index += (torch.arange(tokens, dtype=torch.int32) * self.bins)[:, None]
             self.counts[half] += torch.bincount(
                 index.flatten(), self.weight.expand(index.shape).flatten(), self.counts.shape[1]
             )

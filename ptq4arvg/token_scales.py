@@ -24,14 +24,18 @@ Range = tuple[Tensor, Tensor]
 
 
 def position_groups(spec, granularity: str) -> Tensor:
-    """Group of each position int64 [T]: one for all, the paper's, one per step, or one each."""
+    """Group of each position int64 [T]: one for all, the paper's, one per step, or one each.
+
+    "position" and "auto" keep together what the family does not tell apart (``spec.finest``).
+    """
     positions = len(spec.groups)
+    each = list(range(positions)) if spec.finest is None else list(spec.finest)
     groups = {
         "tensor": [0] * positions,
         "group": list(spec.groups),
         "step": list(spec.scale_groups),
-        "position": list(range(positions)),
-        "auto": list(range(positions)),
+        "position": each,
+        "auto": each,
     }[granularity]
     return torch.tensor(groups, dtype=torch.int64)
 
@@ -55,13 +59,15 @@ def input_grid(
     if histogram is None:
         wide = position_groups(spec, "step" if granularity in ("position", "auto") else granularity)
         return *affine_grid(*_group_range(lo, hi, wide), bits), wide, None
-    if granularity != "auto" or len(group) == 1:
+    count = int(group.max()) + 1
+    if granularity != "auto" or count == 1:
         return *affine_grid(*_search(histogram.sum(0), lo, hi, group, bits), bits), group, None
     step = stats.step
-    blend = _best_blend(histogram, lo, hi, step, bits)
+    step_of = torch.zeros(count, dtype=torch.int64).scatter_(0, group, step)  # of each group
+    blend = _best_blend(histogram, lo, hi, (group, step, step_of), bits)
     fine = _search(histogram.sum(0), lo, hi, group, bits)
     coarse = _search(histogram.sum(0), lo, hi, step, bits)
-    lo, hi = _blended(fine, coarse, step, blend)
+    lo, hi = _blended(fine, coarse, step_of, blend)
     if blend == 0.0:
         return *affine_grid(*coarse, bits), step, blend
     return *affine_grid(lo, hi, bits), group, blend
@@ -106,19 +112,24 @@ def _rebin(histogram: Tensor, lo: Tensor, hi: Tensor, low: Tensor, high: Tensor)
     return torch.zeros_like(histogram).scatter_add_(1, index, histogram)
 
 
-def _blended(fine: Range, coarse: Range, step: Tensor, blend: float) -> Range:
-    """Ranges between a position's own (blend 1) and its step's (blend 0), [T]."""
-    return tuple(blend * f + (1 - blend) * c[step] for f, c in zip(fine, coarse, strict=True))
+def _blended(fine: Range, coarse: Range, step_of: Tensor, blend: float) -> Range:
+    """Ranges [G] between a group's own (blend 1) and its step's (blend 0)."""
+    return tuple(blend * f + (1 - blend) * c[step_of] for f, c in zip(fine, coarse, strict=True))
 
 
-def _best_blend(histogram: Tensor, lo: Tensor, hi: Tensor, step: Tensor, bits: int) -> float:
-    """The blend of least error on one half of the rows when fitted on the other, both ways."""
-    each = torch.arange(len(step))
+def _best_blend(
+    histogram: Tensor, lo: Tensor, hi: Tensor, groups: tuple[Tensor, Tensor, Tensor], bits: int
+) -> float:
+    """The blend of least error on one half of the rows when fitted on the other, both ways.
+
+    groups: (group of each position, step of each position, step of each group).
+    """
+    group, step, step_of = groups
     errors = [0.0] * len(BLENDS)
     for fit, held_out in ((0, 1), (1, 0)):
-        fine = _search(histogram[fit], lo, hi, each, bits)
+        fine = _search(histogram[fit], lo, hi, group, bits)
         coarse = _search(histogram[fit], lo, hi, step, bits)
         for i, blend in enumerate(BLENDS):
-            low, high = _blended(fine, coarse, step, blend)
+            low, high = (r[group] for r in _blended(fine, coarse, step_of, blend))
             errors[i] += grid_error(histogram[held_out], lo, hi, low, high, bits).sum().item()
     return BLENDS[min(range(len(BLENDS)), key=errors.__getitem__)]

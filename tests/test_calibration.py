@@ -61,6 +61,18 @@ def test_bad_arguments_say_what_was_wanted(model, arguments, message):
         calibrate(model, **arguments)
 
 
-def test_rows_of_the_wrong_shape_are_an_error():
-    with pytest.raises(ValueError, match=r"ids \[3\].*wanted ids \[rows, positions\]"):
-        Calibration(torch.zeros(3), torch.zeros(3))
+@pytest.mark.parametrize("ids", [torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 2, 4).long()])
+def test_rows_of_the_wrong_shape_are_an_error(ids):
+    wanted = r"wanted ids \[rows, positions\], or continuous tokens \[rows, positions, channels\]"
+    with pytest.raises(ValueError, match=rf"ids \[3.*{wanted}"):
+        Calibration(ids, torch.zeros(3))
+
+
+def test_continuous_tokens_are_rows_too():
+    tokens = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3)
+    rows = Calibration(tokens, labels)
+    assert rows.hash == Calibration(tokens.clone(), labels).hash
+    assert rows.hash != Calibration(tokens + 1e-3, labels).hash
+    assert [len(part) for part, _ in rows.batches(2)] == [2, 1]
+    assert torch.equal(torch.cat([part for part, _ in rows.batches(2)]), tokens)

@@ -145,11 +145,3 @@ def test_sinks_in_float(scheme):
     ids = rows.ids[:1]
     stepwise, replayed = decoded(model, ids, labels), model.replay(ids, labels)
     assert relative_error(stepwise, replayed) < 1e-4
-
-
-def test_the_research_pipeline_is_vars():
-    model = find_cases(RARCase)[0].build()
-    ids = torch.zeros(1, model.tokens, dtype=torch.int64)
-    rows = Calibration(ids, torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"reproduces VAR's pipeline only; .* family 'rar'"):
-        quantize_(model, calibration=rows, compat="research")

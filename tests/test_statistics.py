@@ -51,6 +51,43 @@ def test_ranges_and_sample_do_not_depend_on_the_batch_size(case, batch_size):
     assert set(stats.sample_position.tolist()) == set(range(T))
 
 
+class Growing(Toy):
+    """Runs its linear twice per replay, on the first 3 and on the first 7 positions."""
+
+    def replay(self, ids, labels):
+        for tokens in (3, 7):
+            self.transformer["linear"](self.inputs(ids)[:, :tokens])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_inputs_of_fewer_positions_than_the_table(case, batch_size):
+    rows = case[1]
+    toy, x = Growing(), case[0].inputs(rows.ids)
+    stats = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=40,
+                           batch_size=batch_size)["linear"]  # fmt: skip
+    assert torch.equal(stats.lo[2], x[:, 4:7].amin((0, 1)))
+    assert 40 <= len(stats.sample) <= 3 * 40
+    for row, position in zip(stats.sample, stats.sample_position, strict=True):
+        assert (x[:, position] == row).all(-1).any()
+    assert set(stats.sample_position.tolist()) == set(range(7))
+    whole = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=40,
+                           batch_size=ROWS)["linear"]  # fmt: skip
+    assert sorted(stats.sample.tolist()) == sorted(whole.sample.tolist())
+    ranges = {"linear": (x.amin((0, 2)), x.amax((0, 2)), torch.ones(K))}
+    found = collect_histograms(toy, rows, ranges, 64, batch_size=batch_size)["linear"]
+    visits = torch.tensor([2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+    assert torch.equal(found.sum((0, 2)), visits * ROWS * K * torch.ones(()))
+    once = collect_histograms(case[0], rows, ranges, 64)["linear"]
+    assert torch.equal(found, once * visits[:, None])
+
+
+def test_a_step_that_no_row_reaches_has_no_range(case):
+    rows, steps = case[1], torch.cat([torch.zeros(7), torch.ones(5)]).long()
+    stats = collect_inputs(Growing(), rows, {"linear": steps})["linear"]
+    assert not stats.lo[1].any() and not stats.hi[1].any()
+    assert stats.lo[0].any()
+
+
 def test_transformed_statistics_are_those_of_the_transformed_input(case):
     toy, rows = case
     scale, shift = torch.rand(K) + 0.5, torch.randn(K)

@@ -11,7 +11,7 @@ from ptq4arvg.token_scales import GRANULARITIES, input_grid, position_groups, st
 
 STEPS = (0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2)
 T = len(STEPS)
-SPEC = SimpleNamespace(groups=(0,) + (1,) * (T - 1), scale_groups=STEPS)
+SPEC = SimpleNamespace(groups=(0,) + (1,) * (T - 1), scale_groups=STEPS, finest=None)
 BINS = 1024
 
 
@@ -46,6 +46,22 @@ def test_groups_are_what_the_names_say():
     assert counts == {"tensor": 1, "group": 2, "step": 3, "position": T, "auto": T}
 
 
+@pytest.mark.parametrize("granularity", ["position", "auto"])
+def test_positions_that_are_not_told_apart_share_a_grid(granularity):
+    finest = (0, 1, 1, 2, 2, *range(3, 3 + T - 5))
+    spec = SimpleNamespace(**vars(SPEC) | {"finest": finest})
+    reach = torch.tensor([1.0, 1, 3, 2, 2, *torch.linspace(0.5, 1.5, T - 5)])
+    _, stats, histogram = case(16, reach)
+    scale, _, group, _ = input_grid(spec, stats, histogram, 6, granularity)
+    assert tuple(group.tolist()) == finest
+    assert len(scale) == max(finest) + 1
+    # Alone in its group, a position has the grid that it has without groups; with a wider one, not.
+    alone, _, each, _ = input_grid(SPEC, stats, histogram, 6, "position")
+    if granularity == "position":
+        assert torch.equal(scale[group[5:]], alone[each[5:]])
+        assert scale[group[1]] > alone[each[1]]
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("histograms", [True, False], ids=["searched", "minmax"])
 def test_grids_are_valid(granularity, histograms):
@@ -77,7 +93,7 @@ def test_few_rows_of_alike_positions_share_their_steps_scale():
 
 
 def test_input_without_positions_has_one_grid():
-    spec = SimpleNamespace(groups=(0,), scale_groups=(0,))
+    spec = SimpleNamespace(groups=(0,), scale_groups=(0,), finest=None)
     x = torch.randn(32, 1, 16, generator=torch.Generator().manual_seed(0))
     stats = InputStatistics(
         x.amin(0), x.amax(0), torch.tensor([0]), x[:, 0], torch.zeros(32).long()

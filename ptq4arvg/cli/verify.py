@@ -30,7 +30,7 @@ def run(folder: Path, quiet: bool) -> None:
         )
     print("ok     unpacked and packed again: the same hash")
     labels = torch.tensor([0, model.null_label])
-    ids = model.sample_ids(labels[:1], seed=0).repeat(2, 1)
+    ids = torch.cat(2 * [model.sample_rows(labels[:1], seed=0)])
     unfuse_(model)  # a layer is compared on float inputs and outputs
     checks = check_integer_path(model, ids, labels)
     failed = [check for check in checks if not check.passed]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..calibration import canonical
+
 __all__ = ["Agreement", "agreement", "evaluation_rows", "float_logits", "relative_error"]
 
 Progress = Callable[[str, int, int], None]
@@ -85,14 +87,15 @@ def _rows(ids: Tensor, labels: Tensor, size: int) -> Iterable[tuple[Tensor, Tens
 def evaluation_rows(
     model: torch.nn.Module, labels: Tensor, seed: int = 0, ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rows to compare on: (ids int64 [2 n, T], labels int64 [2 n]), conditional then null rows.
+    """Rows to compare on: (ids [2 n, T] or [2 n, T, C], labels int64 [2 n]), conditional then null
+    rows.
 
     labels [n]: the classes. ids [n, T]: samples of the float model for them, where they exist
     already; otherwise they are drawn with ``seed``, which should not be the calibration's.
     """
     if ids is None:
-        ids = model.sample_ids(labels, seed=seed)
-    ids, labels = ids.cpu().to(torch.int64), labels.cpu().to(torch.int64)
+        ids = model.sample_rows(labels, seed=seed)
+    ids, labels = canonical(ids), canonical(labels)
     if len(ids) != len(labels):
         raise ValueError(f"evaluation_rows: {len(ids)} rows of ids, {len(labels)} labels")
     return torch.cat([ids, ids]), torch.cat([labels, torch.full_like(labels, model.null_label)])

@@ -167,7 +167,7 @@ class _Run:
         bits = scheme.w_bits, scheme.a_bits
         self.linears = {
             spec.name: ResearchLinear(
-                model.transformer.get_submodule(spec.name), spec, bits, model.cursor
+                model.transformer.get_submodule(spec.name), spec, bits, model.cursor_of(spec.name)
             )
             for spec in model.linears()
         }

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import closest
 from ..nn import Cursor
 
 __all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
@@ -20,11 +21,13 @@ class LinearSpec:
     """One linear that can be quantized, and what the family knows about its input.
 
     name: module path inside ``model.transformer``; role: "qkv", "proj", "fc1", "fc2", "ada_lin",
-    "head" or "head_ada_lin"; block: its block, or the number of blocks for what follows the last.
+    "head" or "head_ada_lin", in a diffusion head "diff_fc1", "diff_fc2", "diff_ada" or "diff_cond";
+    block: its block, or the number of blocks for what follows the last.
     groups: the paper's group of each position (``positions`` of them; one without a token axis);
     scale_groups: the decoding step of each position, alike steps joined; sink: positions that the
-    paper calls sinks. fold: what ``fold_`` absorbs a transform of the input into, or None with a
-    reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
+    paper calls sinks; finest: positions that no table tells apart, as groups within the steps
+    (None: there are none). fold: what ``fold_`` absorbs a transform of the input into, or None with
+    a reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
     ModulatedNorm that feeds only this linear; act: the Activation between this linear and the
     linear ``consumer``; "" where there is none.
     """
@@ -41,6 +44,7 @@ class LinearSpec:
     norm: str = ""
     act: str = ""
     consumer: str = ""
+    finest: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class ARVGModel(nn.Module):
     """A transformer, its tokenizer, and the loop between them. Base class of the families.
 
     tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
-    the function-preserving stress applied to the weights (0: none).
+    the function-preserving stress applied to the weights (0: none). sampling_options: what
+    ``sample_ids`` takes apart from labels, seed, cfg and first_index.
     """
 
     family = ""
@@ -64,6 +69,7 @@ class ARVGModel(nn.Module):
     kept_in_float: ClassVar[Mapping[str, str]] = {}
     # Whether compat="research" reproduces what the authors' code does with this family.
     compat_research: ClassVar[bool] = False
+    sampling_options: tuple[str, ...] = ("top_k", "top_p")
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -85,6 +91,15 @@ class ARVGModel(nn.Module):
     def positions(self) -> int:
         """Positions of the sequence that makes one image."""
         return self.tokens
+
+    @property
+    def cursors(self) -> tuple[Cursor, ...]:
+        """All cursors: the transformer's, and those of parts with positions of their own."""
+        return (self.cursor,)
+
+    def visits(self, name: str) -> int:
+        """How many times one ``replay`` runs linear ``name``."""
+        return 1
 
     @property
     def num_classes(self) -> int:
@@ -150,6 +165,10 @@ class ARVGModel(nn.Module):
         """Token ids [n, T] of one image per label; image i depends on (seed, first_index + i)."""
         raise NotImplementedError
 
+    def sample_rows(self, labels: Tensor, seed: int = 0, first_index: int = 0) -> Tensor:
+        """Samples with all that ``replay`` reads of them; by default they are the token ids."""
+        return self.sample_ids(labels, seed=seed, first_index=first_index)
+
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Images [n, 3, H, W] in [0, 1] of token ids [n, T]."""
         raise NotImplementedError
@@ -175,19 +194,27 @@ class ARVGModel(nn.Module):
         top_p: float | None = None,
         batch_size: int = 16,
         progress: Callable[[str, int, int], None] | None = None,
+        **options: Any,
     ) -> Tensor:
         """Images float32 [n, 3, H, W] in [0, 1], one per label.
 
         Image i depends on ``seed`` and i only, not on the other images or the batch size. cfg,
         top_k, top_p: None takes the model's defaults (``config.sampling``); 0 switches one off.
+        options: others that the family has. ValueError for one that it does not.
         """
         labels = self.check_labels(labels)
+        options |= {"top_k": top_k, "top_p": top_p}
+        options = {name: value for name, value in options.items() if value is not None}
+        for name in options:
+            if name not in self.sampling_options:
+                raise ValueError(
+                    f"{self.name}: no sampling option {name!r}; wanted cfg or one of "
+                    f"{', '.join(self.sampling_options)}. {closest(name, self.sampling_options)}"
+                )
         images = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
-            ids = self.sample_ids(
-                part, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, first_index=start
-            )
+            ids = self.sample_ids(part, seed=seed, cfg=cfg, first_index=start, **options)
             images.append(self.decode_ids(ids).float())
             if progress:
                 progress("generate", start + len(part), len(labels))
@@ -201,7 +228,8 @@ class ARVGModel(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
-        # The cursor is no module, but its tensor has to follow the weights to their device.
-        moved = fn(torch.empty(0, device=self.cursor.position.device))
-        self.cursor.position = self.cursor.position.to(moved.device)
+        # A cursor is no module, but its tensor has to follow the weights to their device.
+        for cursor in self.cursors:
+            moved = fn(torch.empty(0, device=cursor.position.device))
+            cursor.position = cursor.position.to(moved.device)
         return self

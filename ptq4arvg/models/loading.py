@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from ..errors import closest
 __all__ = ["load_strict_", "read_state"]
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path, under: Sequence[str] = ()) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
 
     The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
-    under "state_dict", "model" or "module" are taken out.
+    under one of the keys ``under`` (the first that is there), "state_dict", "model" or "module" are
+    taken out.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,8 +31,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            # Some published files keep their training settings beside the weights.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            # Training scripts save their parsed arguments beside the weights: plain attributes.
+            with torch.serialization.safe_globals([Namespace]):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
@@ -39,9 +41,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
         ) from None
     while isinstance(state, dict):
-        inner = [
-            key for key in ("state_dict", "model", "module") if isinstance(state.get(key), dict)
-        ]
+        keys = (*under, "state_dict", "model", "module")
+        inner = [key for key in keys if isinstance(state.get(key), dict)]
         if not inner:
             break
         state = state[inner[0]]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import closest
-from . import par, rar, var
+from . import mar, par, rar, var
 from .base import ARVGModel
 from .family import Family, materialize
 from .loading import load_strict_, read_state
@@ -20,7 +20,9 @@ from .stress import stress_
 __all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_config"]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-FAMILIES: dict[str, Family] = {f.name: f for f in (var.FAMILY, rar.FAMILY, par.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (var.FAMILY, rar.FAMILY, par.FAMILY, mar.FAMILY)
+}
 BUNDLED = tuple(sorted(path.parent.name for path in DATA.glob("*/config.json")))
 PUBLISHED = {name: family for family in FAMILIES.values() for name in family.sizes}
 
@@ -74,8 +76,9 @@ def build_model(
     settings, tokenizer_settings = family.settings(config)
     transformer = materialize(family.transformer, settings, dtype)
     tokenizer = materialize(family.tokenizer, tokenizer_settings, dtype)
-    transformer.cursor.position = torch.zeros(1, dtype=torch.int32)
     model = family.model(name, settings, transformer, tokenizer)
+    for cursor in model.cursors:
+        cursor.position = torch.zeros(1, dtype=torch.int32)
     model.architecture = config
     if seed is not None:
         randomize_(model, seed)
@@ -137,7 +140,8 @@ def load_model(
         if source == "random":
             randomize_(module, seed=0)
         else:
-            load_strict_(module, read_state(source), f"{name} {part}")
+            state = read_state(source, getattr(module, "published_under", ()))
+            load_strict_(module, state, f"{name} {part}")
     if stress:
         stress_(model, stress, stress_seed)
     return model.to(device=device, dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,20 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all pixels."""
+    """Single-head attention over all pixels. Files may hold q, k and v apart."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm, self.qkv = _norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
+        self._register_load_state_dict_pre_hook(self._join_qkv)
+
+    @staticmethod
+    def _join_qkv(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"{prefix}{part}.{kind}", None) for part in "qkv"]
+            if all(part is not None for part in parts):
+                state[f"{prefix}qkv.{kind}"] = torch.cat(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

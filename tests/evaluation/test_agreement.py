@@ -28,7 +28,7 @@ class Toy(torch.nn.Module):
     def replay(self, ids, labels):
         return self.table[labels[:, None], ids]
 
-    def sample_ids(self, labels, seed):
+    def sample_rows(self, labels, seed):
         g = torch.Generator().manual_seed(seed)
         return torch.randint(7, (len(labels), 5), generator=g, dtype=torch.int32)
 

@@ -68,11 +68,12 @@ def test_every_linear_folds_or_says_why_not(model):
     blocks = model.block_names()
     assert blocks and set(blocks) <= modules.keys()
     assert set(model.attention_cores()) <= modules.keys()
+    order = [spec.block for spec in model.linears()]
+    assert order == sorted(order) and set(order) >= set(range(len(blocks)))
     for spec in model.linears():
         assert bool(spec.fold) != bool(spec.no_fold), spec.name
         for other in (spec.fold, spec.norm, spec.act, spec.consumer):
             assert not other or other in modules, (spec.name, other)
-        assert 0 <= spec.block <= len(blocks)
 
 
 def test_tables_cover_every_position_of_generation(model):

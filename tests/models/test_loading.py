@@ -44,6 +44,17 @@ def test_files_of_every_kind(state, tmp_path, suffix, nesting):
     assert all(torch.equal(read[name], state[name]) for name in state)
 
 
+def test_averaged_weights_where_the_family_wants_them(state, tmp_path):
+    average = {name: value + 1 for name, value in state.items()}
+    path = tmp_path / "weights.pth"
+    torch.save({"model": state, "model_ema": average, "args": Namespace(lr=1e-4)}, path)
+    name = "pos_1LC"
+    assert torch.equal(read_state(path)[name], state[name])
+    assert torch.equal(read_state(path, ("model_ema",))[name], average[name])
+    torch.save({"model": state}, path)
+    assert torch.equal(read_state(path, ("model_ema",))[name], state[name])
+
+
 def test_every_tensor_is_expected_and_none_is_extra(state, transformer):
     name = "blocks.0.attn.proj.weight"
     lost = {key: value for key, value in state.items() if key != name}

@@ -1,0 +1,203 @@
+"""MAR in integers, end to end: calibrate, quantize, check, generate, save and load."""
+
+import functools
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ptq4arvg
+from ptq4arvg.calibration import Calibration, calibrate
+from ptq4arvg.calibration_file import load_calibration, save_calibration
+from ptq4arvg.checkpoint import read_config
+from ptq4arvg.evaluation.agreement import evaluation_rows, relative_error
+from ptq4arvg.fuse import fuse_, unfuse_
+from ptq4arvg.models import stress_
+from ptq4arvg.nn import PackedLinear
+from ptq4arvg.verify import check_integer_path
+from tests.golden_mar import find_mar_cases
+
+CASES = find_mar_cases()
+pytestmark = pytest.mark.skipif(not CASES, reason="no MAR configuration in the golden folder")
+SEVERITY = 30
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def rows(case):
+    return calibrate(case.build(), samples=32, keep=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def evaluated(case):
+    """Rows of other samples than the calibration's, conditional and unconditional."""
+    model = case.build()
+    return evaluation_rows(model, torch.arange(min(8, model.num_classes)), seed=99)
+
+
+@pytest.fixture(scope="module")
+def error(case, rows, evaluated):
+    """(scheme, method, stress) to the relative error of the replay of a model quantized so, and
+    the model; tests must leave it as it is."""
+    return functools.cache(functools.partial(_error, case, rows, evaluated))
+
+
+@torch.inference_mode()
+def _error(case, rows, evaluated, scheme, method, stress=0):
+    model = case.build()
+    if stress:
+        stress_(model, stress)
+    exact = model.replay(*evaluated)
+    ptq4arvg.quantize_(model, scheme, method, rows)
+    return relative_error(exact, model.replay(*evaluated)), model
+
+
+def test_calibration_rows_hold_tokens_and_their_order(case, rows, tmp_path):
+    model = case.build()
+    assert rows.ids.shape == (16, model.tokens, model.config.channels + 1)
+    assert rows.ids.dtype == torch.float32
+    places = rows.ids[..., -1].sort(1).values
+    assert torch.equal(places, torch.arange(model.tokens).expand(16, -1).float())
+    null = (rows.labels == model.null_label).sum().item()
+    assert 4 <= null <= 12  # select_dgc keeps at least a quarter of each kind
+    assert calibrate(model, samples=32, keep=16, seed=0).hash == rows.hash
+    loaded = load_calibration(save_calibration(rows, tmp_path / "rows.safetensors"))
+    assert loaded.hash == rows.hash and torch.equal(loaded.ids, rows.ids)
+    changed = rows.ids.clone()
+    changed[0, 0, 0] += 1e-3
+    assert Calibration(changed, rows.labels).hash != rows.hash
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W6A6", "W4A8"])
+@torch.inference_mode()
+def test_integers_are_close_to_floats(evaluated, error, scheme):
+    relative, model = error(scheme, "ptq4arvg")
+    assert relative < {"W8A8": 1e-3, "W6A6": 1e-2, "W4A8": 1e-2}[scheme]
+    packed = {n for n, m in model.transformer.named_modules() if isinstance(m, PackedLinear)}
+    assert packed == {spec.name for spec in model.linears()}
+    tokens = model.sample_ids(torch.tensor([1, 2]), seed=0)
+    assert tokens.isfinite().all()
+    fused = model.replay(*evaluated)
+    unfuse_(model)
+    # The same codes, but for those on the edge between two levels.
+    assert relative_error(model.replay(*evaluated), fused) < relative / 10
+    checks = check_integer_path(model, *(part[:2] for part in evaluated))
+    assert {check.name for check in checks} == packed
+    assert all(check.passed for check in checks)
+    fuse_(model)
+
+
+def test_the_method_is_better_than_rounding_on_a_stressed_model(error):
+    ours, _ = error("W6A6", "ptq4arvg", SEVERITY)
+    plain, _ = error("W6A6", "rtn", SEVERITY)
+    assert ours < plain / 2
+
+
+def test_tables_have_a_row_per_slot_or_diffusion_step(error):
+    _, model = error("W8A8", "ptq4arvg")
+    c = model.config
+    for spec in model.linears():
+        module = model.transformer.get_submodule(spec.name)
+        if spec.role == "diff_cond":
+            assert len(module.a_scale) == 1
+        elif spec.name.startswith("diffloss."):
+            assert len(module.a_scale) == c.diffusion_steps
+        else:
+            assert len(module.a_scale) == c.buffer + c.tokens
+            assert len(set(module.a_scale[c.buffer :].tolist())) == 1  # the order is random
+    steps = model.transformer.diffloss.net.res_blocks[0].mlp[0].a_scale
+    assert len(set(steps.tolist())) > 1
+
+
+@torch.inference_mode()
+def test_sampling_reads_the_tables_of_its_step(evaluated, error):
+    """One diffusion step at a time, as generation goes, is what a replay computes at once."""
+    _, model = error("W8A8", "ptq4arvg")
+    net, c = model.transformer, model.config
+    head, tokens = net.diffloss, evaluated[0][:, 0, : c.channels]
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(tokens), c.diffusion_steps, c.channels, generator=g)
+    nothing = torch.zeros(len(tokens), 0, dtype=torch.int64)
+    condition = net.condition(evaluated[1])
+    z, again = (
+        net.decode(net.encode(evaluated[0][..., :-1], nothing, condition, how), nothing, how)
+        for how in (False, True)
+    )
+    assert relative_error(z, again) < 1e-4
+    z = z[:, 0]
+    together = head.all_steps(tokens, z, noise)
+    states, y = head.noised(tokens, noise), head.times()[None] + head.net.cond_embed(z)[:, None]
+
+    def one_by_one(step_of):
+        predicted = []
+        for s in range(c.diffusion_steps):
+            head.cursor.set(step_of(s), 1)
+            out = head.net(states[:, s : s + 1], y[:, s : s + 1], sampling=True)
+            predicted.append(out.chunk(2, -1)[0])
+        return relative_error(together, torch.cat(predicted, 1))
+
+    last = c.diffusion_steps - 1
+    assert one_by_one(lambda s: s) < 1e-9
+    assert one_by_one(lambda s: last - s) > 1e-6  # the tables do differ
+
+
+def test_quantization_does_not_depend_on_the_batch_size(case, rows):
+    scales = []
+    for batch_size in (16, 5):
+        model = case.build()
+        ptq4arvg.quantize_(model, "W6A6", "rtn", rows, batch_size=batch_size)
+        scales.append([m.a_scale for m in model.transformer.modules()
+                       if isinstance(m, PackedLinear)])  # fmt: skip
+    for first, second in zip(*scales, strict=True):
+        assert_close(first, second, rtol=1e-4, atol=0)
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(case, rows, evaluated, tmp_path):
+    model = case.build()
+    stress_(model, SEVERITY)
+    ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, ignore=["decoder_blocks.0.attn.proj"])
+    model.save_pretrained(tmp_path / "q")
+    loaded = ptq4arvg.load_quantized(tmp_path / "q")
+    assert read_config(tmp_path / "q")["model_type"] == "mar"
+    with torch.inference_mode():
+        assert torch.equal(loaded.replay(*evaluated), model.replay(*evaluated))
+    assert torch.equal(loaded.generate([3], seed=5), model.generate([3], seed=5))
+    hashed = ptq4arvg.save_quantized(loaded, tmp_path / "again")
+    assert hashed == read_config(tmp_path / "q")["hash"]
+
+
+def test_the_noisiest_step_from_float_activations_samples_closer(case, rows):
+    """The sampler multiplies an error of its prediction by hundreds."""
+    labels, errors = torch.tensor([1, 2, 3, 4]), {}
+    wanted = case.build().sample_ids(labels, seed=5)
+    for sink in ("integer", "float"):
+        model = case.build()
+        ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, sink=sink)
+        errors[sink] = relative_error(wanted, model.sample_ids(labels, seed=5))
+    assert errors["float"] < errors["integer"]
+
+
+def test_attention_products_stay_in_float(case, rows):
+    with pytest.raises(ValueError, match=f"{case.name} keeps its attention products in floating"):
+        ptq4arvg.quantize_(case.build(), "W6A6", "rtn", rows, attention="simulated")
+
+
+def test_the_research_pipeline_is_for_other_families(case, rows):
+    with pytest.raises(ValueError, match=f"for the family 'mar' of {case.name}"):
+        ptq4arvg.quantize_(case.build(), "W6A6", calibration=rows, compat="research")
+
+
+def test_verify_of_a_checkpoint(case, rows, tmp_path, capsys):
+    from ptq4arvg.cli.verify import run
+
+    model = case.build()
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows)
+    model.save_pretrained(tmp_path / "q")
+    run(tmp_path / "q", quiet=True)
+    assert (
+        f"{len(model.linears())} integer layers equal their simulation" in capsys.readouterr().out
+    )
