@@ -135,10 +135,13 @@ class Activation(nn.Module):
 def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | None) -> Tensor:
     """``residual + linear(x) * gate``, in the GEMM's epilogue where that gives the same bits.
 
-    residual [B, T, N], gate [B, 1, N] or None (no gate). In other dtypes than float32 the epilogue
-    rounds less often, and sink positions are computed after it.
+    residual [B, T, N], gate [B, 1, N], [B, T, N] or None (no gate). The epilogue has one gate per
+    image; in other dtypes than float32 it rounds less often, and sink positions are computed after
+    it.
     """
-    if isinstance(linear, PackedLinear) and residual.dtype == torch.float32 and not linear.sink:
+    one = gate is None or gate.shape[1] == 1
+    exact = residual.dtype == torch.float32
+    if isinstance(linear, PackedLinear) and one and exact and not linear.sink:
         return linear(x, residual, None if gate is None else gate.squeeze(1))
     y = linear(x)
     return residual + (y if gate is None else y * gate)

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from ..models import ARVGModel
-from . import var
+from . import rar, var
 
 __all__ = ["adopt"]
 
-ADOPTERS = (var,)
+ADOPTERS = (var, rar)
 
 
 @torch.inference_mode(False)
 def adopt(module: nn.Module, tokenizer: nn.Module | None = None) -> ARVGModel:
     """The ``ARVGModel`` that runs inside ``module`` from now on.
 
-    module: a transformer of an original repository (VAR), recognised by the names in its state
-    dict. tokenizer: its image tokenizer, where the module does not know it. The weights are shared,
-    not copied; the model is also kept as ``module.ptq4arvg``. ValueError names what does not fit,
-    before anything is changed.
+    module: a transformer of an original repository (VAR, RAR), recognised by the names in its state
+    dict. tokenizer: its image tokenizer, where the module does not know it, as only a VAR does.
+    The weights are shared, not copied; the model is also kept as ``module.ptq4arvg``. ValueError
+    names what does not fit, before anything is changed.
     """
     if isinstance(module, ARVGModel):
         return module

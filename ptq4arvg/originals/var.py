@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.family import materialize
-from ..models.loading import load_strict_
 from ..models.var import VAR, Block, HeadNorm, VARConfig, VARModel
 from ..models.vqvae import VQVAE, VQVAEConfig
+from .sharing import share
 
 __all__ = ["NAME", "AdoptedBlock", "AdoptedHeadNorm", "adopt", "recognises"]
 
@@ -136,16 +135,6 @@ def _tokenizer_config(tokenizer: nn.Module, patch_nums: tuple[int, ...]) -> VQVA
     )  # fmt: skip
 
 
-def _share(make: Any, settings: Any, source: nn.Module, what: str) -> nn.Module:
-    """Our module of these sizes on the weights of ``source``, which are not copied."""
-    state = source.state_dict()
-    dtype = next(v.dtype for v in state.values() if v.is_floating_point())
-    ours = materialize(make, settings, dtype)
-    load_strict_(ours, state, what, assign=True)
-    device = next(iter(state.values())).device  # for buffers that follow from the configuration
-    return ours.to(device).eval().requires_grad_(False)
-
-
 def adopt(module: nn.Module, tokenizer: nn.Module | None) -> VARModel:
     """See ``originals.adopt``. The tokenizer is found where the original keeps it."""
     if tokenizer is None:
@@ -156,8 +145,8 @@ def adopt(module: nn.Module, tokenizer: nn.Module | None) -> VARModel:
             )
         tokenizer = proxy[0]
     config = _config(module, module.state_dict())
-    transformer = _share(VAR, config, module, "VAR")
-    ours = _share(VQVAE, _tokenizer_config(tokenizer, config.patch_nums), tokenizer, "VQVAE")
+    transformer = share(VAR, config, module, "VAR")
+    ours = share(VQVAE, _tokenizer_config(tokenizer, config.patch_nums), tokenizer, "VQVAE")
     transformer.cursor.position = torch.zeros(1, dtype=torch.int32, device=module.pos_1LC.device)
     model = AdoptedVAR(config, transformer, ours, module)
     blocks = transformer.blocks
