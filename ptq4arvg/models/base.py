@@ -85,7 +85,7 @@ class ARVGModel(nn.Module):
     @property
     def tokens(self) -> int:
         """Token ids of one image."""
-        raise NotImplementedError
+        return self.config.tokens
 
     @property
     def positions(self) -> int:

@@ -13,6 +13,7 @@ from ..nn import PackedLinear
 
 __all__ = [
     "Activation",
+    "FeedForward",
     "ModulatedNorm",
     "absorb_constant_",
     "add_gated",
@@ -130,6 +131,23 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.fused else self.FUNCTIONS[self.name](x)
+
+
+class FeedForward(nn.Module):
+    """Two linears around an activation function, by the name that the ops give it."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1, self.act = nn.Linear(width, hidden), Activation(activation)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What fc2 reads."""
+        return self.act(self.fc1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, C] -> [B, T, C]."""
+        return self.fc2(self.hidden(x))
 
 
 def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | None) -> Tensor:

@@ -94,10 +94,6 @@ class MARModel(ARVGModel):
     }
 
     @property
-    def tokens(self) -> int:
-        return self.config.tokens
-
-    @property
     def cursors(self) -> tuple[Cursor, ...]:
         return self.cursor, self.transformer.diffloss.cursor
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..nn import AttentionCore, Cursor
 from .base import SamplingDefaults
 from .diffloss import DiffLoss
-from .layers import Activation, ModulatedNorm, add_gated
+from .layers import FeedForward, ModulatedNorm, add_gated
 
 __all__ = ["MAR", "MARConfig"]
 
@@ -88,19 +88,6 @@ class Attention(nn.Module):
         return self.core(q, k, v).transpose(1, 2).reshape(b, t, c)
 
 
-class FeedForward(nn.Module):
-    """Two linears around a GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What fc2 reads."""
-        return self.act(self.fc1(x))
-
-
 class Block(nn.Module):
     """Attention and feed-forward behind affine norms."""
 
@@ -109,7 +96,7 @@ class Block(nn.Module):
         c = config.embed_dim
         self.norm1, self.norm2 = (ModulatedNorm(c, config.norm_eps, affine=True) for _ in range(2))
         self.attn = Attention(c, config.num_heads)
-        self.mlp = FeedForward(c, round(c * config.mlp_ratio))
+        self.mlp = FeedForward(c, round(c * config.mlp_ratio), "gelu")
 
     def forward(self, x: Tensor, sampling: bool = False) -> Tensor:
         """x [B, t, D]; sampling: nothing looks at a linear's own output, so it may be fused."""

@@ -223,10 +223,6 @@ class PARModel(ARVGModel):
 
     family = "par"
 
-    @property
-    def tokens(self) -> int:
-        return self.config.tokens
-
     def block_names(self) -> list[str]:
         return [f"layers.{i}" for i in range(self.config.depth)]
 

@@ -20,7 +20,7 @@ from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
-    Activation,
+    FeedForward,
     ModulatedNorm,
     absorb_constant_,
     add_gated,
@@ -96,22 +96,6 @@ class Attention(nn.Module):
         return self.proj(self.attend(x, attn_mask))
 
 
-class FeedForward(nn.Module):
-    """Two linears around a GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What fc2 reads."""
-        return self.act(self.fc1(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.hidden(x))
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each modulated by class and position (AdaLN)."""
 
@@ -120,7 +104,7 @@ class Block(nn.Module):
         c = config.embed_dim
         self.norm1, self.norm2 = (ModulatedNorm(c, config.norm_eps, affine=True) for _ in range(2))
         self.attn = Attention(config, cursor)
-        self.mlp = FeedForward(c, config.ffn_dim)
+        self.mlp = FeedForward(c, config.ffn_dim, "gelu")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
 
     def forward(
@@ -256,10 +240,6 @@ class RARModel(ARVGModel):
         self.modulation_table = ModulationTable(
             transformer.modulations, self.positions, MODULATION_BYTES
         )
-
-    @property
-    def tokens(self) -> int:
-        return self.config.tokens
 
     @property
     def positions(self) -> int:

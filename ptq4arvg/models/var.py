@@ -19,7 +19,7 @@ from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
-    Activation,
+    FeedForward,
     ModulatedNorm,
     absorb_constant_,
     add_gated,
@@ -111,22 +111,6 @@ class Attention(nn.Module):
         return self.proj(self.attend(x, mask))
 
 
-class FeedForward(nn.Module):
-    """Two linears around a tanh-approximated GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act = nn.Linear(width, hidden), Activation("gelu_tanh")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What fc2 reads."""
-        return self.act(self.fc1(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.hidden(x))
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each modulated by the class (AdaLN)."""
 
@@ -135,7 +119,7 @@ class Block(nn.Module):
         c = config.embed_dim
         self.norm1, self.norm2 = (ModulatedNorm(c, config.norm_eps) for _ in range(2))
         self.attn = Attention(config, cursor)
-        self.ffn = FeedForward(c, round(c * config.mlp_ratio))
+        self.ffn = FeedForward(c, round(c * config.mlp_ratio), "gelu_tanh")
         if config.shared_aln:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, c))
         else:
@@ -259,10 +243,6 @@ class VARModel(ARVGModel):
     family = "var"
     compat_research = True
     kept_in_float: ClassVar = {r"word_embed": "it reads the 32 channels of a token, once per scale"}
-
-    @property
-    def tokens(self) -> int:
-        return self.config.tokens
 
     def block_names(self) -> list[str]:
         return [f"blocks.{i}" for i in range(self.config.depth)]
