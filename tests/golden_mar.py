@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ptq4arvg.models.loading import load_strict_, read_state
 from ptq4arvg.models.mar import MARModel
 from ptq4arvg.models.registry import build_model, randomize_
-from tests.golden_cases import configurations, ruled_state
+from tests.golden_cases import GoldenCase, configurations, ruled_state
 
 # A case without a recorded tokenizer gets the smallest one there is, with random weights.
 SMALL = {"ch": 32, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 1}
 
 
 @dataclass(frozen=True)
-class MARCase:
+class MARCase(GoldenCase):
     """One configuration with its weights and records (tests/golden/mar/README.md)."""
-
-    path: Path  # of the config.json
-
-    @property
-    def name(self) -> str:
-        return self.path.name.removesuffix(".config.json")
-
-    def beside(self, ending: str) -> Path:
-        return self.path.with_name(f"{self.name}.{ending}")
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text())
-
-    @cached_property
-    def records(self) -> dict[str, Tensor]:
-        return load_file(self.beside("golden.safetensors"))
 
     @property
     def recorded_tokenizer(self) -> bool:

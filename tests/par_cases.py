@@ -10,19 +10,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ptq4arvg.calibration import Calibration, calibrate
 from ptq4arvg.models.base import ARVGModel
 from ptq4arvg.models.loading import load_strict_, read_state
 from ptq4arvg.models.registry import build_model
-from tests.golden_cases import ROOT, ruled_state
+from tests.golden_cases import ROOT, GoldenCase, ruled_state
 
 # Between two runs of the original code: 5e-6 (tests/golden/par/README.md).
 LOGITS = {"atol": 1e-4, "rtol": 0.0}
@@ -40,25 +36,8 @@ def small_model(seed: int = 1, **changes: Any) -> ARVGModel:
 
 
 @dataclass(frozen=True)
-class ParCase:
+class ParCase(GoldenCase):
     """One configuration with its weights and records."""
-
-    path: Path  # of the config.json
-
-    @property
-    def name(self) -> str:
-        return self.path.name.removesuffix(".config.json")
-
-    def beside(self, ending: str) -> Path:
-        return self.path.with_name(f"{self.name}.{ending}")
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text())
-
-    @cached_property
-    def records(self) -> dict[str, Tensor]:
-        return load_file(self.beside("golden.safetensors"))
 
     def build(self, dtype: torch.dtype = torch.float32) -> ARVGModel:
         """The model with its recorded weights."""
