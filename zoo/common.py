@@ -91,9 +91,9 @@ def load_data(folder: str | Path, size: int) -> Data:
     )
 
 
-def architecture() -> ARVGModel:
-    """var-tiny, for the sizes of its parts; its weights are whatever was in memory."""
-    return build_model(MODEL, model_config(MODEL))
+def architecture(name: str = MODEL) -> ARVGModel:
+    """A bundled model, for the sizes of its parts; its weights are whatever was in memory."""
+    return build_model(name, model_config(name))
 
 
 @contextmanager

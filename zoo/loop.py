@@ -50,8 +50,10 @@ def positive(text: str) -> int:
     return value
 
 
-def arguments(description: str, steps: int, batch: int) -> argparse.ArgumentParser:
-    """The options that all trainers have."""
+def arguments(
+    description: str, steps: int, batch: int, float32: bool = False
+) -> argparse.ArgumentParser:
+    """The options that all trainers have; float32: also that of those that use bfloat16."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -64,6 +66,10 @@ def arguments(description: str, steps: int, batch: int) -> argparse.ArgumentPars
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--save-every", type=positive, default=250, help="steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    if float32:
+        parser.add_argument(
+            "--float32", action="store_true", help="no bfloat16; for processors without it"
+        )
     return parser
 
 
@@ -155,7 +161,7 @@ def train(
     Stopped: after Ctrl-C, when the state is saved.
     """
     path = options.out / f"{name}.ckpt"
-    names = ("steps", "batch", "seed", "float32")
+    names = ("steps", "batch", "seed", "float32", "compile")
     settings = {key: int(getattr(options, key)) for key in names if hasattr(options, key)}
     done = 0
     if options.resume:

@@ -17,32 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 if not __package__:  # run as a file: the folder that holds zoo/ is not on the path
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ptq4arvg.models.vqvae import VQVAE, MultiScaleQuantizer
-from zoo.common import (
-    Data,
-    architecture,
-    augment,
-    cosine,
-    epoch_rows,
-    export,
-    fresh_weights,
-    halve,
-    load_data,
+from zoo.autoencoder import (
+    CodeUse,
+    draw_vectors,
+    plain_steps,
+    replaces,
+    train_autoencoder,
 )
-from zoo.loop import arguments, run_command, train
+from zoo.common import architecture, export, fresh_weights
+from zoo.loop import arguments, run_command
 
-PEAK_RATE, FLOOR_RATE, WARMUP = 8e-4, 1e-5, 100
-BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.97), 0.005, 1.0
-EDGE_WEIGHT, COMMITMENT, LATENT_WEIGHT = 0.5, 0.25, 1e-3
-PLAIN_STEPS = 250  # without the quantizer; a quarter of the run where that is less
-REPLACE_EVERY, REPLACE_UNTIL = 25, 0.7  # steps; share of the run
-USE_DECAY, RARE = 0.98, 1 / 19  # of the hit counts; share of the mean hits below which to replace
+COMMITMENT, LATENT_WEIGHT = 0.25, 1e-3
 # Where the first codes come from: latents at 8x8, means over 5x5 squares, over 1x1 to 4x4, and
 # for the rest of the codebook what 4x4 means leave over.
 FILL_FULL, FILL_FIVE, FILL_SMALL = 150, 80, 100
@@ -55,15 +47,6 @@ def _vectors(latents: Tensor, side: int) -> Tensor:
     return latents.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _draw(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of the vectors [n, z], without repeats if there are enough."""
-    if count <= len(vectors):
-        rows = torch.randperm(len(vectors), generator=generator)[:count]
-    else:
-        rows = torch.randint(len(vectors), (count,), generator=generator)
-    return vectors[rows.to(vectors.device)]
-
-
 @torch.no_grad()
 def fill_codebook_(quantizer: MultiScaleQuantizer, f: Tensor, generator: torch.Generator) -> None:
     """Fill the codebook with vectors of the latents f [B, z, h, h]."""
@@ -74,10 +57,10 @@ def fill_codebook_(quantizer: MultiScaleQuantizer, f: Tensor, generator: torch.G
     count = quantizer.embedding.num_embeddings - FILL_FULL - FILL_FIVE - FILL_SMALL
     quantizer.embedding.weight.copy_(
         torch.cat([
-            _draw(_vectors(f, full), FILL_FULL, generator),
-            _draw(_vectors(f, 5), FILL_FIVE, generator),
-            _draw(small, FILL_SMALL, generator),
-            _draw(_vectors(rest, full), count, generator),
+            draw_vectors(_vectors(f, full), FILL_FULL, generator),
+            draw_vectors(_vectors(f, 5), FILL_FIVE, generator),
+            draw_vectors(small, FILL_SMALL, generator),
+            draw_vectors(_vectors(rest, full), count, generator),
         ])
     )  # fmt: skip
 
@@ -96,31 +79,6 @@ def quantize(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, Tensor,
         f_hat = f_hat + quantizer.contribution(scale, part)
         loss = loss + COMMITMENT * F.mse_loss(f, f_hat.detach()) + F.mse_loss(f_hat, f.detach())
     return f + (f_hat - f).detach(), loss / len(parts), ids
-
-
-class CodeUse:
-    """Moving averages of the hits of each code [V] per batch."""
-
-    def __init__(self, codes: int, device: str) -> None:
-        self.hits = torch.zeros(codes, device=device)
-
-    def start(self, tokens: int) -> None:
-        """Before the first batch of ``tokens`` every code is taken to be used alike."""
-        self.hits.fill_(tokens / len(self.hits))
-
-    def count(self, ids: Tensor) -> None:
-        new = torch.bincount(ids.flatten(), minlength=len(self.hits))
-        self.hits.mul_(USE_DECAY).add_(new, alpha=1 - USE_DECAY)
-
-    def rare(self) -> Tensor:
-        """Codes, int64 [n], with far fewer hits than the average one."""
-        return (self.hits < RARE * self.hits.mean()).nonzero().flatten()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"hits": self.hits}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.hits.copy_(state["hits"])
 
 
 @torch.no_grad()
@@ -144,79 +102,61 @@ def replace_rare_(
     )
     for i, vectors in enumerate(sources):
         codes = rare[(source == i).to(rare.device)]
-        weight[codes] = _draw(vectors, len(codes), generator)
-    for moment in ("exp_avg", "exp_avg_sq"):
-        if moment in optimizer.state[weight]:
-            optimizer.state[weight][moment][rare] = 0
-    use.hits[rare] = use.hits.mean()  # some time to find their users
+        weight[codes] = draw_vectors(vectors, len(codes), generator)
+    use.forget_(rare, weight, optimizer)
     return len(rare)
 
 
-def picture_loss(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """(L1 + MSE + weighted L1 of the differences of neighbours, L1), images in [-1, 1]."""
-    error = made - wanted
-    absolute = error.abs().mean()
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return absolute + error.square().mean() + EDGE_WEIGHT * edges, absolute
+class Codes:
+    """The bottleneck: latents, from some step on the codes of all scales in their place."""
 
+    def __init__(self, model: VQVAE, steps: int, device: str, generator: torch.Generator) -> None:
+        self.model, self.steps, self.plain = model, steps, plain_steps(steps)
+        self.generator, self.use = generator, CodeUse(model.config.vocab_size, device)
+        self.parts = {"use": self.use}
+        self.last: tuple[Tensor, Tensor] | None = None  # latents [B, z, h, h], ids [B, T]
 
-def make_optimizer(model: VQVAE) -> torch.optim.AdamW:
-    """AdamW; the codebook is not decayed, as its rare codes would shrink to nothing."""
-    codebook = model.quantize.embedding.weight
-    others = [p for p in model.parameters() if p is not codebook]
-    groups = [{"params": others}, {"params": [codebook], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
+    def features(self, images: Tensor) -> Tensor:
+        """Latents [B, z, h, h]."""
+        return self.model.latents(images)
+
+    def through(self, done: int, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Latents or sums of codes [B, z, h, h], with the gradient of the latents."""
+        if done < self.plain:
+            # The quantizer is not used yet; keep the latents at a size that it can start from.
+            self.last = None
+            return features, LATENT_WEIGHT * features.square().mean(), {}
+        if done == self.plain:
+            fill_codebook_(self.model.quantize, features, self.generator)
+            self.use.start(len(features) * sum(p * p for p in self.model.config.patch_nums))
+        f_hat, loss, ids = quantize(self.model.quantize, features)
+        self.last = features.detach(), ids
+        return f_hat, loss, {"quantizer": loss.item()}
+
+    def images(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] of latents [B, z, h, h]."""
+        return self.model.decoder(self.model.post_quant_conv(latents))
+
+    def after(self, done: int, optimizer: torch.optim.Optimizer) -> None:
+        """Count the codes, and now and then replace rare ones."""
+        if self.last is None:
+            return
+        f, ids = self.last
+        self.use.count(ids)
+        if replaces(done, self.plain, self.steps):
+            replace_rare_(self.model.quantize, f, ids, self.use, optimizer, self.generator)
 
 
 def body(options: argparse.Namespace, display: Any) -> None:
     """Train and export."""
-    data: Data = load_data(options.data, 64).to(options.device)
     with fresh_weights(options.seed):
         model = VQVAE(architecture().tokenizer.config)
-    model.to(options.device).train()
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = make_optimizer(model)
-    use = CodeUse(model.config.vocab_size, options.device)
-    plain = min(PLAIN_STEPS, options.steps // 4)
-    half = torch.autocast(options.device, torch.bfloat16, enabled=not options.float32)
 
-    def step(done: int) -> dict[str, float]:
-        rows = epoch_rows(data.train, options.batch, done, options.seed)
-        images = augment(data.unit(rows), data.flip_ok[rows], generator)
-        images = halve(images) * 2 - 1
-        with half:
-            f = model.latents(images)
-        f = f.float()
-        if done == plain:
-            fill_codebook_(model.quantize, f, generator)
-            use.start(len(rows) * sum(p * p for p in model.config.patch_nums))
-        ids = None
-        if done < plain:
-            # The quantizer is not used yet; keep the latents at a size that it can start from.
-            f_hat, extra = f, LATENT_WEIGHT * f.square().mean()
-        else:
-            f_hat, extra, ids = quantize(model.quantize, f)
-        with half:
-            made = model.decoder(model.post_quant_conv(f_hat))
-        loss, absolute = picture_loss(made.float(), images)
-        loss = loss + extra
-        rate = cosine(done, options.steps, PEAK_RATE, WARMUP, FLOOR_RATE)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        shown = {"loss": loss.item(), "L1": absolute.item(), "rate": rate}
-        if ids is not None:
-            use.count(ids)
-            shown["quantizer"] = extra.item()
-            if (done - plain + 1) % REPLACE_EVERY == 0 and done < REPLACE_UNTIL * options.steps:
-                replace_rare_(model.quantize, f.detach(), ids, use, optimizer, generator)
-        return shown
+    def make(generator: torch.Generator) -> Codes:
+        return Codes(model, options.steps, options.device, generator)
 
-    parts = {"model": model, "optimizer": optimizer, "use": use}
-    train("tokenizer", options, parts, generator, step, display)
+    codebook = model.quantize.embedding.weight
+    train_autoencoder("tokenizer", options, model, codebook, make, display)
     path = options.out / "tokenizer.safetensors"
     export(path, model.state_dict())
     display.say(f"wrote {path}")
@@ -224,10 +164,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = arguments(__doc__.split("\n")[0], steps=2500, batch=64)
-    parser.add_argument(
-        "--float32", action="store_true", help="no bfloat16; for processors without it"
-    )
+    parser = arguments(__doc__.split("\n")[0], steps=2500, batch=64, float32=True)
     return run_command(parser, argv, body)
 
 

@@ -36,7 +36,8 @@ class Family:
     modules made from them; a module with memory of its own that follows from the configuration
     makes it again in ``reset_buffers()``. model: the ``ARVGModel`` made of (name, config,
     transformer, tokenizer). sizes: name -> (fields of config, fields of tokenizer_config);
-    files: name -> its files.
+    files: name -> its files. other_tokenizers: kind -> (configuration, module) of tokenizers that
+    can stand in for the family's own, for a configuration that names its "kind".
     """
 
     name: str
@@ -47,6 +48,9 @@ class Family:
     model: Callable[[str, Any, nn.Module, nn.Module], ARVGModel]
     sizes: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     files: Mapping[str, PublishedFiles] = field(default_factory=dict)
+    other_tokenizers: Mapping[str, tuple[type, Callable[[Any], nn.Module]]] = field(
+        default_factory=dict
+    )
 
     def architecture(self, name: str) -> dict[str, Any]:
         """{"family", "transformer", "tokenizer"} of a published size."""
@@ -54,11 +58,25 @@ class Family:
         return {"family": self.name, "transformer": transformer, "tokenizer": tokenizer}
 
     def settings(self, config: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The two configurations. ValueError for a field that does not exist."""
+        """The two configurations. ValueError for a field or a tokenizer that does not exist."""
+        tokenizer = dict(config["tokenizer"])
+        kind, known = tokenizer.pop("kind", ""), {"": self.tokenizer_config}
+        known |= {name: settings for name, (settings, _) in self.other_tokenizers.items()}
+        if kind not in known:
+            wanted = ", ".join(map(repr, self.other_tokenizers)) or "no kind at all"
+            raise ValueError(
+                f"{self.name}: tokenizer of kind {kind!r}; wanted {wanted} (without a kind it is "
+                "the family's own)"
+            )
         return (
             from_dict(self.config, config["transformer"]),
-            from_dict(self.tokenizer_config, config["tokenizer"]),
+            from_dict(known[kind], tokenizer),
         )
+
+    def tokenizer_of(self, settings: Any) -> Callable[[Any], nn.Module]:
+        """The module that a tokenizer's configuration is for."""
+        modules = dict(self.other_tokenizers.values())
+        return modules.get(type(settings), self.tokenizer)
 
 
 def from_dict(kind: type, values: Mapping[str, Any]) -> Any:

@@ -157,3 +157,7 @@ class MaskGITVQGAN(nn.Module):
     def decode(self, ids: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of token ids [B, T] of a whole grid."""
         return self.decode_unclamped(ids).clamp(0, 1)
+
+    def images(self, ids: Tensor) -> Tensor:
+        """What ``decode`` returns: under the name that every tokenizer of one grid has."""
+        return self.decode(ids)

@@ -331,7 +331,7 @@ class PARModel(ARVGModel):
             block.attention.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
-        return self.tokenizer.decode(ids.long()).add(1).mul(0.5)
+        return self.tokenizer.images(ids.long())
 
 
 def _size(

@@ -29,6 +29,7 @@ from .layers import (
 )
 from .maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from .modulation import ModulationTable, checksum
+from .vq16 import VQ16, VQ16Config
 
 __all__ = ["FAMILY", "RAR", "RARConfig", "RARModel"]
 
@@ -45,7 +46,8 @@ class RARConfig:
 
     tokens: image tokens L. sampling.cfg: guidance scale at the end of the sequence, reached along
     a cosine whose argument is the progress to the power ``guidance_power``. temperature: divides
-    the guided logits.
+    the guided logits. spare_positions: by how many rows the tables of positions and of AdaLN are
+    longer than the sequence (as published).
     """
 
     depth: int
@@ -59,6 +61,7 @@ class RARConfig:
     sampling: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(16.0, 0, 0.0))
     guidance_power: float = 2.75
     temperature: float = 1.0
+    spare_positions: tuple[int, int] = (1024, 100)
     class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def guidance(self, step: int, cfg: float) -> float:
@@ -156,10 +159,10 @@ class RAR(nn.Module):
         rows = config.vocab_size + 1 + config.num_classes + 1
         self.embeddings = nn.Embedding(rows, c)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c))
-        # The published tables are longer than the sequence by these figures.
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens + 1024, c))
-        self.target_aware_pos_embed = nn.Parameter(torch.zeros(1, tokens + 1024, c))
-        self.timesteps_embeddings = nn.Parameter(torch.zeros(1, tokens + 100, c))
+        spare, spare_steps = config.spare_positions
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens + spare, c))
+        self.target_aware_pos_embed = nn.Parameter(torch.zeros(1, tokens + spare, c))
+        self.timesteps_embeddings = nn.Parameter(torch.zeros(1, tokens + spare_steps, c))
         self.blocks = nn.ModuleList(Block(config, self.cursor) for _ in range(config.depth))
         self.adaln_before_head = HeadNorm(config)
         self.lm_head = nn.Linear(c, config.vocab_size)
@@ -368,7 +371,7 @@ class RARModel(ARVGModel):
             block.attn.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
-        return self.tokenizer.decode(ids.long())
+        return self.tokenizer.images(ids.long())
 
 
 def _size(
@@ -398,4 +401,5 @@ FAMILY = Family(
         )
         for name in _SIZES
     },
+    {"vq16": (VQ16Config, VQ16)},
 )  # fmt: skip

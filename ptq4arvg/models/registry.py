@@ -75,7 +75,7 @@ def build_model(
     family = _family(name, config)
     settings, tokenizer_settings = family.settings(config)
     transformer = materialize(family.transformer, settings, dtype)
-    tokenizer = materialize(family.tokenizer, tokenizer_settings, dtype)
+    tokenizer = materialize(family.tokenizer_of(tokenizer_settings), tokenizer_settings, dtype)
     model = family.model(name, settings, transformer, tokenizer)
     for cursor in model.cursors:
         cursor.position = torch.zeros(1, dtype=torch.int32)
@@ -103,10 +103,11 @@ def randomize_(module: nn.Module, seed: int) -> None:
 
 def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
     if name in BUNDLED:
-        own = {"transformer": DATA / name / "transformer.safetensors",
-               "tokenizer": DATA / name / "tokenizer.safetensors"}  # fmt: skip
-        return {"transformer": weights or own["transformer"],
-                "tokenizer": tokenizer or own["tokenizer"]}  # fmt: skip
+        # Models that share a tokenizer name the folder that it is in.
+        config = json.loads((DATA / name / "config.json").read_text())
+        folder = DATA / config.get("tokenizer_from", name)
+        return {"transformer": weights or DATA / name / "transformer.safetensors",
+                "tokenizer": tokenizer or folder / "tokenizer.safetensors"}  # fmt: skip
     if weights is None or tokenizer is None:
         missing = "weights" if weights is None else "tokenizer"
         files = PUBLISHED[name].files[name]

@@ -196,3 +196,7 @@ class VQ16(nn.Module):
     def decode(self, ids: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] of token ids [B, h * w]."""
         return self.decode_latents(self.quantize.decode(ids)).clamp(-1, 1)
+
+    def images(self, ids: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of token ids [B, h * w]."""
+        return self.decode(ids).add(1).mul(0.5)

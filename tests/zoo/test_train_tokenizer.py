@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from ptq4arvg.models import load_model
 from ptq4arvg.models.vqvae import VQVAE
 from tests.zoo.helpers import check_like_bundled, check_resume, seeded
-from zoo import train_tokenizer
+from zoo import autoencoder, train_tokenizer
 
 
 def test_tokenizer_training_resumes_exactly_and_exports(data, tmp_path, monkeypatch, bundled):
-    monkeypatch.setattr(train_tokenizer, "REPLACE_EVERY", 1)  # in the second step with codes
-    monkeypatch.setattr(train_tokenizer, "RARE", 1.0)
+    monkeypatch.setattr(autoencoder, "REPLACE_EVERY", 1)  # in the second step with codes
+    monkeypatch.setattr(autoencoder, "RARE", 1.0)
     replaced = []
     original = train_tokenizer.replace_rare_
 
@@ -74,11 +74,11 @@ def test_rare_codes_are_replaced_and_forgotten_by_the_optimizer(bundled):
     model = VQVAE(bundled.tokenizer.config)
     quantizer = model.quantize
     weight = quantizer.embedding.weight
-    optimizer = train_tokenizer.make_optimizer(model)
+    optimizer = autoencoder.make_optimizer(model, quantizer.embedding.weight)
     f = torch.randn(2, 16, 8, 8, generator=seeded(0))
     train_tokenizer.quantize(quantizer, f)[1].backward()
     optimizer.step()
-    use = train_tokenizer.CodeUse(512, "cpu")
+    use = autoencoder.CodeUse(512, "cpu")
     use.start(512 * 20)
     use.hits[[3, 400]] = 0.5
     before, moments = weight.detach().clone(), optimizer.state[weight]
@@ -92,7 +92,7 @@ def test_rare_codes_are_replaced_and_forgotten_by_the_optimizer(bundled):
 
 
 def test_hits_are_averaged_over_batches():
-    use = train_tokenizer.CodeUse(4, "cpu")
+    use = autoencoder.CodeUse(4, "cpu")
     use.start(8)
     use.count(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]]))
     assert use.hits.tolist() == pytest.approx([2 * 0.98 + 6 * 0.02, 2.0, 1.96, 1.96])
@@ -103,8 +103,8 @@ def test_hits_are_averaged_over_batches():
 
 def test_the_picture_loss_counts_errors_and_edges():
     wanted = torch.zeros(1, 3, 4, 4)
-    loss, absolute = train_tokenizer.picture_loss(wanted + 0.5, wanted)
+    loss, absolute = autoencoder.picture_loss(wanted + 0.5, wanted)
     assert absolute.item() == 0.5 and loss.item() == pytest.approx(0.75)  # an even error: no edges
     striped = wanted.clone()
     striped[..., ::2] = 1.0
-    assert train_tokenizer.picture_loss(striped, wanted)[0].item() == pytest.approx(1 + 0.5)
+    assert autoencoder.picture_loss(striped, wanted)[0].item() == pytest.approx(1 + 0.5)

@@ -20,7 +20,7 @@ from tests.zoo.helpers import (
     seeded,
     train,
 )
-from zoo import common, train_transformer
+from zoo import common, generator, train_transformer
 
 
 def test_transformer_training_resumes_exactly_and_exports(data, tmp_path, monkeypatch):
@@ -44,22 +44,22 @@ def test_cached_tokens_are_used_only_for_the_same_tokenizer(data, tmp_path, monk
     tokenizer = tmp_path / "tokenizer.safetensors"
     shutil.copy(BUNDLED / tokenizer.name, tokenizer)  # found in --out without being named
     calls = []
-    original = train_transformer.encode_variants
+    original = generator.encode_variants
 
     def counting(*arguments):
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(train_transformer, "encode_variants", counting)
-    monkeypatch.setattr(train_transformer, "train", lambda *_: None)
+    monkeypatch.setattr(generator, "encode_variants", counting)
+    monkeypatch.setattr(generator, "train", lambda *_: None)
     assert train(train_transformer, data, tmp_path) == 0
     assert train(train_transformer, data, tmp_path) == 0
     assert len(calls) == 1
-    tokens = tmp_path / "tokens.pt"
-    first = torch.load(tokens, weights_only=True)["ids"]
+    tokens = tmp_path / "tokenizer-tokens.pt"
+    first = torch.load(tokens, weights_only=True)["tokens"]
     tokens.write_bytes(tokens.read_bytes()[:100])  # damaged: made again
     assert train(train_transformer, data, tmp_path) == 0
-    assert len(calls) == 2 and torch.equal(torch.load(tokens, weights_only=True)["ids"], first)
+    assert len(calls) == 2 and torch.equal(torch.load(tokens, weights_only=True)["tokens"], first)
     state = load_file(tokenizer)
     state["post_quant_conv.bias"] += 1
     common.export(tokenizer, state)
@@ -69,7 +69,7 @@ def test_cached_tokens_are_used_only_for_the_same_tokenizer(data, tmp_path, monk
 
 def test_the_variants_are_the_picture_its_mirror_image_and_mild_changes(data, bundled):
     pictures = common.load_data(data, 64)
-    tokens = train_transformer.encode_variants(bundled.tokenizer, pictures, 0, "cpu", Display())
+    tokens = generator.encode_variants(bundled.tokenizer.encode, pictures, 0, "cpu", Display())
     assert tokens.shape == (4, 18, 155)
     images = common.halve(pictures.unit(pictures.train)) * 2 - 1
     assert torch.equal(tokens[0].long(), bundled.tokenizer.encode(images))
@@ -105,7 +105,7 @@ def test_initial_gates_and_head_are_small_and_the_rest_is_of_the_expected_size(b
 
 def test_only_matrices_of_linears_are_decayed(bundled):
     model = train_transformer.VAR(bundled.config)
-    decayed, others = train_transformer.make_optimizer(model).param_groups
+    decayed, others = generator.make_optimizer(model).param_groups
     assert decayed["weight_decay"] == 0.05 and others["weight_decay"] == 0
     names = {id(p): name for name, p in model.named_parameters()}
     assert len(decayed["params"]) == 6 * 5 + 3 and len(names) == 33 + len(others["params"])
@@ -116,9 +116,9 @@ def test_only_matrices_of_linears_are_decayed(bundled):
 
 
 def test_explicit_attention_is_the_fused_one(bundled):
-    generator = seeded(0)
-    q, k, v = (torch.randn(2, 4, 155, 64, generator=generator) for _ in range(3))
-    explicit, fused = train_transformer.ExplicitAttention(), AttentionCore()
+    random = seeded(0)
+    q, k, v = (torch.randn(2, 4, 155, 64, generator=random) for _ in range(3))
+    explicit, fused = generator.ExplicitAttention(), AttentionCore()
     for mask in (None, bundled.transformer.mask):
         torch.testing.assert_close(
             explicit(q / 8, k, v, mask), fused(q / 8, k, v, mask), atol=1e-5, rtol=1e-5
@@ -127,7 +127,7 @@ def test_explicit_attention_is_the_fused_one(bundled):
 
 def test_training_the_transformer_lowers_the_loss(data, tmp_path, monkeypatch):
     shown = []
-    original = train_transformer.train
+    original = generator.train
 
     def recording(name, options, parts, generator, step, display):
         def noted(done):
@@ -137,8 +137,8 @@ def test_training_the_transformer_lowers_the_loss(data, tmp_path, monkeypatch):
 
         original(name, options, parts, generator, noted, display)
 
-    monkeypatch.setattr(train_transformer, "train", recording)
-    monkeypatch.setattr(train_transformer, "WARMUP", 2)
+    monkeypatch.setattr(generator, "train", recording)
+    monkeypatch.setattr(generator, "WARMUP", 2)
     tokenizer = str(BUNDLED / "tokenizer.safetensors")
     assert train(train_transformer, data, tmp_path, "--tokenizer", tokenizer, "--steps", "12") == 0
     assert shown[0] == pytest.approx(np.log(512), abs=0.1)  # all codes alike at first

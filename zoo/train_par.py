@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Train the transformer of par-tiny: four far-apart tokens of a picture at a time.
+
+    python zoo/train_par.py --data DIR --out DIR [--tokenizer FILE] [--resume]
+
+Writes par.safetensors: the moving average of the weights. Shapes: B rows, N = 64 tokens, C = 192
+channels, V = 1024 codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if not __package__:  # run as a file: the folder that holds zoo/ is not on the path
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from ptq4arvg.models.par import PAR
+from zoo.common import architecture, export, fresh_weights, load_data
+from zoo.generator import (
+    generator_arguments,
+    initialize_linears_,
+    load_tokens,
+    prepare_,
+    read_tokenizer,
+    train_generator,
+)
+from zoo.loop import run_command
+
+MODEL, TOKENIZER = "par-tiny", "vq"
+STD = 0.02
+
+
+@torch.no_grad()
+def initialize_(model: PAR, seed: int) -> None:
+    """As in LlamaGen's code: small weights, and an output that begins at zero."""
+    initialize_linears_(model, seed, STD)
+    model.output.weight.zero_()
+
+
+def published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of our PAR under the names of the published files."""
+    out = {}
+    for name, value in state.items():
+        stem = name.removesuffix("w13.weight")
+        if stem != name:
+            out[f"{stem}w1.weight"], out[f"{stem}w3.weight"] = value.chunk(2)
+        else:
+            out[name] = value
+    return out
+
+
+def body(options: argparse.Namespace, display: Any) -> None:
+    """Encode, train and export."""
+    data = load_data(options.data, 64)
+    source = options.tokenizer or options.out / f"{TOKENIZER}.safetensors"
+    tokenizer = read_tokenizer(MODEL, source, "zoo/train_vq.py").to(options.device)
+    tokens = load_tokens(options, data, tokenizer.encode, source, display)
+    with fresh_weights(options.seed):
+        model = PAR(architecture(MODEL).config)
+    initialize_(model, options.seed)
+    prepare_(model, model.layers, options)
+    config = model.config
+    raster = config.order.raster(torch.device(options.device))
+
+    def loss_of(
+        done: int, ids: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        ids = ids[:, raster]  # in the order of the sequence
+        logits = model(labels, ids[:, : config.tokens - config.parallel]).float()  # [B, N, V]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+        accuracy = (logits.argmax(2) == ids).float().mean().item()
+        return loss, {"accuracy": accuracy}
+
+    average = train_generator("par", options, data, model, tokens, loss_of, display)
+    path = options.out / "par.safetensors"
+    export(path, published(average))
+    display.say(f"wrote {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = generator_arguments(__doc__.split("\n")[0], TOKENIZER, steps=6000, batch=32)
+    return run_command(parser, argv, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
