@@ -4,7 +4,8 @@
     python bench/update_readme.py demo/report.json
     python bench/update_readme.py bench/results/ablation.csv
 
-A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/.
+A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/, or to
+bench/results/demo-NAME/ for another model than var-tiny, which has a table of its own, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from ptq4arvg.demo import MODEL
 from ptq4arvg.report import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,10 +63,10 @@ def main(path: Path) -> None:
                 replace_table(text, "ablation", ablation_table([*csv.DictReader(file)]))
             )
         return
-    readme.write_text(
-        replace_table(text, "demo", markdown_table(json.loads(path.read_text())["rows"]))
-    )
-    target = ROOT / "bench" / "results" / "demo"
+    report = json.loads(path.read_text())
+    name = "demo" if report["model"] == MODEL else f"demo-{report['model']}"
+    readme.write_text(replace_table(text, name, markdown_table(report["rows"])))
+    target = ROOT / "bench" / "results" / name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("grid.png", "report.json"):
         shutil.copyfile(path.with_name(name), target / name)

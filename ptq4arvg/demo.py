@@ -21,7 +21,8 @@ from .evaluation import (
     load_features,
     load_reference,
 )
-from .models import ARVGModel, load_model
+from .models import BUNDLED, ARVGModel, load_model
+from .errors import closest
 from .nn import PackedLinear
 from .pipeline import quantize_
 from .report import Block
@@ -82,14 +83,14 @@ class _Bench:
             predicted = self.network.fc(features).argmax(1)
         close = agreement(self.logits, model, *self.rows, progress=progress)
         return {
-            "kl": close.kl,
-            "top1_agreement": close.top1,
+            "kl": None if model.continuous else close.kl,
+            "top1_agreement": None if model.continuous else close.top1,
+            "relative_error": close.relative_error,
             "fd": FeatureStatistics().update(features).distance(*self.reference),
             "weight_bytes": linear_bytes(model),
             "seconds_per_image": seconds,
             "fd_interval": distance_interval(features, *self.reference, seed=self.seed),
             "class_accuracy": (predicted == self.labels).double().mean().item(),
-            "logit_error": close.relative_error,
         }
 
 
@@ -119,6 +120,7 @@ def _labels(images: int, classes: int) -> Tensor:
 
 
 def run_demo(
+    name: str = MODEL,
     seed: int = 0,
     images: int = 64,
     stressed: bool = True,
@@ -126,11 +128,16 @@ def run_demo(
     on_row: Callable[[dict[str, Any]], None] | None = None,
     runs: Iterable[tuple[str, str]] = RUNS,
 ) -> Demo:
-    """Measure the float model and its quantizations, plain and stressed.
+    """Measure a bundled model in float and its quantizations, plain and stressed.
 
     Calibration uses ``seed``, images and comparison ``seed + 1``. on_row is called with every
     finished row. The stressed model computes the same function as the plain one.
     """
+    if name not in BUNDLED:
+        raise ValueError(
+            f"demo: {name!r} is not bundled; wanted one of {', '.join(BUNDLED)}. "
+            f"{closest(name, BUNDLED)}"
+        )
     if images < 2:
         raise ValueError(f"demo: {images} images; wanted at least 2 for a distance between sets")
     progress = progress or (lambda *_: None)
@@ -146,7 +153,7 @@ def run_demo(
             on_row(row)
 
     for stress in (0.0, STRESS) if stressed else (0.0,):
-        model = load_model(MODEL, stress=stress)
+        model = load_model(name, stress=stress)
         labels = _labels(images, model.num_classes)
         ids, pictures, seconds = _sample(model, labels, seed + 1, progress, "generate float")
         compared = evaluation_rows(model, labels[:COMPARED], ids=ids[:COMPARED])
@@ -159,7 +166,7 @@ def run_demo(
         drawn = [_grid_row(row, pictures[:shown])]
         rows_kept = calibrate(model, SAMPLES, KEEP, seed, progress=progress)
         for method, scheme in runs:
-            model = load_model(MODEL, stress=stress)
+            model = load_model(name, stress=stress)
             report = quantize_(model, scheme, method, rows_kept, progress=progress)
             _, pictures, seconds = _sample(model, labels, seed + 1, progress, f"generate {scheme}")
             row = {"method": method, "scheme": scheme, "stress": stress,
@@ -167,12 +174,12 @@ def run_demo(
             row |= bench.measure(model, pictures, seconds, progress)
             add(row)
             drawn.append(_grid_row(row, pictures[:shown]))
-        title = f"{MODEL}, plain"
+        title = f"{name}, plain"
         if stress:
-            title = f"{MODEL}, stressed {stress:g}: the same function, with outlier channels"
+            title = f"{name}, stressed {stress:g}: the same function, with outlier channels"
         blocks.append(Block(title, drawn))
         columns = _class_names(model, labels[:shown])
-    report = {"model": MODEL, "seed": seed, "torch": torch.__version__, "isa": ops.isa(),
+    report = {"model": name, "seed": seed, "torch": torch.__version__, "isa": ops.isa(),
               "rows": rows}  # fmt: skip
     return Demo(report, blocks, columns)
 
@@ -180,7 +187,8 @@ def run_demo(
 def _grid_row(row: dict[str, Any], images: Tensor) -> tuple[str, str, Tensor]:
     label = {"float": "float", "rtn": f"RTN {row['scheme']}"}.get(row["method"], row["scheme"])
     note = f"{row['weight_bytes'] / 1e6:.1f} MB"
-    return label, note if row["method"] == "float" else f"KL {row['kl']:.2g}, {note}", images
+    _, short, value = closeness(row)
+    return label, note if row["method"] == "float" else f"{short} {value:.2g}, {note}", images
 
 
 def _class_names(model: ARVGModel, labels: Tensor) -> list[str]:
@@ -188,16 +196,23 @@ def _class_names(model: ARVGModel, labels: Tensor) -> list[str]:
     return [names[i] if i < len(names) else f"class {i}" for i in labels.tolist()]
 
 
+def closeness(row: dict[str, Any]) -> tuple[str, str, float]:
+    """(name, short name, value) of the figure that compares a row with the float model."""
+    if row["kl"] is None:  # continuous tokens
+        return "relative error of the predicted noise", "error", row["relative_error"]
+    return "next-token KL", "KL", row["kl"]
+
+
 def headline(report: dict[str, Any]) -> str:
     """The one figure to look at: what the method gains over round to nearest at W6A6."""
-    parts = []
+    parts, figure = [], closeness(report["rows"][0])[0]
     for stress in sorted({row["stress"] for row in report["rows"]}):
-        kl = {
-            row["method"]: row["kl"]
+        found = {
+            row["method"]: closeness(row)[2]
             for row in report["rows"]
             if row["scheme"] == "W6A6" and row["stress"] == stress
         }
-        if {"ptq4arvg", "rtn"} <= set(kl):
+        if {"ptq4arvg", "rtn"} <= set(found):
             name = f"stressed {stress:g}" if stress else "plain"
-            parts.append(f"{kl['ptq4arvg']:.2g} against {kl['rtn']:.2g} ({name})")
-    return f"next-token KL at W6A6, by the method against round to nearest: {', '.join(parts)}"
+            parts.append(f"{found['ptq4arvg']:.2g} against {found['rtn']:.2g} ({name})")
+    return f"{figure} at W6A6, by the method against round to nearest: {', '.join(parts)}"

@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 ROW_KEYS = (
-    "method", "scheme", "stress", "sqnr_db", "worst_sqnr_db", "kl", "top1_agreement", "fd",
-    "weight_bytes", "seconds_per_image",
+    "method", "scheme", "stress", "sqnr_db", "worst_sqnr_db", "kl", "top1_agreement",
+    "relative_error", "fd", "weight_bytes", "seconds_per_image",
 )  # fmt: skip
 
 _BACKGROUND, _INK, _FAINT, _FRAME = (255, 255, 255), (24, 24, 27), (113, 113, 122), (228, 228, 231)
@@ -162,10 +162,19 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("worst", lambda r: _number(".1f")(r["worst_sqnr_db"])),
     ("KL nats", lambda r: _divergence(r["kl"])),
     ("top-1", lambda r: _number(".1%")(r["top1_agreement"])),
+    ("error", lambda r: _number(".2g")(r["relative_error"])),
     ("Frechet distance", _distance),
     ("weights MB", lambda r: _number(".2f", 1e6)(r["weight_bytes"])),
     ("ms/image", lambda r: _number(".0f", 1e-3)(r["seconds_per_image"])),
 )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Callable[..., str]]]:
+    """The columns of a table of ``rows``: models of continuous tokens have no next token to
+    compare, the others need no second measure of the same thing."""
+    discrete = any(row["kl"] is not None for row in rows)
+    hidden = {"error"} if discrete else {"KL nats", "top-1"}
+    return [column for column in _COLUMNS if column[0] not in hidden]
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -182,20 +191,22 @@ def rich_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Any:
 
     _check_rows(rows)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, (heading, _) in enumerate(_COLUMNS):
+    columns = _columns(rows)
+    for number, (heading, _) in enumerate(columns):
         table.add_column(heading, justify="left" if number < 3 else "right", no_wrap=True)
     for number, row in enumerate(rows):
         last = number + 1 == len(rows) or rows[number + 1]["stress"] != row["stress"]
-        table.add_row(*(text(row) for _, text in _COLUMNS), end_section=last)
+        table.add_row(*(text(row) for _, text in columns), end_section=last)
     return table
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a Markdown table, one line per row, ending in a newline."""
     _check_rows(rows)
-    rule = ["---" if n < 3 else "---:" for n in range(len(_COLUMNS))]
-    cells = [[heading for heading, _ in _COLUMNS], rule]
-    cells += [[text(row) for _, text in _COLUMNS] for row in rows]
+    columns = _columns(rows)
+    rule = ["---" if n < 3 else "---:" for n in range(len(columns))]
+    cells = [[heading for heading, _ in columns], rule]
+    cells += [[text(row) for _, text in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

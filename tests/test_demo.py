@@ -7,8 +7,8 @@ from PIL import Image
 
 from ptq4arvg import demo as module
 from ptq4arvg.cli import main
-from ptq4arvg.demo import headline, run_demo
-from ptq4arvg.report import ROW_KEYS
+from ptq4arvg.demo import closeness, headline, run_demo
+from ptq4arvg.report import ROW_KEYS, markdown_table
 
 
 @pytest.fixture
@@ -58,6 +58,23 @@ def test_the_command_writes_its_files(short, tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[-3:]] == ["wrote", "look", "next"]
     assert not any("FID" in line for line in out)
+
+
+def test_continuous_tokens_are_compared_by_the_noise_that_is_predicted(short):
+    report = run_demo("mar-tiny", images=2, stressed=False, runs=[("ptq4arvg", "W6A6")]).report
+    for row in report["rows"]:
+        assert row["kl"] is None and row["top1_agreement"] is None
+        assert closeness(row) == (
+            "relative error of the predicted noise", "error", row["relative_error"],
+        )  # fmt: skip
+    float_row, quantized = report["rows"]
+    assert float_row["relative_error"] == 0 < quantized["relative_error"] < 0.5
+    assert "| error |" in markdown_table(report["rows"])
+
+
+def test_a_model_that_is_not_bundled_is_refused():
+    with pytest.raises(ValueError, match=r"'rar-b' is not bundled; wanted one of .*rar-tiny"):
+        run_demo("rar-b")
 
 
 def test_one_image_is_too_few():

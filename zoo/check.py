@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Measure trained weights: the bundled ones, or those of a folder.
 
-    python zoo/check.py --data DIR [--weights DIR] [--samples 512] [--json FILE]
+    python zoo/check.py --data DIR [--model var-tiny] [--weights DIR] [--samples 512] [--json FILE]
 
 Prints a table. Distances are Frechet distances in the feature space of the weights to their
 statistics of the training pictures; they fall with the number of pictures, so compare equal ones.
+For mar-tiny the loss is the squared error of the noise that its head predicts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,27 @@ from ptq4arvg.models import ARVGModel, load_model
 from ptq4arvg.progress import make_progress
 from zoo.common import MODEL, Data, load_data
 from zoo.loop import positive
+from zoo.train_mar import NoiseLoss, masked_loss, raster_tokens
 
 BATCH = 32
-FILES = ("transformer.safetensors", "tokenizer.safetensors", "features.safetensors",
-         "fd_stats.safetensors")  # fmt: skip
+FEATURES = ("features.safetensors", "fd_stats.safetensors")
+# What the trainers call the weights of a model: transformer, tokenizer, and the features where
+# they are trained along with it; those of the other models are the bundled ones.
+FILES = {
+    MODEL: ("transformer.safetensors", "tokenizer.safetensors", *FEATURES),
+    "rar-tiny": ("rar.safetensors", "vq.safetensors"),
+    "par-tiny": ("par.safetensors", "vq.safetensors"),
+    "mar-tiny": ("mar.safetensors", "kl.safetensors"),
+}
 
 Progress = Callable[[int, int], None]
+
+
+def tokens_of(model: ARVGModel, images: Tensor) -> Tensor:
+    """Tokens, as ``decode_ids`` takes them, of images [n, 3, H, W] in [-1, 1]."""
+    if model.continuous:
+        return raster_tokens(model.tokenizer, images)
+    return model.tokenizer.encode(images)
 
 
 @torch.inference_mode()
@@ -43,7 +59,7 @@ def reconstruction(model: ARVGModel, images: Tensor, progress: Progress) -> tupl
     for start in range(0, len(images), BATCH):
         progress(start, len(images))
         part = images[start : start + BATCH]
-        error = model.tokenizer.decode(model.tokenizer.encode(part)) - part
+        error = model.decode_ids(tokens_of(model, part)) * 2 - 1 - part
         absolute.append(error.abs().mean((1, 2, 3)))
         # The range of [-1, 1] is 2; without a floor a perfect picture would make all infinite.
         psnr.append(10 * torch.log10(4 / error.square().mean((1, 2, 3)).clamp_min(1e-10)))
@@ -69,6 +85,32 @@ def next_token(
     return loss / count, hits / count
 
 
+@torch.inference_mode()
+def noise_error(
+    model: ARVGModel, images: Tensor, labels: Tensor, seed: int, progress: Progress
+) -> float:
+    """Mean squared error of the predicted noise of images [n, 3, H, W] in [-1, 1], labels [n]."""
+    generator, loss, total = torch.Generator().manual_seed(seed), NoiseLoss().to(images.device), 0.0
+    for start in range(0, len(images), BATCH):
+        progress(start, len(images))
+        tokens = tokens_of(model, images[start : start + BATCH])
+        of_class = labels[start : start + BATCH].to(tokens.device)
+        error, _ = masked_loss(model.transformer, loss, tokens, of_class, generator)
+        total += error.item() * len(tokens)
+    progress(len(images), len(images))
+    return total / len(images)
+
+
+def losses(
+    model: ARVGModel, images: Tensor, labels: Tensor, seed: int, progress: Progress
+) -> dict[str, float]:
+    """What training lowers, by name."""
+    if model.continuous:
+        return {"noise_error": noise_error(model, images, labels, seed, progress)}
+    loss, accuracy = next_token(model, images, labels, progress)
+    return {"next_token_loss": loss, "next_token_accuracy": accuracy}
+
+
 def draw_labels(data: Data, count: int, seed: int) -> Tensor:
     """Labels int64 [count] with the frequencies of the training pictures."""
     generator = torch.Generator().manual_seed(seed)
@@ -90,22 +132,25 @@ def features_of(network: Any, images: Tensor, labels: Tensor) -> tuple[FeatureSt
 def measure(options: argparse.Namespace, display: Any) -> dict[str, Any]:
     """All figures, by name."""
     data = load_data(options.data, 32).to(options.device)
-    folder = options.weights
-    for name in FILES if folder else ():
+    folder, files = options.weights, FILES[options.model]
+    for name in files if folder else ():
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {str(folder)!r}; wanted {', '.join(FILES)}")
+            raise FileNotFoundError(f"no {name} in {str(folder)!r}; wanted {', '.join(files)}")
     model = load_model(
-        MODEL,
-        weights=folder and folder / FILES[0],
-        tokenizer=folder and folder / FILES[1],
+        options.model,
+        weights=folder and folder / files[0],
+        tokenizer=folder and folder / files[1],
         device=options.device,
     )
-    network, reference = load_features(folder).to(options.device), load_reference(folder)
+    own = folder if files[2:] else None
+    network, reference = load_features(own).to(options.device), load_reference(own)
 
     # As many training pictures as are held out.
     generator = torch.Generator().manual_seed(options.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[: len(data.heldout)]
-    result: dict[str, Any] = {"weights": str(folder or "bundled"), "seed": options.seed}
+    result: dict[str, Any] = {
+        "model": options.model, "weights": str(folder or "bundled"), "seed": options.seed,
+    }  # fmt: skip
     for part, rows in (("heldout", data.heldout), ("train", data.train[chosen])):
         images, labels = data.unit(rows), data.labels[rows]
 
@@ -113,14 +158,13 @@ def measure(options: argparse.Namespace, display: Any) -> dict[str, Any]:
             return lambda done, total: display(f"{part} {what}", done, total)
 
         l1, psnr = reconstruction(model, images * 2 - 1, tell("reconstruction"))
-        loss, accuracy = next_token(model, images * 2 - 1, labels, tell("loss"))
+        loss = losses(model, images * 2 - 1, labels, options.seed, tell("loss"))
         found, classified = features_of(network, images, labels)
         result[part] = {
             "pictures": len(rows),
             "reconstruction_l1": l1,
             "reconstruction_psnr": psnr,
-            "next_token_loss": loss,
-            "next_token_accuracy": accuracy,
+            **loss,
             "class_accuracy": classified,
             "distance": found.distance(*reference),
         }
@@ -150,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write the JSON file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of prepare_data.py")
+    parser.add_argument("--model", choices=FILES, default=MODEL, help="what the weights are of")
     parser.add_argument("--weights", type=Path, help="folder of trained weights; default: bundled")
     parser.add_argument("--samples", type=positive, default=512, help="pictures to generate")
     parser.add_argument("--seed", type=int, default=0, help="of labels and samples")

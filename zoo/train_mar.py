@@ -109,6 +109,22 @@ def draw_mask(rows: int, tokens: int, generator: torch.Generator) -> tuple[Tenso
     return order[:, masked:].sort(1).values, order[:, :masked]
 
 
+def masked_loss(
+    model: MAR, noise_loss: NoiseLoss, tokens: Tensor, labels: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(error, bound) of tokens [B, N, C] under a random mask, at random noise levels."""
+    visible, masked = draw_mask(*tokens.shape[:2], generator)
+    shape = masked.numel(), NOISE_LEVELS
+    t = torch.randint(TRAINED_STEPS, shape, generator=generator).to(tokens.device)
+    noise = torch.randn(*shape, tokens.shape[2], generator=generator).to(tokens)
+    visible, masked = visible.to(tokens.device), masked.to(tokens.device)
+    z = model.decode(model.encode(tokens, visible, model.condition(labels)), visible)
+    row = torch.arange(len(tokens), device=tokens.device)[:, None]
+    wanted = tokens[row, masked].flatten(0, 1)  # [B m, C]
+    conditions = z[row, masked].flatten(0, 1)  # [B m, D]
+    return noise_loss(model.diffloss, wanted, conditions, t, noise)
+
+
 def body(options: argparse.Namespace, display: Any) -> None:
     """Encode, train and export."""
     data = load_data(options.data, 64)
@@ -127,16 +143,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
     def loss_of(
         done: int, tokens: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        visible, masked = draw_mask(*tokens.shape[:2], generator)
-        shape = masked.numel(), NOISE_LEVELS
-        t = torch.randint(TRAINED_STEPS, shape, generator=generator).to(tokens.device)
-        noise = torch.randn(*shape, tokens.shape[2], generator=generator).to(tokens)
-        visible, masked = visible.to(tokens.device), masked.to(tokens.device)
-        z = model.decode(model.encode(tokens, visible, model.condition(labels)), visible)
-        row = torch.arange(len(tokens), device=tokens.device)[:, None]
-        wanted = tokens[row, masked].flatten(0, 1)  # [B m, C]
-        conditions = z[row, masked].flatten(0, 1)  # [B m, D]
-        error, bound = noise_loss(model.diffloss, wanted, conditions, t, noise)
+        error, bound = masked_loss(model, noise_loss, tokens, labels, generator)
         return error + bound, {"error": error.item(), "bound": bound.item()}
 
     average = train_generator("mar", options, data, model, tokens, loss_of, display)
@@ -147,7 +154,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = generator_arguments(__doc__.split("\n")[0], TOKENIZER, steps=6000, batch=32)
+    parser = generator_arguments(__doc__.split("\n")[0], TOKENIZER, steps=5000, batch=32)
     return run_command(parser, argv, body)
 
 

@@ -90,7 +90,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = generator_arguments(__doc__.split("\n")[0], TOKENIZER, steps=6000, batch=32)
+    parser = generator_arguments(__doc__.split("\n")[0], TOKENIZER, steps=4500, batch=32)
     return run_command(parser, argv, body)
 
 

@@ -48,15 +48,18 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for grid.png and report.json.")],
+    model: Annotated[
+        str, typer.Option(help="A bundled model: see `ptq4arvg models`.")
+    ] = "var-tiny",
     seed: Seed = 0,
     images: Annotated[int, typer.Option(help="Images to generate with each model.")] = 64,
     stress: Annotated[bool, typer.Option(help="Repeat everything on the stressed model.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize the bundled model four ways; compare pictures and figures with the float model."""
+    """Quantize a bundled model four ways; compare pictures and figures with the float model."""
     from .demo import run
 
-    run(out, seed, images, stress, quiet)
+    run(model, out, seed, images, stress, quiet)
 
 
 @app.command()

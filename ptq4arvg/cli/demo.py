@@ -11,7 +11,7 @@ from .common import closing, header
 __all__ = ["run"]
 
 NOTES = (
-    "KL and top-1: next token, float model against quantized model on the same {rows} sequences.",
+    "{compared}, float model against quantized model on the same {rows} sequences.",
     "Frechet distance in the bundled feature space, {images} images against the training images, "
     "with a 95 % bootstrap interval; it depends on the number of images.",
     "Weights: packed, in memory; float in half precision. ms/image: measured in this run on {isa} "
@@ -20,27 +20,29 @@ NOTES = (
 )
 
 
-def run(out: Path, seed: int, images: int, stressed: bool, quiet: bool) -> None:
+def run(model: str, out: Path, seed: int, images: int, stressed: bool, quiet: bool) -> None:
     """Write grid.png and report.json to ``out`` and print the table."""
-    header("demo: the bundled model var-tiny on this machine's CPU", seed, quiet)
+    header(f"demo: the bundled model {model} on this machine's CPU", seed, quiet)
     start = time.perf_counter()
     with make_progress(quiet) as progress:
         progress.say("loading torch and the operators")
         import torch
 
-        from ..demo import COMPARED, headline, run_demo
+        from ..demo import COMPARED, closeness, headline, run_demo
         from ..report import draw_grid, rich_table, save_png, write_report
 
         out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
 
         def tell(row: dict) -> None:
             name = "float" if row["method"] == "float" else f"{row['scheme']} by {row['method']}"
-            model = f"stressed {row['stress']:g}" if row["stress"] else "plain"
-            progress.say(f"{time.perf_counter() - start:5.1f} s   {model}: {name} done")
+            kind = f"stressed {row['stress']:g}" if row["stress"] else "plain"
+            progress.say(f"{time.perf_counter() - start:5.1f} s   {kind}: {name} done")
 
-        demo = run_demo(seed, images, stressed, progress, tell)
+        demo = run_demo(model, seed, images, stressed, progress, tell)
+    figure, short, _ = closeness(demo.report["rows"][0])
+    nats = " in nats" if short == "KL" else ""
     footnote = (
-        "Same seeds in every row. KL: next-token divergence from the float model in nats. "
+        f"Same seeds in every row. {short}: {figure}{nats}, against the float model. "
         "MB: weights of the linear layers."
     )
     save_png(draw_grid(demo.blocks, demo.columns, footnote=footnote), out / "grid.png")
@@ -52,7 +54,8 @@ def run(out: Path, seed: int, images: int, stressed: bool, quiet: bool) -> None:
     if not console.is_terminal:
         console = Console(width=130)
     console.print(rich_table(demo.report["rows"]))
-    facts = {"rows": 2 * min(images, COMPARED), "images": images, "isa": demo.report["isa"],
+    compared = "KL and top-1: next token" if short == "KL" else f"Error: {figure}"
+    facts = {"compared": compared, "rows": 2 * min(images, COMPARED), "images": images, "isa": demo.report["isa"],
              "threads": torch.get_num_threads()}  # fmt: skip
     for note in NOTES if stressed else NOTES[:-1]:
         print(note.format(**facts))
@@ -60,5 +63,5 @@ def run(out: Path, seed: int, images: int, stressed: bool, quiet: bool) -> None:
     closing(
         f"{out / 'grid.png'} and {out / 'report.json'}",
         headline(demo.report),
-        "ptq4arvg quantize var-tiny --scheme W6A6 --out out",
+        f"ptq4arvg quantize {model} --scheme W6A6 --out out",
     )

@@ -1,10 +1,11 @@
 """Model families: architecture, published files, sampling, and what of them can be quantized."""
 
 from .base import ARVGModel, LinearSpec, SamplingDefaults
-from .registry import ModelInfo, build_model, list_models, load_model, model_config
+from .registry import BUNDLED, ModelInfo, build_model, list_models, load_model, model_config
 from .stress import stress_
 
 __all__ = [
+    "BUNDLED",
     "ARVGModel",
     "LinearSpec",
     "ModelInfo",

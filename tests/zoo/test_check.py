@@ -79,7 +79,7 @@ def test_the_table_has_a_line_per_figure(result):
 
 
 def test_a_folder_of_weights_is_used_instead_of_the_bundled_ones(data, tmp_path, result):
-    for name in check.FILES:
+    for name in check.FILES["var-tiny"]:
         shutil.copy(BUNDLED / name, tmp_path / name)
     argv = ["--data", str(data), "--samples", "4", "--seed", "3", "--weights", str(tmp_path)]
     same = tmp_path / "same.json"
@@ -89,6 +89,37 @@ def test_a_folder_of_weights_is_used_instead_of_the_bundled_ones(data, tmp_path,
     assert {k: found[k] for k in ("heldout", "train", "samples")} == {
         k: result[k] for k in ("heldout", "train", "samples")
     }
+
+
+@pytest.mark.parametrize("name", ["rar-tiny", "par-tiny", "mar-tiny"])
+def test_the_other_models_have_the_same_figures(name, data, tmp_path):
+    argv = ["--model", name, "--data", str(data), "--samples", "2"]
+    path = tmp_path / "figures.json"
+    assert check.main([*argv, "--json", str(path)]) == 0
+    found, pictures, model = (
+        json.loads(path.read_text()),
+        common.load_data(data, 32),
+        load_model(name),
+    )
+    assert found["model"] == name
+    images = pictures.unit(pictures.heldout)
+    error = model.decode_ids(check.tokens_of(model, images * 2 - 1)) - images
+    assert found["heldout"]["reconstruction_l1"] == pytest.approx(
+        2 * error.abs().mean().item(), rel=1e-4
+    )
+    loss = "noise_error" if name == "mar-tiny" else "next_token_loss"
+    assert 0 < found["train"][loss] and ("next_token_accuracy" in found["train"]) == (
+        name != "mar-tiny"
+    )
+
+
+def test_the_noise_error_of_a_model_that_predicts_none(data):
+    model, pictures = load_model("mar-tiny"), common.load_data(data, 32)
+    model.transformer.diffloss.net.final_layer.linear.weight.zero_()
+    model.transformer.diffloss.net.final_layer.linear.bias.zero_()
+    images, labels = pictures.unit(pictures.heldout) * 2 - 1, pictures.labels[pictures.heldout]
+    error = check.noise_error(model, images, labels, 0, lambda *_: None)
+    assert error == pytest.approx(1.0, abs=0.05)  # the variance of the noise itself
 
 
 def test_an_incomplete_folder_is_refused(data, tmp_path, capsys):

@@ -65,7 +65,7 @@ def test_codes_stand_in_for_unit_vectors_and_pass_the_gradient(codes):
 def test_rare_codes_become_present_vectors(codes, monkeypatch):
     monkeypatch.setattr(autoencoder, "REPLACE_EVERY", 1)
     optimizer = autoencoder.make_optimizer(codes.model, codes.model.quantize.embedding.weight)
-    features = torch.randn(2, 8, 8, 8, generator=seeded(1))
+    features = torch.randn(16, 8, 8, 8, generator=seeded(1))  # a vector for every code
     codes.through(2, features)
     codes.use.hits[[7, 900]] = 0.0
     weight = codes.model.quantize.embedding.weight
