@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .calibration import calibrate
+from .errors import closest
 from .evaluation import (
     FeatureStatistics,
     agreement,
@@ -22,7 +23,6 @@ from .evaluation import (
     load_reference,
 )
 from .models import BUNDLED, ARVGModel, load_model
-from .errors import closest
 from .nn import PackedLinear
 from .pipeline import quantize_
 from .report import Block

@@ -161,12 +161,22 @@ def generate(
     cfg: Annotated[float | None, typer.Option(help="Guidance; default: the model's.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Where the family has it; default: the model's.")
+    ] = None,
+    num_iter: Annotated[
+        int | None, typer.Option(help="Iterations of MAR; default: the model's.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Generate one image per class number. Image i depends on the seed and i only."""
     from .generate import run
 
-    run(folder, classes, out, seed, cfg, top_k, top_p, quiet)
+    options = {
+        "cfg": cfg, "top_k": top_k, "top_p": top_p, "temperature": temperature,
+        "num_iter": num_iter,
+    }  # fmt: skip
+    run(folder, classes, out, seed, options, quiet)
 
 
 @app.command()

@@ -55,8 +55,8 @@ def run(model: str, out: Path, seed: int, images: int, stressed: bool, quiet: bo
         console = Console(width=130)
     console.print(rich_table(demo.report["rows"]))
     compared = "KL and top-1: next token" if short == "KL" else f"Error: {figure}"
-    facts = {"compared": compared, "rows": 2 * min(images, COMPARED), "images": images, "isa": demo.report["isa"],
-             "threads": torch.get_num_threads()}  # fmt: skip
+    facts = {"compared": compared, "rows": 2 * min(images, COMPARED), "images": images,
+             "isa": demo.report["isa"], "threads": torch.get_num_threads()}  # fmt: skip
     for note in NOTES if stressed else NOTES[:-1]:
         print(note.format(**facts))
     print(f"{time.perf_counter() - start:.0f} s in all.\n")

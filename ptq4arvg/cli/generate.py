@@ -16,12 +16,10 @@ def run(
     classes: str,
     out: Path,
     seed: int,
-    cfg: float | None,
-    top_k: int | None,
-    top_p: float | None,
+    options: dict[str, float | None],
     quiet: bool,
 ) -> None:
-    """Write one PNG per image."""
+    """Write one PNG per image; options: of the sampling, None for the model's own."""
     header(f"generate {folder}", seed, quiet)
     from ..checkpoint import load_quantized
     from ..report import save_png, to_picture
@@ -35,9 +33,7 @@ def run(
     labels = parse_classes(classes, model.num_classes)
     start = time.perf_counter()
     with make_progress(quiet) as progress:
-        images = model.generate(
-            labels, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, progress=progress
-        )
+        images = model.generate(labels, seed=seed, progress=progress, **options)
     seconds = (time.perf_counter() - start) / len(labels)
     for number, (label, image) in enumerate(zip(labels, images, strict=True)):
         save_png(to_picture(image), out / f"{number:03d}_class{label}.png")

@@ -69,7 +69,7 @@ class ARVGModel(nn.Module):
     kept_in_float: ClassVar[Mapping[str, str]] = {}
     # Whether compat="research" reproduces what the authors' code does with this family.
     compat_research: ClassVar[bool] = False
-    # Whether tokens are vectors: ``replay`` then predicts noise, and there are no next-token logits.
+    # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
 

@@ -104,6 +104,14 @@ def test_verify_finds_a_changed_file(checkpoint, tmp_path, capsys):
     assert "recipe.yaml was changed" in capsys.readouterr().err
 
 
+def test_sampling_options_are_those_of_the_family(tmp_path, capsys):
+    run("generate", "mar-tiny", "--classes", "3", "--num-iter", 2, "--out", tmp_path / "a", "-q")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["000_class3.png"]
+    argv = ["generate", "var-tiny", "--classes", "3", "--num-iter", "2", "--out", str(tmp_path)]
+    assert main([*argv, "-q"]) == 2
+    assert "var-tiny: no sampling option 'num_iter'" in capsys.readouterr().err
+
+
 def test_generate_writes_images_that_depend_on_seed_and_index(checkpoint, tmp_path, capsys):
     run("generate", checkpoint, "--classes", "3,7", "--seed", 4, "--out", tmp_path / "a", "-q")
     run("generate", checkpoint, "--classes", "3", "--seed", 4, "--out", tmp_path / "b", "-q")
