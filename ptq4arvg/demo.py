@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +12,12 @@ from torch import Tensor
 from . import ops
 from .calibration import calibrate
 from .errors import closest
-from .evaluation import (
-    FeatureStatistics,
-    agreement,
-    distance_interval,
-    evaluation_rows,
-    float_logits,
-    load_features,
-    load_reference,
-)
+from .evaluation import Yardstick, draw_images
 from .models import BUNDLED, ARVGModel, load_model
-from .nn import PackedLinear
 from .pipeline import quantize_
 from .report import Block
 
-__all__ = ["MODEL", "RUNS", "STRESS", "Demo", "headline", "linear_bytes", "run_demo"]
+__all__ = ["MODEL", "RUNS", "STRESS", "Demo", "closeness", "headline", "run_demo"]
 
 MODEL = "var-tiny"
 STRESS = 30.0
@@ -36,7 +26,6 @@ RUNS = (("ptq4arvg", "W8A8"), ("ptq4arvg", "W6A6"), ("ptq4arvg", "W4A8"), ("rtn"
 
 # Small on purpose: the whole demo has to fit into a minute on two slow cores.
 SAMPLES, KEEP, COMPARED = 64, 32, 16
-BATCH = 32
 # Classes whose samples can be told at a glance, for the grid.
 SHOWN = (0, 2, 4, 7, 15, 18, 20, 21, 24, 25)
 
@@ -50,65 +39,6 @@ class Demo:
     report: dict[str, Any]
     blocks: list[Block]
     columns: list[str]
-
-
-def linear_bytes(model: ARVGModel) -> int:
-    """Bytes of the linears' weights: packed ones as they are in memory, float ones in half
-    precision, in which the published models are kept."""
-    total = 0
-    for spec in model.linears():
-        module = model.transformer.get_submodule(spec.name)
-        packed = isinstance(module, PackedLinear)
-        total += module.weight_bytes() if packed else 2 * module.weight.numel()
-    return total
-
-
-@dataclass
-class _Bench:
-    """What all models of one stress are measured against."""
-
-    seed: int
-    labels: Tensor
-    rows: tuple[Tensor, Tensor]
-    logits: list[Tensor]
-    network: Any
-    reference: tuple[Tensor, Tensor]
-
-    def measure(
-        self, model: ARVGModel, images: Tensor, seconds: float, progress: Progress
-    ) -> dict[str, Any]:
-        """The figures that every row has, in the order of the report's keys."""
-        with torch.inference_mode():
-            features = self.network.features(images)
-            predicted = self.network.fc(features).argmax(1)
-        close = agreement(self.logits, model, *self.rows, progress=progress)
-        return {
-            "kl": None if model.continuous else close.kl,
-            "top1_agreement": None if model.continuous else close.top1,
-            "relative_error": close.relative_error,
-            "fd": FeatureStatistics().update(features).distance(*self.reference),
-            "weight_bytes": linear_bytes(model),
-            "seconds_per_image": seconds,
-            "fd_interval": distance_interval(features, *self.reference, seed=self.seed),
-            "class_accuracy": (predicted == self.labels).double().mean().item(),
-        }
-
-
-@torch.inference_mode()
-def _sample(
-    model: ARVGModel, labels: Tensor, seed: int, progress: Progress, phase: str
-) -> tuple[Tensor, Tensor, float]:
-    """(ids, images, seconds per image) of one image per label."""
-    progress(phase, 0, len(labels))
-    start = time.perf_counter()
-    ids, images = [], []
-    for first in range(0, len(labels), BATCH):
-        part = labels[first : first + BATCH]
-        ids.append(model.sample_ids(part, seed=seed, first_index=first))
-        images.append(model.decode_ids(ids[-1]))
-        progress(phase, first + len(part), len(labels))
-    seconds = (time.perf_counter() - start) / len(labels)
-    return torch.cat(ids), torch.cat(images), seconds
 
 
 def _labels(images: int, classes: int) -> Tensor:
@@ -142,7 +72,6 @@ def run_demo(
         raise ValueError(f"demo: {images} images; wanted at least 2 for a distance between sets")
     progress = progress or (lambda *_: None)
     runs = tuple(runs)
-    network, reference = load_features(), load_reference()
     rows: list[dict[str, Any]] = []
     blocks: list[Block] = []
     columns: list[str] = []
@@ -155,24 +84,25 @@ def run_demo(
     for stress in (0.0, STRESS) if stressed else (0.0,):
         model = load_model(name, stress=stress)
         labels = _labels(images, model.num_classes)
-        ids, pictures, seconds = _sample(model, labels, seed + 1, progress, "generate float")
-        compared = evaluation_rows(model, labels[:COMPARED], ids=ids[:COMPARED])
-        bench = _Bench(seed, labels, compared, float_logits(model, *compared), network, reference)
+        ids, pictures, seconds = draw_images(model, labels, seed + 1, progress, "generate float")
+        yardstick = Yardstick.of(model, labels, ids, COMPARED, seed)
         row = {"method": "float", "scheme": "float", "stress": stress,
                "sqnr_db": None, "worst_sqnr_db": None}  # fmt: skip
-        row |= bench.measure(model, pictures, seconds, progress)
-        add(row)
+        row |= yardstick.measure(model, pictures, progress)
+        add(row | {"seconds_per_image": seconds})
         shown = min(images, len(SHOWN))
         drawn = [_grid_row(row, pictures[:shown])]
         rows_kept = calibrate(model, SAMPLES, KEEP, seed, progress=progress)
         for method, scheme in runs:
             model = load_model(name, stress=stress)
             report = quantize_(model, scheme, method, rows_kept, progress=progress)
-            _, pictures, seconds = _sample(model, labels, seed + 1, progress, f"generate {scheme}")
+            _, pictures, seconds = draw_images(
+                model, labels, seed + 1, progress, f"generate {scheme}"
+            )
             row = {"method": method, "scheme": scheme, "stress": stress,
                    "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db}  # fmt: skip
-            row |= bench.measure(model, pictures, seconds, progress)
-            add(row)
+            row |= yardstick.measure(model, pictures, progress)
+            add(row | {"seconds_per_image": seconds})
             drawn.append(_grid_row(row, pictures[:shown]))
         title = f"{name}, plain"
         if stress:

@@ -34,7 +34,7 @@ def test_report_has_its_schema_and_is_the_same_twice(short):
     ]
     assert len(seen) == 12
     for row, again in zip(report["rows"], second.report["rows"], strict=True):
-        assert list(row)[: len(ROW_KEYS)] == list(ROW_KEYS)
+        assert set(ROW_KEYS) <= set(row)
         if row["method"] == "float":
             assert (row["sqnr_db"], row["kl"], row["top1_agreement"]) == (None, 0, 1)
         else:

@@ -21,7 +21,8 @@ from ptq4arvg.report import (
 def row(**changes):
     values = {
         "method": "ptq4arvg", "scheme": "W6A6", "stress": 0.0, "sqnr_db": 30.25,
-        "worst_sqnr_db": 18.0, "kl": 0.0123, "top1_agreement": 0.957, "fd": 4.5,
+        "worst_sqnr_db": 18.0, "kl": 0.0123, "top1_agreement": 0.957,
+        "relative_error": 0.002, "fd": 4.5,
         "weight_bytes": 5_300_000, "seconds_per_image": 0.0314,
     }  # fmt: skip
     return values | changes
@@ -86,6 +87,12 @@ def test_markdown_table():
         "| stressed 30 | W6A6 | round to nearest | 30.2 | 18.0 | 0.0004 | 95.7% | "
         "4.50 (4.00 to 5.00) | 5.30 | 31 |"
     )
+
+
+def test_continuous_tokens_have_an_error_in_place_of_next_token_figures():
+    lines = markdown_table([row(kl=None, top1_agreement=None)]).splitlines()
+    assert "| worst | error | Frechet distance |" in lines[0] and "KL" not in lines[0]
+    assert "| 18.0 | 0.002 | 4.50 |" in lines[2]
 
 
 def test_terminal_table_has_the_same_cells():
