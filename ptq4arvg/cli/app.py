@@ -180,6 +180,33 @@ def generate(
 
 
 @app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Bundled models, or all.")],
+    out: Annotated[Path, typer.Option(help="Folder for cells and tables; resumed if it is there.")],
+    methods: Annotated[
+        str, typer.Option(help="Names with additions, as in rtn,smoothquant+stwq+gptq; or all.")
+    ] = "all",
+    schemes: Annotated[str, typer.Option(help="Comma-separated.")] = "W8A8,W6A6,W4A8",
+    stress: Annotated[
+        list[float] | None, typer.Option(help="Severities of the stress; default: 0 and 30.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Calibration seeds.")] = 3,
+    samples: Samples = 64,
+    keep: Keep = 32,
+    images: Annotated[int, typer.Option(help="Images drawn with each model.")] = 64,
+    select: Select = "dgc",
+    quiet: Quiet = False,
+) -> None:
+    """Measure methods against each other: same rows, schemes and seeds; resumable."""
+    from .compare import run
+
+    run(
+        models, methods, schemes, out, quiet, stresses=tuple(stress or (0.0, 30.0)), seeds=seeds,
+        samples=samples, keep=keep, images=images, select=select,
+    )  # fmt: skip
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint.")],
     quiet: Quiet = False,

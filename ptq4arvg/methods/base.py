@@ -63,6 +63,7 @@ class Method:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    integer: ClassVar[bool] = True  # whether it has an integer path; otherwise it is simulated
 
     granularity: str = "tensor"
     activation_range: str = "minmax"

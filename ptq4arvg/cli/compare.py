@@ -1,0 +1,82 @@
+"""`ptq4arvg compare`: measure methods against each other and write the tables."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ..progress import make_progress
+from .common import closing, header
+
+__all__ = ["run"]
+
+NOTE = (
+    "Lower is better. KL: next token against the float model under teacher forcing; for models of "
+    "continuous tokens the relative error of the predicted noise. Below it the Frechet distance in "
+    "the bundled feature space with a 95 % bootstrap interval. *: simulated, there is no integer "
+    "path."
+)
+
+
+def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, **rest: Any) -> None:
+    """Write the cells, summary.csv, summary.md and summary.tex to ``out``; print the tables.
+
+    models: names, or "all"; methods, schemes: comma-separated, or "all". rest: further fields of a
+    ``Comparison``.
+    """
+    header(f"compare {', '.join(models)}", None, quiet)
+    start = time.perf_counter()
+    with make_progress(quiet) as progress:
+        progress.say("loading torch and the operators")
+        from ..compare import FLOAT, Comparison, all_methods, run_comparison, summarize
+        from ..models import BUNDLED
+        from ..serialize import write_file
+        from ..tables import csv_table, latex_table, markdown_pivot, terminal_tables
+
+        comparison = Comparison(
+            models=BUNDLED if models == ["all"] else tuple(models),
+            methods=all_methods() if methods == "all" else _split(methods),
+            schemes=_split(schemes), **rest,
+        )  # fmt: skip
+        summary = summarize(run_comparison(comparison, out, progress))
+    write_file(out / "summary.csv", csv_table(summary))
+    found = [scheme for scheme in comparison.schemes if any(r["scheme"] == scheme for r in summary)]
+    write_file(out / "summary.md", "\n".join(markdown_pivot(summary, s) for s in (FLOAT, *found)))
+    write_file(out / "summary.tex", latex_table(summary))
+
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=40 + 26 * len(comparison.models) * len(comparison.stresses))
+    for table in terminal_tables(summary):
+        console.print(table)
+    print(NOTE)
+    refused = {r["method"]: r["refused"] for r in summary if "refused" in r}
+    for method, reason in refused.items():
+        print(f"{method} refused: {reason}")
+    closing(
+        f"{out / 'summary.csv'}, summary.md, summary.tex and {len(summary)} rows' cells",
+        _headline(summary, found),
+        f"ptq4arvg report {out}",
+    )
+    if not quiet:
+        print(f"{time.perf_counter() - start:.0f} s in this run.")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _headline(summary: list[dict[str, Any]], schemes: list[str]) -> str:
+    """Where the package's own method is first."""
+    from ..tables import pivot
+
+    parts = []
+    for scheme in schemes:
+        models, lines = pivot(summary, scheme)
+        ours = [first for method, _, first in lines if method == "ptq4arvg"]
+        if ours and len(lines) > 1:
+            parts.append(f"{sum(ours[0])} of {len(models)} at {scheme}")
+    return f"ptq4arvg is first on {', '.join(parts)}" if parts else "the tables above"

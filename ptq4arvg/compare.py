@@ -1,0 +1,283 @@
+"""The fair table: models, methods, schemes and calibration seeds, measured with one yardstick.
+
+A cell is one quantization: (model, stress, method, scheme, calibration seed). All cells of a model
+share the calibration rows of their seed, the rows compared on, and the seeds of the images. Each is
+written to a file of its own as soon as it is measured, so that an interrupted run goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, ops
+from .calibration import calibrate
+from .errors import closest
+from .evaluation import Yardstick, draw_images
+from .methods import METHODS, Method, get_method
+from .models import BUNDLED, ARVGModel, load_model
+from .numerics import get_scheme
+from .pipeline import quantize_
+from .serialize import pretty_json, write_file
+
+__all__ = ["ADDITIONS", "FLOAT", "Comparison", "parse_method", "read_cells", "run_comparison"]
+
+# What can be added to a method's name, as in "smoothquant+stwq": options that compose with all.
+ADDITIONS: Mapping[str, dict[str, Any]] = {
+    "stwq": {"granularity": "auto"},
+    "mse": {"activation_range": "mse", "weight_range": "mse"},
+    "gptq": {"rounding": "gptq"},
+}
+FLOAT = "float"
+EVALUATION_SEED = 1000  # of the images and the rows compared on; calibration seeds are below
+FLOAT_SEEDS = 3  # float rows, for how far the float model is from itself under another seed
+SHOWN = 8  # images kept of the first calibration seed
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how much is measured of each.
+
+    stresses: severities of the function-preserving stress, 0 for none. seeds: number of calibration
+    seeds. samples, keep: calibration rows drawn and kept; images: drawn with each model; compared:
+    images whose rows are compared under teacher forcing.
+    """
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    schemes: tuple[str, ...] = ("W8A8", "W6A6", "W4A8")
+    stresses: tuple[float, ...] = (0.0, 30.0)
+    seeds: int = 3
+    samples: int = 64
+    keep: int = 32
+    images: int = 64
+    compared: int = 16
+    select: str = "dgc"
+    settings: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if name not in BUNDLED:
+                raise ValueError(
+                    f"compare: {name!r} is not bundled; wanted some of {', '.join(BUNDLED)}. "
+                    f"{closest(name, BUNDLED)}"
+                )
+        for method in self.methods:
+            parse_method(method)
+        for scheme in self.schemes:
+            get_scheme(scheme)
+        if self.seeds < 1 or self.images < 2:
+            raise ValueError(
+                f"compare: seeds {self.seeds}, images {self.images}; wanted at least one "
+                "calibration seed and 2 images"
+            )
+        # What a cell depends on beside its own name: cells of other settings are not comparable.
+        names = ("samples", "keep", "images", "compared", "select")
+        values = {name: getattr(self, name) for name in names}
+        self.settings.update(values | {"version": __version__, "torch": torch.__version__})
+
+    def cells(self, model: str, stress: float) -> list[dict[str, Any]]:
+        """The cells of one model: its float rows first, then every quantization."""
+        base = {"model": model, "stress": stress}
+        found = [
+            base | {"method": FLOAT, "scheme": FLOAT, "seed": seed} for seed in range(FLOAT_SEEDS)
+        ]
+        for seed in range(self.seeds):
+            for scheme in self.schemes:
+                for method in self.methods:
+                    found.append(base | {"method": method, "scheme": scheme, "seed": seed})
+        return found
+
+
+def parse_method(text: str) -> Method:
+    """A method with additions, as in "smoothquant+stwq+gptq". ValueError for an unknown part."""
+    name, *added = text.split("+")
+    options: dict[str, Any] = {}
+    for part in added:
+        if part not in ADDITIONS:
+            raise ValueError(
+                f"compare: method {text!r}: {part!r} is no addition; wanted "
+                f"{', '.join(ADDITIONS)}. {closest(part, ADDITIONS)}"
+            )
+        options |= ADDITIONS[part]
+    return get_method(name, **options)
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """The name of a cell's files."""
+    parts = cell["model"], f"{cell['stress']:g}", cell["method"], cell["scheme"], cell["seed"]
+    return "_".join(map(str, parts))
+
+
+def read_cells(out: Path) -> list[dict[str, Any]]:
+    """The measured cells in a folder that ``run_comparison`` wrote, in order of measurement."""
+    if not (out / "comparison.json").is_file():
+        raise FileNotFoundError(
+            f"no comparison.json in {str(out)!r}; wanted a folder that `ptq4arvg compare` wrote"
+        )
+    cells = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    return sorted(cells, key=lambda cell: cell["number"])
+
+
+def _open(out: Path, comparison: Comparison) -> None:
+    """Note what is measured. ValueError if the folder holds cells of other settings."""
+    path = out / "comparison.json"
+    if path.is_file():
+        there = json.loads(path.read_text())["settings"]
+        for name, value in comparison.settings.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"compare: {str(out)!r} holds cells of {name} {there.get(name)!r}, not "
+                    f"{value!r}, which are not comparable. Choose another --out"
+                )
+    content = asdict(comparison) | {"isa": ops.isa(), "threads": torch.get_num_threads()}
+    write_file(path, pretty_json(content))
+
+
+def run_comparison(
+    comparison: Comparison,
+    out: Path,
+    progress: Progress | None = None,
+    on_cell: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure every cell that ``out`` does not hold yet; returns all of them.
+
+    A cell that a method refuses (with a ValueError) is kept with its reason as "refused".
+    """
+    out = Path(out)
+    _open(out, comparison)
+    progress = progress or (lambda *_: None)
+    pairs = [(m, s) for m in comparison.models for s in comparison.stresses]
+    plan = [cell for pair in pairs for cell in comparison.cells(*pair)]
+    numbers = {cell_name(cell): number for number, cell in enumerate(plan)}
+    done = {path.stem for path in (out / "cells").glob("*.json")}
+    left = len(numbers.keys() - done)
+    progress("cells", len(plan) - left, len(plan))
+    for pair in pairs:
+        wanted = [c for c in comparison.cells(*pair) if cell_name(c) not in done]
+        for cell in _measure(comparison, *pair, wanted, out, progress) if wanted else ():
+            name = cell_name(cell)
+            write_file(
+                out / "cells" / f"{name}.json", pretty_json(cell | {"number": numbers[name]})
+            )
+            left -= 1
+            progress("cells", len(plan) - left, len(plan))
+            if on_cell:
+                on_cell(cell)
+    names = set(numbers)
+    return [cell for cell in read_cells(out) if cell_name(cell) in names]
+
+
+def _measure(
+    comparison: Comparison,
+    name: str,
+    stress: float,
+    wanted: Sequence[dict[str, Any]],
+    out: Path,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """The measured ``wanted`` cells of one model, one after the other."""
+    model = load_model(name, stress=stress)
+    labels = torch.arange(comparison.images) % model.num_classes
+    ids, pictures, seconds = draw_images(model, labels, EVALUATION_SEED, progress, "draw")
+    yardstick = Yardstick.of(model, labels, ids, comparison.compared, seed=0)
+    rows: dict[int, Any] = {}
+    for cell in wanted:
+        if cell["method"] == FLOAT:
+            if cell["seed"]:
+                seed = EVALUATION_SEED + cell["seed"]
+                _, pictures, seconds = draw_images(model, labels, seed, progress, "draw")
+            found = yardstick.measure(model, pictures, progress)
+        else:
+            seed = cell["seed"]
+            if seed not in rows:
+                rows = {seed: calibrate(model, comparison.samples, comparison.keep, seed,
+                                        comparison.select, progress=progress)}  # fmt: skip
+            found, pictures, seconds = _quantized(cell, rows[seed], yardstick, progress)
+        if pictures is not None and cell["seed"] == 0:
+            _keep_images(out, cell, pictures)
+        yield cell | found | {"seconds_per_image": seconds}
+
+
+def _quantized(
+    cell: Mapping[str, Any], rows: Any, yardstick: Yardstick, progress: Progress
+) -> tuple[dict[str, Any], torch.Tensor | None, float | None]:
+    """(figures, images, seconds per image) of one quantization."""
+    method = parse_method(cell["method"])
+    model: ARVGModel = load_model(cell["model"], stress=cell["stress"])
+    start = time.perf_counter()
+    try:
+        report = quantize_(model, cell["scheme"], method, rows, pack=method.integer,
+                           progress=progress)  # fmt: skip
+    except ValueError as error:
+        return {"refused": str(error)}, None, None
+    spent = time.perf_counter() - start
+    _, pictures, seconds = draw_images(model, yardstick.labels, EVALUATION_SEED, progress, "draw")
+    figures = {
+        "integer": method.integer,
+        "sqnr_db": report.sqnr_db,
+        "worst_sqnr_db": report.worst.sqnr_db,
+        "worst_layer": report.worst.name,
+        "quantize_seconds": spent,
+    }
+    figures |= yardstick.measure(model, pictures, progress)
+    figures["layers"] = {layer.name: layer.sqnr_db for layer in report.layers}
+    figures["transforms"] = {layer.name: layer.transform for layer in report.layers}
+    return figures, pictures, seconds
+
+
+def _keep_images(out: Path, cell: Mapping[str, Any], images: torch.Tensor) -> None:
+    """The first images side by side in one PNG, pixel for pixel."""
+    from .report import save_png, to_picture
+
+    strip = torch.cat(list(images[:SHOWN]), 2)  # [n, 3, H, W] -> [3, H, n W]
+    save_png(to_picture(strip), out / "images" / f"{cell_name(cell)}.png")
+
+
+def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per (model, stress, scheme, method): means over the seeds, and their spread.
+
+    closeness: the mean next-token KL, or the relative error of the predicted noise where tokens are
+    continuous; closeness_range: least and largest of the seeds; fd, fd_range likewise; fd_interval:
+    the bootstrap interval of the first seed.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        key = cell["model"], cell["stress"], cell["scheme"], cell["method"]
+        groups.setdefault(key, []).append(cell)
+    rows = []
+    for (model, stress, scheme, method), group in groups.items():
+        row = {"model": model, "stress": stress, "scheme": scheme, "method": method,
+               "seeds": len(group)}  # fmt: skip
+        if "refused" in group[0]:
+            rows.append(row | {"refused": group[0]["refused"]})
+            continue
+        figure = "relative_error" if group[0]["kl"] is None else "kl"
+        close = [cell[figure] for cell in group]
+        distance = [cell["fd"] for cell in group]
+        rows.append(row | {
+            "figure": figure,
+            "closeness": sum(close) / len(close), "closeness_range": [min(close), max(close)],
+            "fd": sum(distance) / len(distance), "fd_range": [min(distance), max(distance)],
+            "fd_interval": group[0]["fd_interval"],
+            "weight_bytes": group[0]["weight_bytes"],
+            "integer": group[0].get("integer"),
+            "sqnr_db": None if method == FLOAT else sum(c["sqnr_db"] for c in group) / len(group),
+            "seconds_per_image": min(c["seconds_per_image"] for c in group),
+        })  # fmt: skip
+    return rows
+
+
+def all_methods() -> tuple[str, ...]:
+    """Every registered method, round to nearest first and the package's own last."""
+    names = sorted(METHODS, key=lambda n: (n == "ptq4arvg", n != "rtn", n))
+    return tuple(names)

@@ -1,0 +1,138 @@
+"""The comparison: cells on disk, resuming, refusals, the summary, the command."""
+
+import json
+
+import pytest
+
+from ptq4arvg import compare as module
+from ptq4arvg.cli import main
+from ptq4arvg.compare import (
+    Comparison,
+    cell_name,
+    parse_method,
+    read_cells,
+    run_comparison,
+    summarize,
+)
+
+
+def small(**changes):
+    settings = {
+        "models": ("var-tiny",), "methods": ("rtn", "ptq4arvg"), "schemes": ("W6A6",),
+        "stresses": (30.0,), "seeds": 1, "samples": 4, "keep": 4, "images": 2,
+    }  # fmt: skip
+    return Comparison(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FLOAT_SEEDS", 2)
+        seen = []
+        cells = run_comparison(small(), out, on_cell=seen.append)
+    assert len(seen) == len(cells) == 4
+    return out, cells
+
+
+def test_every_cell_is_measured_against_the_same_yardstick(measured):
+    out, cells = measured
+    assert [(c["method"], c["seed"]) for c in cells] == [
+        ("float", 0), ("float", 1), ("rtn", 0), ("ptq4arvg", 0),
+    ]  # fmt: skip
+    float_cells, rtn, ours = cells[:2], cells[2], cells[3]
+    assert all(c["kl"] == 0 and c["top1_agreement"] == 1 for c in float_cells)
+    assert float_cells[0]["fd"] != float_cells[1]["fd"]  # other images
+    assert 0 < ours["kl"] < rtn["kl"]
+    assert min(ours["layers"].values()) == ours["worst_sqnr_db"]
+    assert set(ours["layers"]) == set(ours["transforms"])
+    names = sorted(path.stem for path in (out / "images").glob("*.png"))
+    assert names == sorted(cell_name(c) for c in cells if c["seed"] == 0)
+
+
+def test_a_second_run_measures_what_is_missing_only(measured, monkeypatch):
+    out, cells = measured
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 2)
+    gone = out / "cells" / f"{cell_name(cells[3])}.json"
+    gone.unlink()
+    seen = []
+    again = run_comparison(small(), out, on_cell=seen.append)
+    assert [c["method"] for c in seen] == ["ptq4arvg"]
+    timing = {"seconds_per_image": 0, "quantize_seconds": 0}
+    assert [c | timing for c in again] == [c | timing for c in cells]
+
+
+def test_other_settings_do_not_mix(measured):
+    out, _ = measured
+    with pytest.raises(ValueError, match="holds cells of keep 4, not 2, which are not comparable"):
+        run_comparison(small(keep=2), out)
+    assert len(read_cells(out)) == 4
+
+
+def test_a_refusal_is_a_cell_with_its_reason(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("this width has no Hadamard matrix")
+
+    monkeypatch.setattr(module, "quantize_", refuse)
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 1)
+    cells = run_comparison(small(methods=("rtn",)), tmp_path)
+    assert cells[1]["refused"] == "this width has no Hadamard matrix"
+    assert summarize(cells)[1]["refused"] == "this width has no Hadamard matrix"
+
+
+def test_the_summary_is_over_the_seeds():
+    cell = {"model": "m", "stress": 0.0, "scheme": "W6A6", "method": "rtn", "top1_agreement": 0.9,
+            "fd_interval": [1.0, 3.0], "weight_bytes": 10, "integer": True,
+            "seconds_per_image": 0.5}  # fmt: skip
+    first = cell | {"seed": 0, "kl": 0.1, "fd": 2.0, "sqnr_db": 10.0}
+    second = cell | {"seed": 1, "kl": 0.3, "fd": 4.0, "sqnr_db": 20.0}
+    (row,) = summarize([first, second])
+    assert row["closeness"] == pytest.approx(0.2) and row["closeness_range"] == [0.1, 0.3]
+    assert (row["fd"], row["sqnr_db"], row["seeds"]) == (3.0, 15.0, 2)
+    (continuous,) = summarize([first | {"kl": None, "relative_error": 0.01}])
+    assert (continuous["figure"], continuous["closeness"]) == ("relative_error", 0.01)
+
+
+def test_methods_with_additions():
+    method = parse_method("rtn+stwq")
+    assert method.name == "rtn" and method.granularity == "auto"
+    with pytest.raises(ValueError, match=r"'stwk' is no addition; wanted stwq.*Closest: 'stwq'"):
+        parse_method("rtn+stwk")
+    with pytest.raises(ValueError, match="unknown method 'rtm'"):
+        parse_method("rtm+stwq")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"models": ("var-tinny",)}, "'var-tinny' is not bundled.*Closest: 'var-tiny'"),
+        ({"methods": ("rtm",)}, "unknown method 'rtm'"),
+        ({"schemes": ("W6A7",)}, "'W6A7'"),
+        ({"seeds": 0}, "seeds 0, images 2; wanted at least one"),
+        ({"images": 1}, "seeds 1, images 1; wanted"),
+    ],
+    ids=["model", "method", "scheme", "seeds", "images"],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(changes, match):
+    with pytest.raises(ValueError, match=match):
+        small(**changes)
+
+
+def test_a_folder_without_a_comparison(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no comparison\.json in"):
+        read_cells(tmp_path)
+
+
+def test_the_command_goes_on_and_writes_its_tables(measured, capsys, monkeypatch):
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 2)
+    out, _ = measured
+    argv = ["compare", "var-tiny", "--out", str(out), "--methods", "rtn,ptq4arvg", "--schemes",
+            "W6A6", "--seeds", "1", "--samples", "4", "--keep", "4", "--images", "2", "--stress",
+            "30"]  # fmt: skip
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "look   ptq4arvg is first on 1 of 1 at W6A6" in text
+    assert "| **" in (out / "summary.md").read_text()
+    assert r"\begin{tabular}" in (out / "summary.tex").read_text()
+    assert (out / "summary.csv").read_text().count("\n") == 4
+    assert json.loads((out / "comparison.json").read_text())["settings"]["keep"] == 4

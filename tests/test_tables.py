@@ -1,0 +1,69 @@
+"""Tables of a summary: the best is marked, refused and simulated rows are told apart."""
+
+import csv
+import io
+
+import pytest
+
+from ptq4arvg.tables import csv_table, latex_table, markdown_pivot, pivot, terminal_tables
+
+
+def row(method, closeness, model="var-tiny", stress=0.0, **changes):
+    return {
+        "model": model, "stress": stress, "scheme": "W6A6", "method": method, "seeds": 2,
+        "figure": "kl", "closeness": closeness, "closeness_range": [closeness, closeness],
+        "fd": 9.0, "fd_range": [8.5, 9.5], "fd_interval": [7.0, 11.0], "sqnr_db": 30.0,
+        "weight_bytes": 1000, "integer": True, "seconds_per_image": 0.01,
+    } | changes  # fmt: skip
+
+
+ROWS = [
+    row("rtn", 0.07), row("os_plus", 0.0301, integer=False), row("ptq4arvg", 0.0299),
+    row("rtn", 3.7, stress=30.0), row("ptq4arvg", 0.028, stress=30.0),
+    {"model": "var-tiny", "stress": 30.0, "scheme": "W6A6", "method": "os_plus", "seeds": 1,
+     "refused": "no Hadamard matrix"},
+]  # fmt: skip
+
+
+def test_the_best_of_every_model_is_marked_and_ties_after_rounding_are_ties():
+    models, lines = pivot(ROWS, "W6A6")
+    assert models == ["var-tiny", "var-tiny, stressed 30"]
+    assert lines == [
+        ("rtn", ["0.07", "3.7"], [False, False]),
+        ("os_plus", ["0.03*", "-"], [True, False]),
+        ("ptq4arvg", ["0.03", "0.028"], [True, True]),
+    ]
+
+
+def test_markdown_and_latex_hold_the_cells():
+    lines = markdown_pivot(ROWS, "W6A6").splitlines()
+    assert lines[0] == "| W6A6 | var-tiny | var-tiny, stressed 30 |"
+    assert lines[3:] == ["| os_plus | **0.03*** | - |", "| ptq4arvg | **0.03** | **0.028** |"]
+    tex = latex_table(ROWS)
+    assert r"W6A6 & os\_plus & \textbf{0.03$^*$} & - \\" in tex
+    assert tex.count(r"\midrule") == 1
+
+
+def test_csv_has_every_figure():
+    rows = [*csv.DictReader(io.StringIO(csv_table(ROWS)))]
+    assert len(rows) == 6
+    assert (rows[0]["fd_low"], rows[0]["fd_interval_high"], rows[0]["closeness_low"]) == (
+        "8.5", "11.0", "0.07",
+    )  # fmt: skip
+    assert rows[5]["refused"] == "no Hadamard matrix" and rows[5]["closeness"] == ""
+
+
+def test_the_terminal_shows_distances_below():
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    for table in terminal_tables(ROWS):
+        console.print(table)
+    assert "9.0 (7.0 to 11.0)" in out.getvalue() and "stressed 30" in out.getvalue()
+
+
+def test_without_rows_there_is_no_best():
+    assert pivot([], "W6A6") == ([], [])
+    with pytest.raises(KeyError):
+        pivot([{"scheme": "W6A6"}], "W6A6")
