@@ -69,10 +69,11 @@ def _cuda(torch: Any, operators: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bundled() -> bool:
-    from pathlib import Path
+def _bundled() -> dict[str, bool]:
+    """Bundled models, and whether their weights are there."""
+    from ..models.registry import BUNDLED, DATA
 
-    return (Path(__file__).parent.parent / "data" / "var-tiny").is_dir()
+    return {name: (DATA / name / "transformer.safetensors").is_file() for name in BUNDLED}
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
@@ -106,8 +107,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
         "attention products, norms, embeddings and the tokenizer are computed in floating point "
         "everywhere; all quantized linears are computed in integers"
     )
-    if not found["bundled_model"]:
-        notes.append("the bundled model var-tiny is missing: install the package again")
+    missing = [name for name, there in found["bundled_models"].items() if not there]
+    if missing or not found["bundled_models"]:
+        what = ", ".join(missing) or "all of them"
+        notes.append(f"bundled models are missing ({what}): install the package again")
     return notes
 
 
@@ -129,7 +132,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     archs = operators.get("cuda_archs")
     built = f"kernels for {archs}" if cuda["kernels_built"] else "no kernels built"
     lines.append(f"CUDA      {device}; {built}; torch's CUDA: {cuda['torch_cuda'] or 'none'}")
-    lines.append(f"var-tiny  {'bundled' if found['bundled_model'] else 'missing'}")
+    there = [name for name, is_there in found["bundled_models"].items() if is_there]
+    lines.append(f"bundled   {', '.join(there) or 'nothing'}")
     return lines + [f"note      {note}" for note in found["notes"]]
 
 

@@ -131,7 +131,7 @@ def load_model(
 ) -> ARVGModel:
     """A float model by name, ready to generate, calibrate and quantize.
 
-    "var-tiny" is bundled; the published sizes (``list_models``) need their files (``weights``,
+    The tiny ones are bundled; the published sizes (``list_models``) need their files (``weights``,
     ``tokenizer``: as published, or .safetensors; "random" makes random weights). stress: severity
     of the function-preserving stress, 0 for none. ValueError names what is missing or does not fit.
     """

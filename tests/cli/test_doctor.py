@@ -12,7 +12,7 @@ def test_json_tells_what_the_operators_tell(capsys):
     assert found["operators"]["isa"] == ops.isa()
     assert found["operators"]["kernels"]
     assert all(name.endswith(ops.isa()) for name in found["operators"]["kernels"])
-    assert found["bundled_model"] is True
+    assert found["bundled_models"]["var-tiny"] and all(found["bundled_models"].values())
 
 
 def test_text_names_the_instruction_set_and_the_reasons(capsys):
@@ -26,7 +26,7 @@ def found(**operators):
     base = {"loaded": True, "isa": "avx2", "isa_forced": None, "isas_available": ["avx2", "scalar"],
             "isas_compiled": ["avx512_vnni", "avx2", "scalar"]}  # fmt: skip
     cuda = {"device": None, "kernels_built": False}
-    return {"operators": base | operators, "cuda": cuda, "bundled_model": True}
+    return {"operators": base | operators, "cuda": cuda, "bundled_models": {"var-tiny": True}}
 
 
 def notes(state):
@@ -42,8 +42,11 @@ def test_notes_say_what_falls_back_and_why():
     assert "no CUDA device" in notes(state)
     state["cuda"]["device"] = "Some GPU"
     assert "Some GPU), but this build has no CUDA kernels" in notes(state)
-    state["bundled_model"] = False
-    assert "install the package again" in notes(state)
+    assert "missing" not in notes(state)
+    state["bundled_models"] = {"rar-tiny": False, "var-tiny": True}
+    assert "are missing (rar-tiny): install the package again" in notes(state)
+    state["bundled_models"] = {}
+    assert "are missing (all of them): install the package again" in notes(state)
 
 
 def test_operators_that_do_not_load_are_reported_and_an_error(monkeypatch, capsys):
