@@ -27,7 +27,7 @@ def diagnose() -> dict[str, Any]:
     }
     found["operators"] = _operators()
     found["cuda"] = _cuda(torch, found["operators"])
-    found["bundled_model"] = _bundled()
+    found["bundled_models"] = _bundled()
     found["notes"] = _notes(found)
     return found
 
