@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ptq4arvg.models import BUNDLED
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,7 +36,8 @@ def test_missing_markers_are_an_error(script, text):
 
 
 def test_the_readme_has_its_markers(script):
-    for name in ("demo", "ablation"):
+    others = [f"demo-{name}" for name in BUNDLED if name != "var-tiny"]
+    for name in ("demo", "ablation", *others):
         script.replace_table((ROOT / "README.md").read_text(), name, "")
 
 
