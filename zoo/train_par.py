@@ -36,6 +36,7 @@ from zoo.loop import run_command
 
 MODEL, TOKENIZER = "par-tiny", "vq"
 STD = 0.02
+WRONG_TOKENS = 0.25  # of a row's context at most are replaced by random ones
 
 
 @torch.no_grad()
@@ -43,6 +44,18 @@ def initialize_(model: PAR, seed: int) -> None:
     """As in LlamaGen's code: small weights, and an output that begins at zero."""
     initialize_linears_(model, seed, STD)
     model.output.weight.zero_()
+
+
+def disturb(ids: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Context ids [B, t] with a share of random tokens that is drawn for every row.
+
+    Tokens drawn at the same time do not know of each other and so do not always fit; a model that
+    has only seen pictures as they are does not recover from that.
+    """
+    share = WRONG_TOKENS * torch.rand(len(ids), 1, generator=generator)
+    wrong = torch.rand(ids.shape, generator=generator) < share
+    random = torch.randint(vocab_size, ids.shape, generator=generator)
+    return torch.where(wrong.to(ids.device), random.to(ids.device), ids)
 
 
 def published(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +87,9 @@ def body(options: argparse.Namespace, display: Any) -> None:
         done: int, ids: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         ids = ids[:, raster]  # in the order of the sequence
-        logits = model(labels, ids[:, : config.tokens - config.parallel]).float()  # [B, N, V]
+        context = ids[:, : config.tokens - config.parallel]
+        context = disturb(context, config.vocab_size, generator)
+        logits = model(labels, context).float()  # [B, N, V]
         loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
         accuracy = (logits.argmax(2) == ids).float().mean().item()
         return loss, {"accuracy": accuracy}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from ptq4arvg.models import load_model
 from ptq4arvg.models.registry import DATA
-from tests.zoo.helpers import check_like_bundled, check_resume, train
+from tests.zoo.helpers import check_like_bundled, check_resume, seeded, train
 from zoo import generator, train_par
 
 TOKENIZER = DATA / "vq-tiny" / "tokenizer.safetensors"
@@ -23,6 +23,15 @@ def test_par_training_resumes_exactly_and_exports(data, tmp_path, monkeypatch):
     model = load_model("par-tiny", weights=out / "par.safetensors")
     joined = torch.cat([made[f"layers.0.feed_forward.{part}.weight"] for part in ("w1", "w3")])
     assert torch.equal(model.transformer.layers[0].feed_forward.w13.weight, joined.float())
+
+
+def test_a_share_of_the_context_is_random():
+    ids = torch.zeros(400, 60, dtype=torch.long)
+    changed = (train_par.disturb(ids, 1024, seeded(0)) != ids).double().mean(1)
+    assert changed.mean().item() == pytest.approx(0.125, abs=0.02)  # half of the most
+    assert 0.2 < changed.max() < 0.45 and changed.min() < 0.02
+    again = train_par.disturb(ids, 1024, seeded(0))
+    assert torch.equal(again, train_par.disturb(ids, 1024, seeded(0)))
 
 
 def test_the_loss_that_training_lowers_is_that_of_a_replay(data, tmp_path, monkeypatch):
