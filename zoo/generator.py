@@ -78,6 +78,7 @@ def generator_arguments(
     parser.add_argument(
         "--tokenizer", type=Path, help=f"trained tokenizer (default: <out>/{tokenizer}.safetensors)"
     )
+    parser.add_argument("--start", type=Path, help="weights to begin with (default: random ones)")
     parser.add_argument(
         "--compile", action="store_true", help="compile the blocks: a minute, then faster steps"
     )
@@ -177,6 +178,8 @@ def train_generator(
     tokens [4, n, ...]: of the variants of the training pictures. loss_of: (step, tokens [B, ...],
     labels [B], generator) -> (loss, values to show); the label after the last class is no class.
     """
+    if options.start:
+        load_strict_(model, read_state(options.start), str(options.start))
     labels = data.labels[data.train]
     none = model.config.num_classes
     optimizer, average = make_optimizer(model), Average(model, AVERAGE_DECAY)

@@ -42,10 +42,16 @@ class DiffusionSchedule:
     mean_of_state: np.ndarray
 
 
-def respaced_schedule(steps: int) -> DiffusionSchedule:
-    """``steps`` evenly spaced steps of the cosine schedule of 1000. ValueError outside 2..1000."""
+def respaced_schedule(steps: int, noisiest: int = TRAINED_STEPS - 1) -> DiffusionSchedule:
+    """``steps`` evenly spaced steps of the cosine schedule of 1000, from 0 to ``noisiest``.
+
+    The last steps of the schedule leave nothing of the signal: from the noisiest of all the start
+    is predicted by multiplying the error of the noise by 20,000. ValueError outside 2..1000.
+    """
     if not 2 <= steps <= TRAINED_STEPS:
         raise ValueError(f"diffusion_steps is {steps}; wanted 2 to {TRAINED_STEPS}")
+    if not steps - 1 <= noisiest < TRAINED_STEPS:
+        raise ValueError(f"noisiest is {noisiest}; wanted {steps - 1} to {TRAINED_STEPS - 1}")
 
     def signal(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -53,7 +59,7 @@ def respaced_schedule(steps: int) -> DiffusionSchedule:
     n = TRAINED_STEPS
     trained = [min(1 - signal((i + 1) / n) / signal(i / n), 0.999) for i in range(n)]
     kept = np.cumprod(1.0 - np.array(trained))
-    stride, place, timesteps = (n - 1) / (steps - 1), 0.0, []
+    stride, place, timesteps = noisiest / (steps - 1), 0.0, []
     for _ in range(steps):
         timesteps.append(round(place))
         place += stride
@@ -149,10 +155,12 @@ class DenoisingMLP(nn.Module):
 class DiffLoss(nn.Module):
     """The MLP with its schedule. cursor: its position is the sampling step."""
 
-    def __init__(self, channels: int, width: int, depth: int, condition: int, steps: int) -> None:
+    def __init__(
+        self, channels: int, width: int, depth: int, condition: int, schedule: DiffusionSchedule
+    ) -> None:
         super().__init__()
         self.net = DenoisingMLP(channels, width, depth, condition)
-        self.schedule, self.cursor = respaced_schedule(steps), Cursor()
+        self.schedule, self.cursor = schedule, Cursor()
 
     @property
     def steps(self) -> int:

@@ -144,7 +144,7 @@ class MARModel(ARVGModel):
         steps = c.diffusion_steps
         bins = tuple(s * min(STEP_BINS, steps) // steps for s in range(steps))
         # The sampler multiplies an error of the noisiest step's prediction by hundreds (316 with
-        # 100 steps), of the next by 1.5, of all others by less than one.
+        # 100 steps from the last one), of the next by 1.5, of all others by less than one.
         each = {"groups": tuple(range(steps)), "scale_groups": bins, "sink": (steps - 1,)}
         silu = {"no_fold": "its input is the output of SiLU"}
         # What the decoder's last norm makes of the image tokens is read by nothing else.

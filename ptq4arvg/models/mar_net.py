@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..nn import AttentionCore, Cursor
 from .base import SamplingDefaults
-from .diffloss import DiffLoss
+from .diffloss import DiffLoss, respaced_schedule
 from .layers import FeedForward, ModulatedNorm, add_gated
 
 __all__ = ["MAR", "MARConfig"]
@@ -26,7 +26,8 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 @dataclass(frozen=True)
 class MARConfig:
     """Sizes of the transformer. ``grid``: side of the token grid; ``patch``: latents on a side of
-    a token; ``diff_width``, ``diff_depth``, ``diffusion_steps``: of the diffusion head.
+    a token; ``diff_width``, ``diff_depth``, ``diffusion_steps``: of the diffusion head, whose
+    sampling begins at the training step ``noisiest_step``.
 
     num_iter: iterations of the mask schedule; cfg_schedule: guidance grows with the share of
     tokens that are there ("linear") or is "constant".
@@ -46,6 +47,7 @@ class MARConfig:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     diffusion_steps: int = 100
+    noisiest_step: int = 999
     num_iter: int = 64
     temperature: float = 1.0
     cfg_schedule: str = "linear"
@@ -129,8 +131,9 @@ class MAR(nn.Module):
         self.decoder_norm = ModulatedNorm(c, eps, affine=True)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, c))
         self.diffloss = DiffLoss(
-            config.channels, config.diff_width, config.diff_depth, c, config.diffusion_steps
-        )
+            config.channels, config.diff_width, config.diff_depth, c,
+            respaced_schedule(config.diffusion_steps, config.noisiest_step),
+        )  # fmt: skip
 
     def condition(self, labels: Tensor) -> Tensor:
         """What stands for labels [B] in the buffer, [B, D]; ``num_classes`` is no class."""

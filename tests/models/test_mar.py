@@ -266,6 +266,9 @@ def test_bad_settings():
     for steps in (1, 1001):
         with pytest.raises(ValueError, match=f"diffusion_steps is {steps}; wanted 2 to 1000"):
             respaced_schedule(steps)
+    for noisiest in (8, 1000):
+        with pytest.raises(ValueError, match=f"noisiest is {noisiest}; wanted 9 to 999"):
+            respaced_schedule(10, noisiest)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +319,18 @@ def test_the_noisiest_step_is_the_sensitive_one():
     s = respaced_schedule(100)
     gain = s.mean_of_start * (1 / s.alphas_cumprod - 1) ** 0.5
     assert gain[-1] > 100 and gain[:-1].max() < 2
+
+
+def test_sampling_may_begin_at_a_less_noisy_step():
+    s = respaced_schedule(25, 990)
+    assert s.timesteps[0] == 0 and s.timesteps[-1] == 990 and len(set(s.timesteps)) == 25
+    assert (
+        (1 / s.alphas_cumprod[-1]) ** 0.5
+        < 100
+        < (1 / respaced_schedule(25).alphas_cumprod[-1]) ** 0.5
+    )
+    whole = respaced_schedule(1000)
+    assert s.alphas_cumprod == pytest.approx(whole.alphas_cumprod[s.timesteps], rel=1e-9)
 
 
 @torch.inference_mode()
