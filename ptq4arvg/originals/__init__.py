@@ -11,22 +11,22 @@ import torch
 from torch import nn
 
 from ..models import ARVGModel
-from . import par, rar, var
+from . import mar, par, rar, var
 
 __all__ = ["adopt"]
 
-ADOPTERS = (var, rar, par)
+ADOPTERS = (var, rar, par, mar)
 
 
 @torch.inference_mode(False)
 def adopt(module: nn.Module, tokenizer: nn.Module | None = None) -> ARVGModel:
     """The ``ARVGModel`` that runs inside ``module`` from now on.
 
-    module: a transformer of an original repository (VAR, RAR, PAR, class-conditional LlamaGen),
-    recognised by the names in its state dict. tokenizer: its image tokenizer, where the module does
-    not know it, as only a VAR does. The weights are shared, not copied, but for PAR's w1 and w3;
-    the model is also kept as ``module.ptq4arvg``. ValueError names what does not fit, before
-    anything is changed.
+    module: a transformer of an original repository (VAR, RAR, PAR, class-conditional LlamaGen,
+    MAR), recognised by the names in its state dict. tokenizer: its image tokenizer, where the
+    module does not know it, as only a VAR does. The weights are shared, not copied, but for PAR's
+    w1 and w3 and the attentions of MAR's tokenizer; the model is also kept as ``module.ptq4arvg``.
+    ValueError names what does not fit, before anything is changed.
     """
     if isinstance(module, ARVGModel):
         return module
