@@ -190,7 +190,7 @@ def test_its_own_script_runs_quantized(case, sink, tmp_path):
 
 
 @pytest.mark.parametrize("sink", ["integer", "float"])
-@torch.inference_mode()
+@torch.no_grad()
 def test_a_timestep_reads_the_tables_of_its_step(case, sink):
     """The original gives timesteps of training, our tables have a row per sampling step."""
     module, ours = quantized(case, sink=sink)
@@ -209,7 +209,7 @@ def test_a_timestep_reads_the_tables_of_its_step(case, sink):
 
 
 @pytest.mark.parametrize("sink", ["integer", "float"])
-@torch.inference_mode()
+@torch.no_grad()
 def test_the_head_draws_the_same_as_ours(case, sink):
     """Of the same conditions, through all steps; guided where the records are."""
     module, ours = quantized(case, sink=sink)
