@@ -70,7 +70,8 @@ def fit(
     """Fit the method's transforms; the model stays as it is.
 
     parts: what ``stages`` made; stats: of the inputs as they are. Returns the transforms by name,
-    and the squared length of every column of each linear's transformed weight, float32 [K].
+    and, for a search of the inputs' ranges, the squared length of every column of each linear's
+    transformed weight, float32 [K].
     """
     transforms: dict[str, Transform] = {}
     columns: dict[str, Tensor] = {}
@@ -90,7 +91,7 @@ def fit(
                 count += 1
                 if progress:
                     progress(f"fit {method.name}", count, total)
-            for p in stage:
+            for p in stage if method.activation_range == "mse" else ():
                 weight = model.transformer.get_submodule(p.name).weight
                 columns[p.name] = weight.float().square().sum(0)
         for p in stage:
