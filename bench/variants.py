@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FLOATS", "Variant", "VariantError", "prepare"]
+__all__ = ["FLOATS", "Variant", "VariantError", "float_model", "mib", "prepare"]
 
 FLOATS = ("float32", "bfloat16")
 # Enough for ranges; random weights give nothing that more would improve.
@@ -103,7 +103,7 @@ def prepare(
     return folders
 
 
-def _float_model(name: str, dtype: str) -> Any:
+def float_model(name: str, dtype: str) -> Any:
     """The float model, never held in another dtype; published sizes get random weights."""
     import torch
 
@@ -134,7 +134,7 @@ def _prepare(name: str, schemes: str, rest: str, folder: str, threads: str) -> N
             _answer({"progress": [f"prepare {scheme}: {phase}", done, total]})
 
         progress("build", 0, 1)
-        model = _float_model(name, rest)
+        model = float_model(name, rest)
         rows = rows or ptq4arvg.calibrate(
             model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
         )
@@ -143,7 +143,7 @@ def _prepare(name: str, schemes: str, rest: str, folder: str, threads: str) -> N
     _answer({})
 
 
-def _mib(field: str) -> float:
+def mib(field: str) -> float:
     """VmHWM (peak) or VmRSS of this process; the peak as the system counts it elsewhere."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -161,11 +161,11 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
     import ptq4arvg
 
     torch.set_num_threads(int(threads))
-    before, start = _mib("VmRSS"), time.perf_counter()
+    before, start = mib("VmRSS"), time.perf_counter()
     if folder:
         model = ptq4arvg.load_quantized(folder, device=device)
     else:
-        model = _float_model(name, variant).to(device)
+        model = float_model(name, variant).to(device)
     labels = [label % model.num_classes for label in range(int(images))]
     marks: dict[str, float] = {}
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
@@ -190,7 +190,7 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
         seconds = marks["end"] - start
         _answer({
             "seconds": seconds, "first": marks["first"] - start, "tokens": marks["tokens"] - start,
-            "decode": marks["end"] - marks["tokens"], "peak_mib": _mib("VmHWM"),
+            "decode": marks["end"] - marks["tokens"], "peak_mib": mib("VmHWM"),
             "waited": waited / seconds / int(threads), "cpu": cpu,
         })  # fmt: skip
 

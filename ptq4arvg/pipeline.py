@@ -1,9 +1,9 @@
-"""quantize_: plan -> collect -> fit -> fold -> token scales -> pack -> verify."""
+"""quantize_: plan -> collect -> fit -> token scales -> fold and pack, part by part -> verify."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .attention import quantize_attention_
 from .calibration import Calibration, calibrate
+from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
-from .memory import return_freed_memory
-from .methods import LayerView, Method, Transform, get_method
+from .memory import release_mapped, return_freed_memory
+from .methods import Method, Transform, get_method
 from .methods.research import research_pipeline_
 from .nn import PackedLinear, QuantLinear
 from .numerics import (
@@ -131,19 +132,27 @@ def quantize_(
     visits = {p.name: model.visits(p.name) for p in active}
     stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
                            progress=progress)  # fmt: skip
-    transforms = _fit_and_fold(model, active, stats, method, progress)
-    grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
-    if method.attention == "simulated":
-        quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
+    parts = stages(active)
+    transforms, columns = fit(model, parts, stats, method, progress)
+    grids = _input_grids(model, active, stats, transforms, columns, method, calibration,
+                         batch_size, progress)  # fmt: skip
+    attention = method.attention == "simulated"
     layers = []
-    for number, p in enumerate(active):
-        q, sqnr = _quantize_linear(model, p, stats[p.name], grids[p.name], method)
-        record = dict(transforms[p.name].record) if p.name in transforms else {}
-        if grids[p.name][3] is not None:
-            record["position_blend"] = grids[p.name][3]
-        layers.append(_install(model, p, q, sqnr, pack, record))
-        if progress:
-            progress("pack", number + 1, len(active))
+    for part in [active] if attention else parts:
+        fold_stage_(model, part, transforms)
+        if attention:  # needs the whole model folded: that changes v
+            quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
+        for p in part:
+            transform = transforms.get(p.name)
+            own = _transformed(stats.pop(p.name), transform)
+            q, sqnr = _quantize_linear(model, p, own, grids[p.name], method)
+            record = {} if transform is None else dict(transform.record)
+            if grids[p.name][3] is not None:
+                record["position_blend"] = grids[p.name][3]
+            layers.append(_install(model, p, q, sqnr, pack, record))
+            if progress:
+                progress("pack", len(layers), len(active))
+        return_freed_memory()
     if pack:
         _verify(model, layers, calibration)
         fuse_(model)
@@ -206,77 +215,49 @@ def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# Folding proj rescales the v rows of qkv, and folding fc2 (where that can be done) rows of fc1, so
-# they are fitted first, and qkv and fc1 see their final rows.
-_FIT_ORDER = {"proj": 0, "qkv": 1, "fc2": 2, "fc1": 3}
+def _transformed(stats: InputStatistics, transform: Transform | None) -> InputStatistics:
+    """float32 statistics of a linear's input once ``transform`` is folded."""
+    return stats.float() if transform is None else stats.transformed(*_affine(transform))
 
 
-def _fit_and_fold(
-    model: nn.Module,
-    plan: list[LayerPlan],
-    stats: dict[str, InputStatistics],
-    method: Method,
-    progress: Progress | None,
-) -> dict[str, Transform]:
-    """Fit the method's transforms, fold them into the model, and transform the statistics."""
-    transforms = {}
-    order = sorted(plan, key=lambda p: (p.spec.block, _FIT_ORDER.get(p.spec.role, 4)))
-    for number, p in enumerate(order):
-        linear = model.transformer.get_submodule(p.name)
-        sink = p.spec.sink if method.sink == "float" else ()
-        view = LayerView(p.name, p.spec.role, linear.weight.detach(), stats[p.name],
-                         p.spec.fold is not None, p.spec.shift, sink)  # fmt: skip
-        transform = method.fit(view, p.scheme)
-        if transform is not None:
-            apply_transform_(model, p.name, transform)
-            stats[p.name] = stats[p.name].transformed(
-                transform.scale.float(), transform.shift.float()
-            )
-            transforms[p.name] = transform
-        if progress:
-            progress(f"fit {method.name}", number + 1, len(order))
-    return transforms
-
-
-def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
-    """Fold a transform upstream and into the linear itself; the float function stays the same."""
-    model.fold_(name, transform.scale, transform.shift)
-    linear = model.transformer.get_submodule(name)
-    weight = linear.weight.detach().double() * transform.scale
-    bias = weight @ transform.shift
-    if linear.bias is not None:
-        bias += linear.bias.double()
-    linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-    linear.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
+def _affine(transform: Transform) -> tuple[Tensor, Tensor]:
+    return transform.scale.float(), transform.shift.float()
 
 
 def _input_grids(
     model: nn.Module,
     plan: list[LayerPlan],
     stats: dict[str, InputStatistics],
+    transforms: dict[str, Transform],
+    columns: dict[str, Tensor],
     method: Method,
     calibration: Calibration,
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor, float | None]]:
     """(scale [G], zero [G], position_group [T], blend) of every planned linear's input."""
+    # Without the samples, which take most of the memory.
+    ranges = {
+        p.name: _transformed(replace(stats[p.name], sample=stats[p.name].sample[:0]),
+                             transforms.get(p.name))
+        for p in plan
+    }  # fmt: skip
     histograms: dict[str, Tensor] = {}
     if method.activation_range == "mse":
-        ranges = {}
-        for p in plan:
-            # An error in channel k reaches the output multiplied by column k of the weight.
-            weight = model.transformer.get_submodule(p.name).weight.float().square().sum(0)
-            ranges[p.name] = (*step_ranges(stats[p.name]), weight)
+        # An error in channel k reaches the output multiplied by column k of the weight.
+        over = {p.name: (*step_ranges(ranges[p.name]), columns[p.name]) for p in plan}
         bins = 4 * 2 ** max(p.scheme.a_bits for p in plan)
+        affine = {name: _affine(transform) for name, transform in transforms.items()}
         histograms = collect_histograms(
-            model, calibration, ranges, bins, batch_size=batch_size, progress=progress
+            model, calibration, over, bins, affine, batch_size=batch_size, progress=progress
         )
     return {
         p.name: input_grid(
-            p.spec, stats[p.name], histograms.get(p.name), p.scheme.a_bits, method.granularity
+            p.spec, ranges[p.name], histograms.pop(p.name, None), p.scheme.a_bits,
+            method.granularity,
         )
         for p in plan
-    }
+    }  # fmt: skip
 
 
 def _quantize_linear(
@@ -316,9 +297,11 @@ def _quantize_linear(
 
 def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, record):
     """Put the quantized module in the linear's place; the float weight goes with the old one."""
-    dtype, cursor = model.transformer.get_submodule(p.name).weight.dtype, model.cursor_of(p.name)
+    linear = model.transformer.get_submodule(p.name)
+    dtype, cursor = linear.weight.dtype, model.cursor_of(p.name)
     module = PackedLinear(q, cursor, dtype) if pack else QuantLinear(q, cursor)
     model.replace_(p.name, module)
+    release_mapped(linear.parameters())
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16
     return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,

@@ -1,16 +1,16 @@
 """Streaming statistics of the inputs of linears, collected through hooks in bounded memory.
 
-Two passes over the calibration rows are enough for every method: ``collect_inputs`` (ranges per
-decoding step and channel, and an even sample of token vectors) on the float model, and, once the
-transforms are folded, ``collect_histograms`` (values per position) for the search of the static
-scales. Nothing grows with the number of rows.
+Two passes over the calibration rows are enough for every method, both on the float model as it is:
+``collect_inputs`` (ranges per decoding step and channel, and an even sample of token vectors) and,
+once the transforms are known, ``collect_histograms`` (values of the transformed inputs per
+position) for the search of the static scales. Nothing grows with the number of rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,16 +20,17 @@ from .calibration import Calibration
 __all__ = ["InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
 
 Progress = Callable[[str, int, int], None]
+Affine = tuple[Tensor, Tensor]
 
 
 @dataclass
 class InputStatistics:
     """What is known of one linear's input over the calibration rows.
 
-    lo, hi float32 [S, K]: minimum and maximum per decoding step and channel (S = 1 for an input
-    without a token axis); tokens int64 [S]: positions in each step; step int64 [T]: the step of
-    each position; sample float32 [M, K] and sample_position int64 [M]: token vectors taken evenly
-    over rows and positions.
+    lo, hi [S, K]: minimum and maximum per decoding step and channel (S = 1 for an input without a
+    token axis); step int64 [T]: the step of each position; sample [M, K] and sample_position int64
+    [M]: token vectors taken evenly over rows and positions. Values are float32; as collected from
+    a model in half precision they are in its dtype, which holds the same in half the memory.
     """
 
     lo: Tensor
@@ -38,15 +39,14 @@ class InputStatistics:
     sample: Tensor
     sample_position: Tensor
 
+    def float(self) -> InputStatistics:
+        """The same in float32."""
+        return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float())
+
     def transformed(self, scale: Tensor, shift: Tensor) -> InputStatistics:
-        """Statistics of ``u / scale - shift`` (scale > 0, both [K])."""
-        return InputStatistics(
-            self.lo / scale - shift,
-            self.hi / scale - shift,
-            self.step,
-            self.sample / scale - shift,
-            self.sample_position,
-        )
+        """Statistics of ``u / scale - shift`` (scale > 0, both float32 [K]), in float32."""
+        lo, hi, sample = (x / scale - shift for x in (self.lo, self.hi, self.sample))
+        return replace(self, lo=lo, hi=hi, sample=sample)
 
 
 @torch.inference_mode()
@@ -87,6 +87,11 @@ def watch_inputs(
             handle.remove()
 
 
+def _narrow(x: Tensor) -> Tensor:
+    """Half precision as it is, everything else as float32."""
+    return x if x.dtype in (torch.float16, torch.bfloat16) else x.float()
+
+
 class _InputObserver:
     """Running range per step and an even sample of token vectors of one linear's input."""
 
@@ -98,7 +103,7 @@ class _InputObserver:
 
     def __call__(self, x: Tensor, start: int) -> None:
         batch, tokens, channels = x.shape
-        lo, hi = x.amin(0).float(), x.amax(0).float()  # [t, K]
+        lo, hi = _narrow(x.amin(0)), _narrow(x.amax(0))  # [t, K]
         index = self.step[:tokens, None].expand(-1, channels)
         if self.lo is None:
             steps = int(self.step.max()) + 1
@@ -116,11 +121,13 @@ class _InputObserver:
         first = -(-start * tokens // stride) * stride
         index = torch.arange(first, (start + batch) * tokens, stride) - start * tokens
         flat = x.reshape(-1, channels)  # [B * t, K]
-        self.sample.append(flat[index.to(x.device)].float())
+        self.sample.append(_narrow(flat[index.to(x.device)]))
         self.position.append(index % tokens)
 
     def result(self) -> InputStatistics:
+        """What was found; the parts of the sample are given up."""
         sample, position = torch.cat(self.sample), torch.cat(self.position)
+        self.sample = []
         seen = self.lo <= self.hi  # a step that no row reached has no range
         lo, hi = self.lo.where(seen, 0.0), self.hi.where(seen, 0.0)
         return InputStatistics(lo, hi, self.step, sample, position)
@@ -150,16 +157,21 @@ def collect_inputs(
 
 
 class _HistogramObserver:
-    """Weighted histogram per position of one linear's input, of even and of odd rows apart."""
+    """Weighted histogram per position of one linear's input ``u / scale - shift`` (None: u), of
+    even and of odd rows apart."""
 
-    def __init__(self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int) -> None:
-        self.lo, self.weight, self.bins = lo, weight.float(), bins
+    def __init__(
+        self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int, transform: Affine | None = None
+    ) -> None:
+        self.lo, self.weight, self.bins, self.transform = lo, weight.float(), bins, transform
         self.per_unit = bins / (hi - lo).clamp_min(torch.finfo(torch.float32).tiny)
         self.counts = torch.zeros(2, len(lo) * bins)
 
     def __call__(self, x: Tensor, start: int) -> None:
         for half in (0, 1):
             rows, tokens = x[(start + half) % 2 :: 2].float(), x.shape[1]
+            if self.transform is not None:
+                rows = rows / self.transform[0] - self.transform[1]
             lo, per_unit = self.lo[:tokens, None], self.per_unit[:tokens, None]
             index = ((rows - lo) * per_unit).to(torch.int32)
             index.clamp_(0, self.bins - 1)
@@ -177,14 +189,17 @@ def collect_histograms(
     calibration: Calibration,
     ranges: dict[str, tuple[Tensor, Tensor, Tensor]],
     bins: int,
+    transforms: Mapping[str, Affine] | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Histograms [2, T, bins] of linears' inputs: even rows, odd rows; per position.
 
     ``ranges``: name -> (lo [T], hi [T], weight of each channel [K]); values outside a range fall
-    into its end bins.
+    into its end bins. ``transforms``: name -> (scale, shift), both float32 [K]: take
+    ``u / scale - shift`` of that input u.
     """
-    observers = {name: _HistogramObserver(*r, bins) for name, r in ranges.items()}
+    given = transforms or {}
+    observers = {name: _HistogramObserver(*r, bins, given.get(name)) for name, r in ranges.items()}
     watch_inputs(model, calibration, observers, batch_size, progress, "token scales")
     return {name: observer.result() for name, observer in observers.items()}

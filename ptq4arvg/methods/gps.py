@@ -27,6 +27,7 @@ from .base import LayerView, Method, Transform, register
 __all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling", "smooth_scale"]
 
 
+COLUMNS = 256  # taken at a time where float64 copies of a whole weight would take gigabytes
 EXPONENTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 SHARES = (0.25, 0.5, 1.0)
 
@@ -49,23 +50,24 @@ def gain_projected_scaling(
     whose weights or values are all zero takes the anchor's scale, since nothing depends on it.
     """
     x = x.double()
-    w, dw = weight_hat.double(), (weight_hat.double() - weight.double())
+    parts = [
+        _column_sums(*pair, norm)
+        for pair in zip(weight.split(COLUMNS, 1), weight_hat.split(COLUMNS, 1), strict=True)
+    ]
+    of_w, of_dw, column = (torch.cat(sums) for sums in zip(*parts, strict=True))
     reach = x.amax(0) - x.amin(0)
     anchor = int(reach.argmax())
     step, zero = affine_grid(x[:, anchor].amin(), x[:, anchor].amax(), bits)
     level = torch.round(x / step.double()).clamp_(-int(zero), 2**bits - 1 - int(zero))
     dx = level * step.double() - x
     if norm == "l2":
-        a = dx.square().sum(0) * w.square().sum(0)
-        b = x.square().sum(0) * dw.square().sum(0)
+        a, b = dx.square().sum(0) * of_w, x.square().sum(0) * of_dw
         power = 0.25
     else:  # Eq. 16 and Algorithm 1 of the paper: square root of a ratio of L1 sums
-        a = dx.abs().sum(0) * w.abs().sum(0)
-        b = x.abs().sum(0) * dw.abs().sum(0)
+        a, b = dx.abs().sum(0) * of_w, x.abs().sum(0) * of_dw
         power = 0.5
     tiny = 1e-12 * torch.stack([a.mean(), b.mean()]).max().clamp_min(1e-300)
     ratio = ((b + tiny) / (a + tiny)).pow(power).clamp(1 / limit, limit)
-    column = w.amax(0) - w.amin(0)
     ratio[(reach == 0) | (column == 0)] = 1.0
     ratio[anchor] = 1.0
     base = (
@@ -73,6 +75,14 @@ def gain_projected_scaling(
     )
     gain = 0.5 * (a + b - a * ratio.square() - b / ratio.square()).sum().item()
     return GPSResult(ratio * base, anchor, gain)
+
+
+def _column_sums(weight: Tensor, weight_hat: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each column: size of weight_hat and of its error (squared sum or l1); its range."""
+    w = weight_hat.double()
+    dw = w - weight.double()
+    size = torch.square if norm == "l2" else torch.abs
+    return size(w).sum(0), size(dw).sum(0), w.amax(0) - w.amin(0)
 
 
 def smooth_scale(reach: Tensor, weight: Tensor, alpha: float) -> Tensor:

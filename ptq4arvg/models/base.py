@@ -147,8 +147,9 @@ class ARVGModel(nn.Module):
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
         """Make the input of linear ``name`` ``u / scale - shift``; scale, shift float64 [K].
 
-        The linear itself is left alone. Can be repeated, for any linear in any order. ValueError
-        for an input that cannot be folded, or for a shift of one that only takes a scale.
+        The linear itself is left alone. Can be repeated, for any linear in any order. New tensors
+        are assigned and none is written to, so that keeping the old ones undoes it. ValueError for
+        an input that cannot be folded, or for a shift of one that only takes a scale.
         """
         raise NotImplementedError
 

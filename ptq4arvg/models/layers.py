@@ -105,8 +105,9 @@ def absorb_constant_(norm: ModulatedNorm, linear: nn.Linear, of_scale: slice) ->
     """Move the norm's ``constant`` into the bias of the rows that make its scale."""
     if norm.constant is None:
         return
-    bias = linear.bias.data
+    bias = linear.bias.detach().clone()
     bias[of_scale] = (bias[of_scale].double() + norm.constant.double() - 1).to(bias.dtype)
+    linear.bias = nn.Parameter(bias, requires_grad=False)
     norm.constant = None
 
 
@@ -166,19 +167,23 @@ def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | Non
 
 
 def divide_rows_(linear: nn.Linear, rows: slice, scale: Tensor, shift: Tensor | None) -> None:
-    """Make the outputs ``rows`` of a linear ``y / scale - shift``, in place, in float64.
+    """Make the outputs ``rows`` of a linear ``y / scale - shift``, computed in float64.
 
-    A linear without a bias gets one if there is a shift.
+    Through new parameters: the old tensors, which others may hold, keep their values. A linear
+    without a bias gets one if there is a shift.
     """
-    weight = linear.weight.data
+    weight = linear.weight.detach().clone()
     weight[rows] = (weight[rows].double() / scale[:, None]).to(weight.dtype)
-    if linear.bias is None:
-        if shift is None or not shift.any():
-            return
-        linear.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
-    bias = linear.bias.data
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if linear.bias is not None:
+        bias = linear.bias.detach().clone()
+    elif shift is None or not shift.any():
+        return
+    else:
+        bias = weight.new_zeros(len(weight))
     moved = bias[rows].double() / scale
     bias[rows] = (moved if shift is None else moved - shift).to(bias.dtype)
+    linear.bias = nn.Parameter(bias, requires_grad=False)
 
 
 def scaled_buffer(old: Tensor | None, scale: Tensor, like: Tensor) -> Tensor:

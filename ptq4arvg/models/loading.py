@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import closest
+from ..memory import release_mapped
 
-__all__ = ["load_strict_", "read_state"]
+__all__ = ["load_strict_", "read_state", "strict_tensors"]
 
 
-def read_state(path: str | Path, under: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_state(
+    path: str | Path, under: Sequence[str] = (), mmap: bool = False
+) -> dict[str, Tensor]:
     """A flat state dict from ``.safetensors``, or from ``.pth``, ``.pt``, ``.bin``, ``.ckpt``.
 
     The latter are read with ``weights_only=True``: nothing in them is executed. Weights nested
     under one of the keys ``under`` (the first that is there), "state_dict", "model" or "module" are
-    taken out.
+    taken out. mmap: map also the latter into memory instead of reading them, as the former always
+    are.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,7 +37,7 @@ def read_state(path: str | Path, under: Sequence[str] = ()) -> dict[str, Tensor]
         else:
             # Training scripts save their parsed arguments beside the weights: plain attributes.
             with torch.serialization.safe_globals([Namespace]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
     except Exception as error:  # the unpickler's refusals have no common public type
@@ -68,6 +72,35 @@ def load_strict_(
     files may have instead, None for a part that they do not have. ValueError lists missing,
     unexpected and wrongly shaped tensors before anything is changed.
     """
+    given = _checked(module, state, what)
+    own = module.state_dict().values()
+    dtype = next(value.dtype for value in own if value.is_floating_point())
+    cast = {n: v.to(dtype) if v.is_floating_point() else v for n, v in given.items()}
+    module.load_state_dict(cast, assign=assign)
+
+
+def strict_tensors(
+    module: nn.Module, state: dict[str, Tensor], what: str
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of everything that ``load_strict_`` would load, sorted by name, parts joined
+    one tensor at a time; checked like that before the first one."""
+    given, joined = _checked(module, state, what), getattr(module, "joined", {})
+    for name in sorted(module.state_dict()):
+        if name in given:
+            parts = [given[name]]
+            yield name, given[name]
+        else:
+            ending = next(e for e in joined if name.endswith(e))
+            stem = name.removesuffix(ending)
+            like = next(given[stem + part] for part in joined[ending] if part is not None)
+            parts = [torch.zeros_like(like) if part is None else given[stem + part]
+                     for part in joined[ending]]  # fmt: skip
+            yield name, torch.cat(parts)
+        release_mapped(parts)
+
+
+def _checked(module: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """``state`` without what is recomputed; ValueError unless it fits ``module``."""
     recomputed = getattr(module, "recomputed", None)
     joined: dict[str, tuple[str | None, ...]] = getattr(module, "joined", {})
     given = {n: v for n, v in state.items() if not (recomputed and re.search(recomputed, n))}
@@ -101,6 +134,4 @@ def load_strict_(
             f"{what}: these weights do not fit the model: {'; '.join(problems)}. "
             "Is it the right file for this name?"
         )
-    dtype = next(value.dtype for value in own.values() if value.is_floating_point())
-    cast = {n: v.to(dtype) if v.is_floating_point() else v for n, v in given.items()}
-    module.load_state_dict(cast, assign=assign)
+    return given

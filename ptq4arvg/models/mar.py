@@ -19,7 +19,7 @@ import math
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..nn import Cursor
 from ..sampling import image_generator
@@ -177,8 +177,9 @@ class MARModel(ARVGModel):
         else:
             into.fold_(scale, shift)
         if spec.role == "diff_cond":
-            added = self.transformer.diffusion_pos_embed_learned.data
-            added.copy_((added.double() / scale).to(added.dtype))
+            added = self.transformer.diffusion_pos_embed_learned
+            scaled = nn.Parameter((added.double() / scale).to(added.dtype), requires_grad=False)
+            self.transformer.diffusion_pos_embed_learned = scaled
 
     def absorb_constant_(self, name: str) -> None:
         spec = {spec.name: spec for spec in self.linears()}[name]

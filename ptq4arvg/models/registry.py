@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import closest
 from . import mar, par, rar, var
 from .base import ARVGModel
 from .family import Family, materialize
-from .loading import load_strict_, read_state
+from .loading import load_strict_, read_state, strict_tensors
+from .mapped import check_mappable, release_after_use_, write_tensors
 from .stress import stress_
 
-__all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_config"]
+__all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_config", "store_weights"]
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 FAMILIES: dict[str, Family] = {
@@ -88,17 +90,45 @@ def build_model(
 @torch.no_grad()
 def randomize_(module: nn.Module, seed: int) -> None:
     """Random weights: matrices scaled by their fan-in, norm weights one, biases small."""
+    own = module.state_dict()
+    for name, value in random_weights(own, seed):
+        own[name].copy_(value)
+
+
+def random_weights(state: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, float32 values) of every floating point tensor like those of ``state``, by name."""
     generator = torch.Generator().manual_seed(seed)
-    for name, value in sorted(module.state_dict().items()):
-        if not value.is_floating_point():
+    for name, like in sorted(state.items()):
+        if not like.is_floating_point():
             continue
-        if value.ndim >= 2:
-            noise = torch.randn(value.shape, generator=generator)
-            value.copy_(noise / max(value[0].numel(), 1) ** 0.5)
+        if like.ndim >= 2:
+            noise = torch.randn(like.shape, generator=generator)
+            yield name, noise.div_(max(like[0].numel(), 1) ** 0.5)
         elif name.endswith("weight"):
-            value.fill_(1.0)
+            yield name, torch.ones(like.shape)
         else:
-            value.copy_(0.02 * torch.randn(value.shape, generator=generator))
+            yield name, torch.randn(like.shape, generator=generator).mul_(0.02)
+
+
+def store_weights(
+    name: str, path: str | Path, weights: str | Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write the transformer's weights of model ``name`` as ``load_model(mmap=True)`` reads them.
+
+    weights: a published file, or "random" for those that ``load_model`` makes. They are written in
+    ``dtype``, one tensor after the other, and never all in memory if ``weights`` can be mapped.
+    """
+    config = model_config(name)
+    family = _family(name, config)
+    with torch.device("meta"):
+        module = family.transformer(family.settings(config)[0])
+    own = module.state_dict()
+    if weights == "random":
+        tensors = random_weights(own, seed=0)
+    else:
+        state = read_state(weights, getattr(module, "published_under", ()), mmap=True)
+        tensors = strict_tensors(module, state, f"{name} transformer")
+    write_tensors(path, {n: v.shape for n, v in own.items()}, dtype, tensors)
 
 
 def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
@@ -128,21 +158,37 @@ def load_model(
     stress_seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mmap: bool = False,
 ) -> ARVGModel:
     """A float model by name, ready to generate, calibrate and quantize.
 
     The tiny ones are bundled; the published sizes (``list_models``) need their files (``weights``,
     ``tokenizer``: as published, or .safetensors; "random" makes random weights). stress: severity
     of the function-preserving stress, 0 for none. ValueError names what is missing or does not fit.
+
+    mmap: leave the transformer's weights in their file, which must hold them in ``dtype`` under our
+    names (``store_weights`` writes such files). A large layer is in memory only while it runs;
+    what quantize_ has packed needs the file no more.
     """
-    model = build_model(name, model_config(name))
+    if mmap and stress:
+        raise ValueError(
+            f"{name}: stress changes the weights, and mmap=True leaves them in their file; wanted "
+            "only one of the two"
+        )
+    # Stress is computed before anything is rounded.
+    model = build_model(name, model_config(name), dtype=dtype if mmap else torch.float32)
     for part, source in _files(name, weights, tokenizer).items():
-        module = getattr(model, part)
+        module, what = getattr(model, part), f"{name} {part}"
         if source == "random":
             randomize_(module, seed=0)
-        else:
-            state = read_state(source, getattr(module, "published_under", ()))
-            load_strict_(module, state, f"{name} {part}")
+            continue
+        mapped = mmap and part == "transformer"
+        state = read_state(source, getattr(module, "published_under", ()), mmap=mapped)
+        if mapped:
+            check_mappable(module, state, dtype, what)
+        load_strict_(module, state, what, assign=mapped)
+        if mapped:
+            release_after_use_(module)
     if stress:
         stress_(model, stress, stress_seed)
     return model.to(device=device, dtype=dtype)

@@ -7,11 +7,12 @@ import torch
 from torch.testing import assert_close
 
 import ptq4arvg
+from ptq4arvg.folding import apply_transform_
 from ptq4arvg.methods import Transform
 from ptq4arvg.models import build_model, stress_
 from ptq4arvg.models.registry import FAMILIES
 from ptq4arvg.nn import PackedLinear
-from ptq4arvg.pipeline import apply_transform_, quantize_
+from ptq4arvg.pipeline import quantize_
 from tests.models.tiny import TINY
 
 SCHEMES = ("W8A8", "W6A6", "W4A8")

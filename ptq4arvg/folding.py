@@ -1,0 +1,123 @@
+"""Transforms: fitted on the float model, which stays as it is, and folded into it part by part.
+
+Folded weights are copies, and only those of one part of the model exist at a time, so that the
+weights of a model may stay in a mapped file until they are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from .memory import release_mapped, return_freed_memory
+from .methods import LayerView, Method, Transform
+from .plan import LayerPlan
+from .statistics import InputStatistics
+
+__all__ = ["apply_transform_", "fit", "fold_stage_", "stages"]
+
+Progress = Callable[[str, int, int], None]
+
+# Folding proj rescales the v rows of qkv, and folding fc2 (where that can be done) rows of fc1, so
+# they are fitted first, and qkv and fc1 see their final rows.
+_FIT_ORDER = {"proj": 0, "qkv": 1, "fc2": 2, "fc1": 3}
+
+
+def stages(plan: Sequence[LayerPlan]) -> list[list[LayerPlan]]:
+    """The plan in consecutive parts of whole blocks, as short as folds allow: the linear that
+    absorbs a transform is in the part of the one that is transformed."""
+    block = {p.name: p.spec.block for p in plan}
+    reach = dict.fromkeys(block.values(), -1)
+    for p in plan:
+        low, high = sorted((p.spec.block, block.get(p.spec.fold, p.spec.block)))
+        reach[low] = max(reach[low], high)
+    parts: list[list[LayerPlan]] = []
+    end = -1
+    for p in sorted(plan, key=lambda p: p.spec.block):
+        if p.spec.block > end:
+            parts.append([])
+        end = max(end, reach[p.spec.block])
+        parts[-1].append(p)
+    return parts
+
+
+def _in_fit_order(stage: Sequence[LayerPlan]) -> list[LayerPlan]:
+    return sorted(stage, key=lambda p: (p.spec.block, _FIT_ORDER.get(p.spec.role, 4)))
+
+
+@contextmanager
+def _undone(module: nn.Module) -> Iterator[None]:
+    """Put back all parameters and buffers of ``module`` at the end, where others were assigned."""
+    slots = [s for m in module.modules() for s in (m._parameters, m._buffers)]
+    before = [dict(s) for s in slots]
+    try:
+        yield
+    finally:
+        for slot, old in zip(slots, before, strict=True):
+            slot.clear()
+            slot.update(old)
+
+
+def fit(
+    model: nn.Module,
+    parts: Sequence[Sequence[LayerPlan]],
+    stats: dict[str, InputStatistics],
+    method: Method,
+    progress: Progress | None,
+) -> tuple[dict[str, Transform], dict[str, Tensor]]:
+    """Fit the method's transforms; the model stays as it is.
+
+    parts: what ``stages`` made; stats: of the inputs as they are. Returns the transforms by name,
+    and, for a search of the inputs' ranges, the squared length of every column of each linear's
+    transformed weight, float32 [K].
+    """
+    transforms: dict[str, Transform] = {}
+    columns: dict[str, Tensor] = {}
+    count, total = 0, sum(map(len, parts))
+    for stage in parts:
+        with _undone(model.transformer):
+            for p in _in_fit_order(stage):
+                linear = model.transformer.get_submodule(p.name)
+                sink = p.spec.sink if method.sink == "float" else ()
+                view = LayerView(p.name, p.spec.role, linear.weight.detach(),
+                                 stats[p.name].float(), p.spec.fold is not None, p.spec.shift,
+                                 sink)  # fmt: skip
+                transform = method.fit(view, p.scheme)
+                if transform is not None:
+                    apply_transform_(model, p.name, transform)
+                    transforms[p.name] = transform
+                count += 1
+                if progress:
+                    progress(f"fit {method.name}", count, total)
+            for p in stage if method.activation_range == "mse" else ():
+                weight = model.transformer.get_submodule(p.name).weight
+                columns[p.name] = weight.float().square().sum(0)
+        for p in stage:
+            release_mapped(model.transformer.get_submodule(p.name).parameters())
+        return_freed_memory()
+    return transforms, columns
+
+
+def fold_stage_(
+    model: nn.Module, stage: Sequence[LayerPlan], transforms: dict[str, Transform]
+) -> None:
+    """Fold the transforms of one part, in the order in which they were fitted."""
+    for p in _in_fit_order(stage):
+        if p.name in transforms:
+            apply_transform_(model, p.name, transforms[p.name])
+
+
+def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
+    """Fold a transform upstream and into the linear itself; the float function stays the same."""
+    model.fold_(name, transform.scale, transform.shift)
+    linear = model.transformer.get_submodule(name)
+    old = linear.weight.detach()
+    weight = old.double() * transform.scale
+    bias = weight @ transform.shift
+    if linear.bias is not None:
+        bias += linear.bias.double()
+    linear.weight = nn.Parameter(weight.to(old.dtype), requires_grad=False)
+    linear.bias = nn.Parameter(bias.to(old.dtype), requires_grad=False)
+    release_mapped([old])
