@@ -29,7 +29,7 @@ from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
 
-__all__ = ["LayerReport", "QuantReport", "quantize_"]
+__all__ = ["LayerReport", "QuantReport", "fit_and_fold_", "input_grids", "quantize_"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -131,8 +131,8 @@ def quantize_(
     visits = {p.name: model.visits(p.name) for p in active}
     stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
                            progress=progress)  # fmt: skip
-    transforms = _fit_and_fold(model, active, stats, method, progress)
-    grids = _input_grids(model, active, stats, method, calibration, batch_size, progress)
+    transforms = fit_and_fold_(model, active, stats, method, progress)
+    grids = input_grids(model, active, stats, method, calibration, batch_size, progress)
     if method.attention == "simulated":
         quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
     layers = []
@@ -211,7 +211,7 @@ def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
 _FIT_ORDER = {"proj": 0, "qkv": 1, "fc2": 2, "fc1": 3}
 
 
-def _fit_and_fold(
+def fit_and_fold_(
     model: nn.Module,
     plan: list[LayerPlan],
     stats: dict[str, InputStatistics],
@@ -250,7 +250,7 @@ def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
     linear.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=False)
 
 
-def _input_grids(
+def input_grids(
     model: nn.Module,
     plan: list[LayerPlan],
     stats: dict[str, InputStatistics],

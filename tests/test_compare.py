@@ -5,15 +5,9 @@ import json
 import pytest
 
 from ptq4arvg import compare as module
+from ptq4arvg.cells import cell_name, read_cells, summarize
 from ptq4arvg.cli import main
-from ptq4arvg.compare import (
-    Comparison,
-    cell_name,
-    parse_method,
-    read_cells,
-    run_comparison,
-    summarize,
-)
+from ptq4arvg.compare import Comparison, parse_method, run_comparison
 
 
 def small(**changes):
