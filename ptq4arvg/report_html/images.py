@@ -69,6 +69,8 @@ def _within_budget(record: Record) -> tuple[dict[Pair, list[str]], list[str]]:
 
 
 def _pair(record: Record, pair: Pair, schemes: list[str]) -> Markup:
+    if record.schemes and not schemes:
+        return missing("Left out; see the end of this section.")
     number = record.pairs.index(pair)
     cell = record.cell(pair, FLOAT, FLOAT)
     data = record.png(cell) if cell else None

@@ -58,7 +58,7 @@ def _channel_plot(layer: str, what: str, before: Sequence[float], after: Sequenc
     plot = Plot(
         title,
         Axis("channel, by its maximum before scaling", 0, len(before)),
-        Axis.over(f"largest |{what}|", values, log=True),
+        Axis.over(f"largest |{what}|, no unit", values, log=True),
         note=legend([("s1", -1, "before"), ("f0", 0, "after")]),
     )
     for place, k in enumerate(order):
@@ -95,11 +95,12 @@ def _positions(record: Record, pair: Pair) -> Markup:
     at = [i + 0.5 for i in range(count)]
     grids = len(set(found["group"]))
     blend = found["blend"]
-    how = "" if blend is None else f", {100 * blend:.0f} % of the way from its step's to its own"
+    how = "" if blend is None else ", one for each decoding step" if blend == 0 else \
+          f", {100 * blend:.0f} % of the way from their step's range to their own"  # fmt: skip
     reach = Plot(
         f"{found['layer']}: {grids} grids follow the range of {count} positions{how}",
         Axis("token position", 0, count),
-        Axis.over("input after scaling", [*found["lo"], *found["hi"], *found["grid_lo"],
+        Axis.over("input after scaling, no unit", [*found["lo"], *found["hi"], *found["grid_lo"],
                                           *found["grid_hi"]]),
         width=940, height=300,
         note=legend([("b0", -2, "least and largest input"), ("s1", -1, "ends of the static grid"),
@@ -158,7 +159,7 @@ def _selection(record: Record, pair: Pair) -> Markup:
     plot = Plot(
         f"{len(inside)} of {len(distance)} rows are kept{middle}",
         Axis("row, farthest first", 0, len(distance) + 1),
-        Axis.over("Mahalanobis distance, standard deviations", distance, zero=True),
+        Axis.over("distance, standard deviations", distance, zero=True),
         width=940, height=280,
         note=legend([("f0", 0, "kept, conditional"), ("f0", 2, "kept, unconditional"),
                      ("h4", 0, "left, conditional"), ("h4", 2, "left, unconditional")]),

@@ -62,9 +62,10 @@ def gains(record: Record) -> Markup:
     """What GPS expected of its step, against what the sample says."""
     note = (
         "Each mark is a linear whose input GPS scales, in per cent of its mean squared output "
-        "error after smoothing and centring. The second-order model behind GPS takes the grids as "
-        "fixed; the measurement lets them move with the scales, which is why a shorter step may be "
-        "taken, or none. On the diagonal the prediction holds."
+        "error after smoothing and centring. The second-order model behind GPS takes one "
+        "grid for all positions, and it as fixed; the measurement has a grid per step, which moves "
+        "with the scales. That is why a shorter step may be taken, or none. On the diagonal the "
+        "prediction holds."
     )
     body = each_pair(record, lambda pair: _gains(record, pair))
     return section("gps", "GPS: predicted against measured gain",
@@ -99,7 +100,7 @@ def _gain_plot(scheme: str, cell: Mapping[str, Any], outputs: Mapping[str, int])
     shown = [max(whole, LOWEST) for _, _, whole, _, _ in found]
     values = shown + [taken for *_, taken, _ in found]
     x = Axis.over("predicted reduction of the squared error, %", [f[1] for f in found], zero=True)
-    y = Axis.over("measured reduction, %", [*values, 0.0, min(x.hi, max(*values, 1.0))])
+    y = Axis.over("measured reduction, %", [*values, 0.0, 0.3 * x.hi])
     helped = sum(taken > 0 for *_, taken, _ in found)
     plot = Plot(
         f"{scheme}: GPS lowers the measured error of {helped} of {len(found)} linears; rank "

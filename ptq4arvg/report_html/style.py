@@ -55,7 +55,8 @@ svg .label{font-size:13px}
 .axis{stroke:var(--faint)}.rule{stroke:var(--rule)}
 .upright{stroke:var(--c1);stroke-dasharray:4 3}
 .line,.legend path{stroke-width:1.8}
-.mark{stroke:var(--card);stroke-width:1}
+.mark{stroke:var(--card);stroke-width:1;fill-opacity:.85}
+caption{text-align:left;font-weight:600;padding:4px 8px}
 .dash{stroke-dasharray:5 4}
 .missing{color:var(--faint);border-left:3px solid var(--c1);padding-left:10px}
 .strip{display:block;width:100%;height:auto;image-rendering:pixelated}
@@ -75,6 +76,7 @@ footer{padding:30px 0 50px}
 @media(max-width:600px){body{font-size:15px}
 main,header,nav div{padding-left:12px;padding-right:12px}
 h1{font-size:23px}.strips{grid-template-columns:1fr;gap:2px}.strips img{margin-bottom:8px}
+svg .tick{font-size:14px}svg .label{font-size:15px}
 figure{padding:10px}.results td{min-width:130px}}
 """ + "".join(
     f".f{i}{{fill:var(--c{i})}}.s{i}{{stroke:var(--c{i});fill:none}}"

@@ -12,7 +12,7 @@ __all__ = ["Axis", "Plot", "legend", "mark", "plain_number"]
 
 SHAPES = 4  # shapes of marks
 COLOURS = 8  # --c0 to --c7 of the style sheet
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46  # margins
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 46  # margins
 
 Point = tuple[float, float]
 
@@ -41,7 +41,7 @@ class Axis:
         values += [0.0] if zero and not log else []
         lo, hi = (min(values), max(values)) if values else (1.0, 10.0)
         if log:
-            return cls(label, lo / 1.25, hi * 1.25, True)
+            return cls(label, lo / 1.4, hi * 1.4, True)
         pad = 0.05 * (hi - lo) or 0.05 * abs(hi) or 1.0
         keep_lo, keep_hi = zero and lo == 0, zero and hi == 0
         return cls(label, lo if keep_lo else lo - pad, hi if keep_hi else hi + pad)
@@ -55,7 +55,7 @@ class Axis:
 
     def ticks(self, count: int = 5) -> list[float]:
         """Round values inside, about ``count`` of them."""
-        if not self.log:
+        if not self.log or self.hi < 12 * self.lo:
             raw = (self.hi - self.lo) / count
             power = 10.0 ** math.floor(math.log10(raw))
             step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
@@ -63,7 +63,7 @@ class Axis:
             last = math.floor(self.hi / step + 1e-9)
             return [round(i * step, 12) for i in range(first, last + 1)]
         decades = range(math.floor(math.log10(self.lo)), math.ceil(math.log10(self.hi)) + 1)
-        for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        for digits in ((1,), (1, 3), (1, 2, 5)):
             values = [d * 10.0**p for p in decades for d in digits]
             found = [v for v in values if self.lo <= v <= self.hi]
             if len(found) >= 3:
@@ -191,7 +191,7 @@ class Plot:
             tag("text", self.x.label, x=(LEFT + right) / 2, y=self.height - 8, class_="label",
                 text_anchor="middle"),
             tag("text", self.y.label, x=0, y=0, class_="label", text_anchor="middle",
-                transform=f"translate(14 {middle:g}) rotate(-90)"),
+                transform=f"translate(15 {middle:g}) rotate(-90)"),
         ]  # fmt: skip
         return join(*out)
 
