@@ -21,7 +21,9 @@ from ptq4arvg.report_html import make_page, write_page
 from ptq4arvg.report_html.images import BUDGET
 from ptq4arvg.report_html.layers import _rank_correlation
 from ptq4arvg.report_html.markup import Markup, tag
+from ptq4arvg.report_html.parts import method_mark
 from ptq4arvg.report_html.recipe import command
+from ptq4arvg.report_html.record import read_record
 from ptq4arvg.report_html.svg import Axis, plain_number
 
 SECTIONS = ["results", "bytes", "images", "layers", "channels", "positions", "gps", "dgc", "recipe"]
@@ -263,10 +265,10 @@ def test_too_many_pictures_are_left_out_by_name(tmp_path):
     text = make_page(out)
     assert len(text) < 5_000_000
     sources = Checker(text).images.values()
-    assert len(sources) == 6 and sum(map(len, sources)) <= BUDGET + 1000
-    assert text.count("Left out; see the end of this section.") == 2
-    assert "leaves out the images of b (stress 0) at W6A6" in text
-    assert "a (stress 30) at W8A8" in text and "a (stress 0) at W6A6" not in text
+    assert len(sources) == 5 and sum(map(len, sources)) <= BUDGET + 1000
+    assert text.count("Left out; see the end of this section.") == 3
+    assert "leaves out the images of a (stress 30) at W6A6, b (stress 0) at W6A6" in text
+    assert "b (stress 30) at W8A8; they are" in text and "a (stress 0) at W6A6" not in text
 
 
 def test_figures_are_those_of_the_cells(folder):
@@ -339,3 +341,10 @@ def test_rank_correlation():
 def test_markup_escapes_what_is_not_markup():
     assert tag("b", "<", Markup("<i></i>"), title='"') == '<b title="&quot;">&lt;<i></i></b>'
     assert tag("img", src="a&b", hidden=True, alt=None) == '<img src="a&amp;b" hidden>'
+
+
+def test_every_method_has_a_mark_of_its_own(tmp_path):
+    names = ("rtn", "ptq4arvg", *(f"m{i}" for i in range(24)))
+    record = read_record(make_folder(tmp_path, methods=names, schemes=("W6A6",)))
+    marks = [method_mark(record, name) for name in names]
+    assert len(set(marks)) == len(names) and marks[1] == (0, 0)

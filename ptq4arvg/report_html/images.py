@@ -13,7 +13,7 @@ from .record import OURS, Pair, Record
 
 __all__ = ["BUDGET", "images"]
 
-BUDGET = 3_500_000  # bytes of pictures in the page, of 5 MB that it may have
+BUDGET = 3_000_000  # bytes of pictures in the page, of 5 MB that it may have
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ class _Strip:
                    alt=f"Images by {self.label}, {scheme}")  # fmt: skip
 
 
-def images(record: Record) -> Markup:
-    """A row of images per model and method, and a viewer that wipes between two of them."""
-    chosen, left_out = _within_budget(record)
+def images(record: Record, budget: int = BUDGET) -> Markup:
+    """A row of images per model and method, and a viewer that wipes between two of them.
+
+    budget: bytes that the pictures may take.
+    """
+    chosen, left_out = _within_budget(record, budget)
     note = (
         "Every row has the same classes and seeds, so column by column the same picture is wanted. "
         "In the viewer, move the slider to wipe every image from the chosen method (right part) to "
@@ -47,7 +50,7 @@ def images(record: Record) -> Markup:
     return section("images", "The same seeds, float and quantized", *parts)
 
 
-def _within_budget(record: Record) -> tuple[dict[Pair, list[str]], list[str]]:
+def _within_budget(record: Record, budget: int) -> tuple[dict[Pair, list[str]], list[str]]:
     """The schemes shown of each model, and what is left out: the scheme looked into first."""
     first = shown_scheme(record)
     order = sorted(record.schemes, key=lambda scheme: scheme != first)
@@ -60,7 +63,7 @@ def _within_budget(record: Record) -> tuple[dict[Pair, list[str]], list[str]]:
             if not chosen[pair]:
                 cells.append(record.cell(pair, FLOAT, FLOAT))
             size = sum(len(record.png(cell) or b"") for cell in cells if cell) * 4 // 3
-            if spent + size > BUDGET:
+            if spent + size > budget:
                 left_out.append(f"{pair[0]} (stress {pair[1]:g}) at {scheme}")
             else:
                 chosen[pair].append(scheme)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..serialize import write_file
-from .images import images
+from .images import BUDGET, images
 from .inside import channels, positions, selection
 from .layers import gains, layers
 from .markup import Markup, join, tag
@@ -18,6 +18,7 @@ from .style import SCRIPT, STYLE
 __all__ = ["LIMIT", "make_page", "write_page"]
 
 LIMIT = 5_000_000  # bytes
+MARGIN = 200_000  # of them for head, menu, and what is around the pictures
 
 # Nothing may be fetched: the page is whole in itself, whoever made the folder.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -36,7 +37,10 @@ def make_page(folder: str | Path) -> str:
     FileNotFoundError if it is no such folder; ValueError if a file in it is damaged.
     """
     record = read_record(folder)
-    body = [draw(record) for _, _, draw in _SECTIONS]
+    drawn = {name: draw(record) for name, _, draw in _SECTIONS if draw is not images}
+    rest = sum(len(part.encode()) for part in drawn.values())
+    drawn["images"] = images(record, min(BUDGET, LIMIT - MARGIN - rest))
+    body = [drawn[name] for name, _, _ in _SECTIONS]
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

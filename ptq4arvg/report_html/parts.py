@@ -62,7 +62,8 @@ def method_mark(record: Record, method: str) -> tuple[int, int]:
     others = [m for m in record.comparison["methods"] if m != OURS]
     index = others.index(method)
     colours = COLOURS - 1
-    return 1 + index % colours, (1 + index + index // colours) % SHAPES
+    turn, place = divmod(index, colours)  # another shape every time a colour comes round
+    return 1 + place, (1 + place + turn) % SHAPES
 
 
 def no_inspection(record: Record) -> str:

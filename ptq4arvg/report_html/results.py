@@ -14,6 +14,7 @@ from .svg import Axis, Plot, legend, plain_number
 
 __all__ = ["results", "tradeoff"]
 
+COLUMN = 84  # width of one scheme's marks, units of the viewBox
 UNITS = {"kl": "KL from float, nats", "relative_error": "relative error"}
 
 
@@ -84,8 +85,8 @@ def tradeoff(record: Record) -> Markup:
     figures = [_tradeoff(record, pair, rows) for pair in record.pairs]
     return section(
         "bytes", "Quality against bytes", legend(keys),
-        tag("p", "Bytes of the linears' weights as packed. Point at a mark for its figures.",
-            class_="faint"),
+        tag("p", "Bytes of the linears' weights as packed; methods of one scheme, which have the "
+            "same, stand side by side. Point at a mark for its figures.", class_="faint"),
         plots(*figures),
     )  # fmt: skip
 
@@ -109,9 +110,12 @@ def _tradeoff(record: Record, pair: Pair, rows: list[Mapping[str, Any]]) -> Mark
         column = [row for row in here if row["scheme"] == scheme]
         top = max(column, key=lambda row: row["closeness"])
         plot.text(top["weight_bytes"] / 1e6, top["closeness"], scheme)
+    methods = list(dict.fromkeys(row["method"] for row in here))
+    apart = min(12.0, COLUMN / len(methods))
     for row in sorted(here, key=lambda row: row["method"] == OURS):  # our own on top
         colour, shape = method_mark(record, row["method"])
         size = f"{row['weight_bytes'] / 1e6:.2f} MB, Frechet distance {distance_text(row)}"
         note = f"{row['method']} at {row['scheme']}: {closeness_text(row)}, {size}"
-        plot.mark(row["weight_bytes"] / 1e6, row["closeness"], f"f{colour}", note, shape, 5)
+        plot.mark(row["weight_bytes"] / 1e6, row["closeness"], f"f{colour}", note, shape, 5,
+                  apart * (methods.index(row["method"]) - (len(methods) - 1) / 2))  # fmt: skip
     return plot.render()

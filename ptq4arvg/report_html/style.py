@@ -13,14 +13,14 @@ STYLE = """
 --c5:#2dd4bf;--c6:#f472b6;--c7:#facc15}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main,header{max-width:1200px;margin:0 auto;padding:0 20px}
+main,header{max-width:1320px;margin:0 auto;padding:0 20px}
 h1{font-size:28px;line-height:1.2;margin:28px 0 4px}
 h2{font-size:21px;margin:44px 0 4px;padding-top:14px;border-top:1px solid var(--rule)}
 h3{font-size:17px;margin:22px 0 6px}
 p{margin:6px 0;max-width:78ch}
 .faint,.legend,small{color:var(--faint)}
 nav{position:sticky;top:0;z-index:2;background:var(--back);border-bottom:1px solid var(--rule)}
-nav div{max-width:1200px;margin:0 auto;padding:8px 20px;display:flex;gap:4px 16px;overflow-x:auto;
+nav div{max-width:1320px;margin:0 auto;padding:8px 20px;display:flex;gap:4px 16px;overflow-x:auto;
 align-items:center;white-space:nowrap}
 nav a{color:var(--c0);text-decoration:none}
 section{scroll-margin-top:50px}
@@ -34,8 +34,8 @@ vertical-align:top}
 thead th{color:var(--faint);font-weight:600}
 tbody th{font-weight:500}
 .results th:first-child{position:sticky;left:0;background:var(--back)}
-.results td{min-width:150px}
-td small{display:block;white-space:nowrap}
+.results th,.results td{padding:5px 7px}
+td small{display:block;white-space:nowrap;font-size:12px}
 td.best{background:var(--best);font-weight:700}
 td.best small{font-weight:400;color:var(--ink)}
 code,pre{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere}
@@ -77,7 +77,7 @@ footer{padding:30px 0 50px}
 main,header,nav div{padding-left:12px;padding-right:12px}
 h1{font-size:23px}.strips{grid-template-columns:1fr;gap:2px}.strips img{margin-bottom:8px}
 svg .tick{font-size:14px}svg .label{font-size:15px}
-figure{padding:10px}.results td{min-width:130px}}
+figure{padding:10px}}
 """ + "".join(
     f".f{i}{{fill:var(--c{i})}}.s{i}{{stroke:var(--c{i});fill:none}}"
     f".b{i}{{fill:var(--c{i});fill-opacity:.22}}.h{i}{{fill:none;stroke:var(--c{i});"

@@ -146,10 +146,12 @@ class Plot:
                               class_=cls, **size))  # fmt: skip
 
     def mark(
-        self, x: float, y: float, cls: str, title: str, shape: int = 0, size: float = 4
-    ) -> None:
-        """One mark with a tooltip."""
-        self.parts.append(mark(shape, self.px(x), self.py(y), size, f"mark {cls}", title))
+        self, x: float, y: float, cls: str, title: str, shape: int = 0, size: float = 4,
+        beside: float = 0.0,
+    ) -> None:  # fmt: skip
+        """One mark with a tooltip, ``beside`` its place by so many units of the viewBox."""
+        at = self.px(x) + beside
+        self.parts.append(mark(shape, at, self.py(y), size, f"mark {cls}", title))
 
     def upright(self, x: float, text: str) -> None:
         """A dashed vertical line with a word at its top."""
