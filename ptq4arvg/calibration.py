@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .dgc import research_ratio, select_dgc
+from .dgc import farthest_rows, mahalanobis, research_ratio
 from .errors import closest
 
 __all__ = ["Calibration", "calibrate"]
@@ -24,12 +24,16 @@ class Calibration:
     ids: the tokens of every row as ``model.sample_rows`` gives them: ids int64 [n, T], or
     continuous tokens float32 [n, T, C]; labels int64 [n]: its class, ``null_label`` for
     unconditional rows; seed, select: how they came about (empty for rows given by the caller).
+    For reports, where rows were left out by their distance: distance float64 [samples] of all that
+    were drawn, conditional ones first, and chosen int64 [n], which of them these rows are.
     """
 
     ids: Tensor
     labels: Tensor
     seed: int = 0
     select: str = ""
+    distance: Tensor | None = field(default=None, repr=False)
+    chosen: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         axes = 3 if self.ids.is_floating_point() else 2
@@ -104,26 +108,31 @@ def calibrate(
     ids = torch.cat(ids)
     ids = torch.cat([ids, ids])  # [conditional | unconditional]
     labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    chosen = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
-    return Calibration(ids[chosen], labels[chosen], seed, select)
+    chosen, distance = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
+    return Calibration(ids[chosen], labels[chosen], seed, select, distance, chosen)
 
 
-def _choose(model, ids, labels, keep, select, generator, batch_size, progress) -> Tensor:
+def _choose(
+    model, ids, labels, keep, select, generator, batch_size, progress
+) -> tuple[Tensor, Tensor | None]:
+    """Indices of the rows to keep, and the distances of all where they decided."""
     rows = len(labels)
     conditional = labels != model.null_label
     if select == "random":
-        return torch.sort(torch.randperm(rows, generator=generator)[:keep]).values
+        return torch.sort(torch.randperm(rows, generator=generator)[:keep]).values, None
     if keep == rows:
-        return torch.arange(rows)
+        return torch.arange(rows), None
     images = rows // 2
     ratio = 0.5
     if select != "first":
         pooled, first = _features(model, ids, labels, batch_size, progress)
         if select == "dgc":
-            return select_dgc(pooled, conditional, keep)
+            distance = mahalanobis(pooled)
+            return farthest_rows(distance, conditional, keep), distance
         ratio = research_ratio(first[:images], first[images:], keep)
     cond = min(round(ratio * keep), images)
-    return torch.cat([torch.arange(cond), images + torch.arange(min(keep - cond, images))])
+    kept = torch.cat([torch.arange(cond), images + torch.arange(min(keep - cond, images))])
+    return kept, None
 
 
 def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]:

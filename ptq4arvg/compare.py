@@ -8,9 +8,10 @@ stopped.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from typing import Any
 import torch
 
 from . import __version__, ops
-from .calibration import calibrate
+from .calibration import Calibration, calibrate
+from .cells import FLOAT, cell_name, inspection_name, read_cells
 from .errors import closest
 from .evaluation import Yardstick, draw_images
+from .inspection import inspect_
 from .methods import METHODS, Method, get_method
 from .models import BUNDLED, ARVGModel, load_model
 from .numerics import get_scheme
 from .pipeline import quantize_
 from .serialize import pretty_json, write_file
 
-__all__ = ["ADDITIONS", "FLOAT", "Comparison", "parse_method", "read_cells", "run_comparison"]
+__all__ = ["ADDITIONS", "Comparison", "all_methods", "parse_method", "run_comparison"]
 
 # What can be added to a method's name, as in "smoothquant+stwq": options that compose with all.
 ADDITIONS: Mapping[str, dict[str, Any]] = {
@@ -35,7 +38,6 @@ ADDITIONS: Mapping[str, dict[str, Any]] = {
     "mse": {"activation_range": "mse", "weight_range": "mse"},
     "gptq": {"rounding": "gptq"},
 }
-FLOAT = "float"
 EVALUATION_SEED = 1000  # of the images and the rows compared on; calibration seeds are below
 FLOAT_SEEDS = 3  # float rows, for how far the float model is from itself under another seed
 SHOWN = 8  # images kept of the first calibration seed
@@ -85,6 +87,14 @@ class Comparison:
         values = {name: getattr(self, name) for name in names}
         self.settings.update(values | {"version": __version__, "torch": torch.__version__})
 
+    @property
+    def inspected(self) -> str | None:
+        """The scheme at which the package's own method is looked into: the first of 6 bits, or
+        the first; None where the method is not compared."""
+        if "ptq4arvg" not in self.methods:
+            return None
+        return next((s for s in self.schemes if get_scheme(s).a_bits == 6), self.schemes[0])
+
     def cells(self, model: str, stress: float) -> list[dict[str, Any]]:
         """The cells of one model: its float rows first, then every quantization."""
         base = {"model": model, "stress": stress}
@@ -112,22 +122,6 @@ def parse_method(text: str) -> Method:
     return get_method(name, **options)
 
 
-def cell_name(cell: Mapping[str, Any]) -> str:
-    """The name of a cell's files."""
-    parts = cell["model"], f"{cell['stress']:g}", cell["method"], cell["scheme"], cell["seed"]
-    return "_".join(map(str, parts))
-
-
-def read_cells(out: Path) -> list[dict[str, Any]]:
-    """The measured cells in a folder that ``run_comparison`` wrote, in order of measurement."""
-    if not (out / "comparison.json").is_file():
-        raise FileNotFoundError(
-            f"no comparison.json in {str(out)!r}; wanted a folder that `ptq4arvg compare` wrote"
-        )
-    cells = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
-    return sorted(cells, key=lambda cell: cell["number"])
-
-
 def _open(out: Path, comparison: Comparison) -> None:
     """Note what is measured. ValueError if the folder holds cells of other settings."""
     path = out / "comparison.json"
@@ -139,7 +133,9 @@ def _open(out: Path, comparison: Comparison) -> None:
                     f"compare: {str(out)!r} holds cells of {name} {there.get(name)!r}, not "
                     f"{value!r}, which are not comparable. Choose another --out"
                 )
-    content = asdict(comparison) | {"isa": ops.isa(), "threads": torch.get_num_threads()}
+    content = asdict(comparison) | {
+        "inspected": comparison.inspected, "isa": ops.isa(), "threads": torch.get_num_threads()
+    }  # fmt: skip
     write_file(path, pretty_json(content))
 
 
@@ -164,7 +160,17 @@ def run_comparison(
     progress("cells", len(plan) - left, len(plan))
     for pair in pairs:
         wanted = [c for c in comparison.cells(*pair) if cell_name(c) not in done]
-        for cell in _measure(comparison, *pair, wanted, out, progress) if wanted else ():
+        look = out / "inspection" / f"{inspection_name(*pair, comparison.inspected)}.json"
+        to_inspect = comparison.inspected and not look.is_file()
+        if not wanted and not to_inspect:
+            continue
+        model = load_model(pair[0], stress=pair[1])
+        rows = _calibrator(comparison, model, progress)
+        if to_inspect:
+            scheme = get_scheme(comparison.inspected)
+            inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
+            write_file(look, pretty_json(inspect_(inspected, scheme, rows(0), progress=progress)))
+        for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
             name = cell_name(cell)
             write_file(
                 out / "cells" / f"{name}.json", pretty_json(cell | {"number": numbers[name]})
@@ -177,20 +183,31 @@ def run_comparison(
     return [cell for cell in read_cells(out) if cell_name(cell) in names]
 
 
+def _calibrator(
+    comparison: Comparison, model: ARVGModel, progress: Progress
+) -> Callable[[int], Calibration]:
+    """Calibration seed -> the rows that all methods share; the last ones are kept."""
+
+    @functools.lru_cache(maxsize=1)
+    def rows(seed: int) -> Calibration:
+        return calibrate(model, comparison.samples, comparison.keep, seed, comparison.select,
+                         progress=progress)  # fmt: skip
+
+    return rows
+
+
 def _measure(
     comparison: Comparison,
-    name: str,
-    stress: float,
+    model: ARVGModel,
     wanted: Sequence[dict[str, Any]],
+    rows: Callable[[int], Calibration],
     out: Path,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     """The measured ``wanted`` cells of one model, one after the other."""
-    model = load_model(name, stress=stress)
     labels = torch.arange(comparison.images) % model.num_classes
     ids, pictures, seconds = draw_images(model, labels, EVALUATION_SEED, progress, "draw")
     yardstick = Yardstick.of(model, labels, ids, comparison.compared, seed=0)
-    rows: dict[int, Any] = {}
     for cell in wanted:
         if cell["method"] == FLOAT:
             if cell["seed"]:
@@ -198,18 +215,14 @@ def _measure(
                 _, pictures, seconds = draw_images(model, labels, seed, progress, "draw")
             found = yardstick.measure(model, pictures, progress)
         else:
-            seed = cell["seed"]
-            if seed not in rows:
-                rows = {seed: calibrate(model, comparison.samples, comparison.keep, seed,
-                                        comparison.select, progress=progress)}  # fmt: skip
-            found, pictures, seconds = _quantized(cell, rows[seed], yardstick, progress)
+            found, pictures, seconds = _quantized(cell, rows(cell["seed"]), yardstick, progress)
         if pictures is not None and cell["seed"] == 0:
             _keep_images(out, cell, pictures)
         yield cell | found | {"seconds_per_image": seconds}
 
 
 def _quantized(
-    cell: Mapping[str, Any], rows: Any, yardstick: Yardstick, progress: Progress
+    cell: Mapping[str, Any], rows: Calibration, yardstick: Yardstick, progress: Progress
 ) -> tuple[dict[str, Any], torch.Tensor | None, float | None]:
     """(figures, images, seconds per image) of one quantization."""
     method = parse_method(cell["method"])
@@ -241,40 +254,6 @@ def _keep_images(out: Path, cell: Mapping[str, Any], images: torch.Tensor) -> No
 
     strip = torch.cat(list(images[:SHOWN]), 2)  # [n, 3, H, W] -> [3, H, n W]
     save_png(to_picture(strip), out / "images" / f"{cell_name(cell)}.png")
-
-
-def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per (model, stress, scheme, method): means over the seeds, and their spread.
-
-    closeness: the mean next-token KL, or the relative error of the predicted noise where tokens are
-    continuous; closeness_range: least and largest of the seeds; fd, fd_range likewise; fd_interval:
-    the bootstrap interval of the first seed.
-    """
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        key = cell["model"], cell["stress"], cell["scheme"], cell["method"]
-        groups.setdefault(key, []).append(cell)
-    rows = []
-    for (model, stress, scheme, method), group in groups.items():
-        row = {"model": model, "stress": stress, "scheme": scheme, "method": method,
-               "seeds": len(group)}  # fmt: skip
-        if "refused" in group[0]:
-            rows.append(row | {"refused": group[0]["refused"]})
-            continue
-        figure = "relative_error" if group[0]["kl"] is None else "kl"
-        close = [cell[figure] for cell in group]
-        distance = [cell["fd"] for cell in group]
-        rows.append(row | {
-            "figure": figure,
-            "closeness": sum(close) / len(close), "closeness_range": [min(close), max(close)],
-            "fd": sum(distance) / len(distance), "fd_range": [min(distance), max(distance)],
-            "fd_interval": group[0]["fd_interval"],
-            "weight_bytes": group[0]["weight_bytes"],
-            "integer": group[0].get("integer"),
-            "sqnr_db": None if method == FLOAT else sum(c["sqnr_db"] for c in group) / len(group),
-            "seconds_per_image": min(c["seconds_per_image"] for c in group),
-        })  # fmt: skip
-    return rows
 
 
 def all_methods() -> tuple[str, ...]:

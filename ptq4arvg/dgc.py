@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["mahalanobis", "research_distances", "research_ratio", "select_dgc"]
+__all__ = ["farthest_rows", "mahalanobis", "research_distances", "research_ratio", "select_dgc"]
 
 
 def mahalanobis(features: Tensor, rank: int | None = None) -> Tensor:
@@ -51,7 +51,12 @@ def select_dgc(features: Tensor, conditional: Tensor, keep: int, floor: float = 
     n = features.shape[0]
     if not 0 < keep <= n:
         raise ValueError(f"select_dgc: keep is {keep}; wanted 1 to {n}, the number of rows")
-    order = torch.argsort(mahalanobis(features), descending=True, stable=True)
+    return farthest_rows(mahalanobis(features), conditional, keep, floor)
+
+
+def farthest_rows(distance: Tensor, conditional: Tensor, keep: int, floor: float = 0.25) -> Tensor:
+    """What ``select_dgc`` chooses, from the rows' distances [n]."""
+    order = torch.argsort(distance, descending=True, stable=True)
     least = int(floor * keep)
     chosen: list[int] = []
     for kind in (True, False):

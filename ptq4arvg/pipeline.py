@@ -30,7 +30,7 @@ from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
 
-__all__ = ["LayerReport", "QuantReport", "quantize_"]
+__all__ = ["LayerReport", "QuantReport", "fit_and_fold_", "input_grids", "quantize_"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -134,8 +134,8 @@ def quantize_(
                            progress=progress)  # fmt: skip
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
-    grids = _input_grids(model, active, stats, transforms, columns, method, calibration,
-                         batch_size, progress)  # fmt: skip
+    grids = input_grids(model, active, stats, transforms, columns, method, calibration,
+                        batch_size, progress)  # fmt: skip
     attention = method.attention == "simulated"
     layers = []
     for part in [active] if attention else parts:
@@ -144,7 +144,7 @@ def quantize_(
             quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
         for p in part:
             transform = transforms.get(p.name)
-            own = _transformed(stats.pop(p.name), transform)
+            own = scaled_statistics(stats.pop(p.name), transform)
             q, sqnr = _quantize_linear(model, p, own, grids[p.name], method)
             record = {} if transform is None else dict(transform.record)
             if grids[p.name][3] is not None:
@@ -215,7 +215,7 @@ def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _transformed(stats: InputStatistics, transform: Transform | None) -> InputStatistics:
+def scaled_statistics(stats: InputStatistics, transform: Transform | None) -> InputStatistics:
     """float32 statistics of a linear's input once ``transform`` is folded."""
     return stats.float() if transform is None else stats.transformed(*_affine(transform))
 
@@ -224,7 +224,7 @@ def _affine(transform: Transform) -> tuple[Tensor, Tensor]:
     return transform.scale.float(), transform.shift.float()
 
 
-def _input_grids(
+def input_grids(
     model: nn.Module,
     plan: list[LayerPlan],
     stats: dict[str, InputStatistics],
@@ -238,7 +238,7 @@ def _input_grids(
     """(scale [G], zero [G], position_group [T], blend) of every planned linear's input."""
     # Without the samples, which take most of the memory.
     ranges = {
-        p.name: _transformed(replace(stats[p.name], sample=stats[p.name].sample[:0]),
+        p.name: scaled_statistics(replace(stats[p.name], sample=stats[p.name].sample[:0]),
                              transforms.get(p.name))
         for p in plan
     }  # fmt: skip

@@ -32,6 +32,17 @@ def test_same_arguments_same_rows_whatever_the_batch_size(model):
     assert first.hash == again.hash != other.hash
 
 
+def test_distances_are_kept_where_they_decided(model):
+    rows = calibrate(model, samples=16, keep=8, seed=3)
+    assert rows.distance.shape == (16,) and rows.distance.dtype == torch.float64
+    everything = calibrate(model, samples=16, keep=16, seed=3)
+    assert everything.distance is None and len(everything.labels) == 16
+    assert torch.equal(rows.labels, everything.labels[rows.chosen])
+    assert torch.equal(rows.ids, everything.ids[rows.chosen])
+    assert rows.distance.argmax() in rows.chosen
+    assert calibrate(model, samples=16, keep=8, select="random").distance is None
+
+
 def test_global_random_state_is_not_touched(model):
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()

@@ -1,19 +1,14 @@
 """The comparison: cells on disk, resuming, refusals, the summary, the command."""
 
 import json
+import re
 
 import pytest
 
 from ptq4arvg import compare as module
+from ptq4arvg.cells import cell_name, read_cells, summarize
 from ptq4arvg.cli import main
-from ptq4arvg.compare import (
-    Comparison,
-    cell_name,
-    parse_method,
-    read_cells,
-    run_comparison,
-    summarize,
-)
+from ptq4arvg.compare import Comparison, parse_method, run_comparison
 
 
 def small(**changes):
@@ -48,6 +43,7 @@ def test_every_cell_is_measured_against_the_same_yardstick(measured):
     assert set(ours["layers"]) == set(ours["transforms"])
     names = sorted(path.stem for path in (out / "images").glob("*.png"))
     assert names == sorted(cell_name(c) for c in cells if c["seed"] == 0)
+    assert [path.name for path in (out / "inspection").iterdir()] == ["var-tiny_30_W6A6.json"]
 
 
 def test_a_second_run_measures_what_is_missing_only(measured, monkeypatch):
@@ -55,11 +51,31 @@ def test_a_second_run_measures_what_is_missing_only(measured, monkeypatch):
     monkeypatch.setattr(module, "FLOAT_SEEDS", 2)
     gone = out / "cells" / f"{cell_name(cells[3])}.json"
     gone.unlink()
+    look = next((out / "inspection").iterdir())
+    before = look.stat().st_mtime_ns
     seen = []
     again = run_comparison(small(), out, on_cell=seen.append)
+    assert look.stat().st_mtime_ns == before
     assert [c["method"] for c in seen] == ["ptq4arvg"]
     timing = {"seconds_per_image": 0, "quantize_seconds": 0}
     assert [c | timing for c in again] == [c | timing for c in cells]
+
+
+def test_a_folder_without_its_inspection_gets_it_alone(measured, monkeypatch):
+    out, _ = measured
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 2)
+    look = next((out / "inspection").iterdir())
+    before = look.read_bytes()
+    look.unlink()
+    seen = []
+    run_comparison(small(), out, on_cell=seen.append)
+    assert not seen and look.read_bytes() == before
+
+
+def test_the_scheme_looked_into():
+    assert small().inspected == small(schemes=("W8A8", "W6A6")).inspected == "W6A6"
+    assert small(schemes=("W4A8", "W8A8")).inspected == "W4A8"
+    assert small(methods=("rtn",)).inspected is None
 
 
 def test_other_settings_do_not_mix(measured):
@@ -135,4 +151,9 @@ def test_the_command_goes_on_and_writes_its_tables(measured, capsys, monkeypatch
     assert "| **" in (out / "summary.md").read_text()
     assert r"\begin{tabular}" in (out / "summary.tex").read_text()
     assert (out / "summary.csv").read_text().count("\n") == 4
+    page = (out / "report.html").read_text()
+    assert "ptq4arvg at W6A6:" in page
+    assert re.findall('class="missing">([^<]*)', page) == [
+        "Rows were not chosen by distance: select is dgc, 4 of 4 rows kept."
+    ]
     assert json.loads((out / "comparison.json").read_text())["settings"]["keep"] == 4

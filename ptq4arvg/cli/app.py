@@ -207,6 +207,16 @@ def compare(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `ptq4arvg compare` wrote.")],
+) -> None:
+    """Turn a comparison's folder into one page, report.html, that needs no network."""
+    from .report import run
+
+    run(folder)
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint.")],
     quiet: Quiet = False,

@@ -20,7 +20,7 @@ NOTE = (
 
 
 def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, **rest: Any) -> None:
-    """Write the cells, summary.csv, summary.md and summary.tex to ``out``; print the tables.
+    """Write cells, report.html and summary.csv, .md and .tex to ``out``; print the tables.
 
     models: names, or "all"; methods, schemes: comma-separated, or "all". rest: further fields of a
     ``Comparison``.
@@ -29,8 +29,10 @@ def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, *
     start = time.perf_counter()
     with make_progress(quiet) as progress:
         progress.say("loading torch and the operators")
-        from ..compare import FLOAT, Comparison, all_methods, run_comparison, summarize
+        from ..cells import FLOAT, summarize
+        from ..compare import Comparison, all_methods, run_comparison
         from ..models import BUNDLED
+        from ..report_html import write_page
         from ..serialize import write_file
         from ..tables import csv_table, latex_table, markdown_pivot, terminal_tables
 
@@ -44,6 +46,7 @@ def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, *
     found = [scheme for scheme in comparison.schemes if any(r["scheme"] == scheme for r in summary)]
     write_file(out / "summary.md", "\n".join(markdown_pivot(summary, s) for s in (FLOAT, *found)))
     write_file(out / "summary.tex", latex_table(summary))
+    write_page(out)
 
     from rich.console import Console
 
@@ -57,9 +60,10 @@ def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, *
     for method, reason in refused.items():
         print(f"{method} refused: {reason}")
     closing(
-        f"{out / 'summary.csv'}, summary.md, summary.tex and {len(summary)} rows' cells",
+        f"{out / 'report.html'}, summary.csv, summary.md, summary.tex and {len(summary)} rows' "
+        "cells",
         _headline(summary, found),
-        f"ptq4arvg report {out}",
+        f"open {out / 'report.html'} in a browser",
     )
     if not quiet:
         print(f"{time.perf_counter() - start:.0f} s in this run.")
