@@ -118,10 +118,13 @@ def test_no_copy_of_the_whole_model_is_held(tmp_path):
         [sys.executable, Path(__file__).parent / "mapped_memory.py", files["small"],
          files["large"], json.dumps(sizes)],
         capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                          # Of a small model the heap's free pieces would count for too much.
+                          "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"},
     )  # fmt: skip
     growth, float32 = int(done.stdout), 2 * files["large"].stat().st_size
-    assert growth < 0.35 * float32, f"{growth / float32:.2f}"
+    print(growth / float32)
+    assert growth < 0.35 * float32, f"{growth / float32:.2f}"  # a copy in bfloat16 takes 0.5
 
 
 def test_what_cannot_be_mapped_is_refused(file, tmp_path):
