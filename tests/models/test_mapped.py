@@ -108,7 +108,7 @@ def test_what_was_written_in_place_stays_and_does_not_reach_the_file(file):
 @linux
 def test_no_copy_of_the_whole_model_is_held(tmp_path):
     """Growth of a process that loads, calibrates, quantizes and generates, over float32's bytes."""
-    sizes = {"small": SIZES, "large": {"embed_dim": 512, "hidden": 1408, "depth": 16}}
+    sizes = {"small": SIZES, "large": {"embed_dim": 512, "hidden": 1408, "depth": 24}}
     files = {name: tmp_path / f"{name}.safetensors" for name in sizes}
     for name, fields in sizes.items():
         publish(name, **fields)
@@ -123,7 +123,6 @@ def test_no_copy_of_the_whole_model_is_held(tmp_path):
                           "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"},
     )  # fmt: skip
     growth, float32 = int(done.stdout), 2 * files["large"].stat().st_size
-    print(growth / float32)
     assert growth < 0.35 * float32, f"{growth / float32:.2f}"  # a copy in bfloat16 takes 0.5
 
 
