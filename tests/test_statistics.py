@@ -21,7 +21,7 @@ class Toy(nn.Module):
         self.table = torch.randn(50, K, generator=g) * torch.tensor([1, 1, 5, 1, 0, 1])
 
     def inputs(self, ids):
-        return self.table[ids] * (1 + torch.arange(T))[:, None]
+        return self.table[ids] * (1 + torch.arange(T))[:, None].to(self.table)
 
     def replay(self, ids, labels):
         return self.transformer["linear"](self.inputs(ids))
@@ -111,6 +111,30 @@ def test_histograms_count_even_and_odd_rows_apart(case, batch_size):
             bins = ((values - lo[t]) * (64 / (hi[t] - lo[t]))).long().clamp(0, 63)
             expected = torch.zeros(64).index_add_(0, bins, weight.repeat(ROWS // 2))
             torch.testing.assert_close(found[half, t], expected)
+
+
+def test_histograms_of_a_transformed_input(case):
+    toy, rows = case
+    scale, shift = torch.rand(K) + 0.5, torch.randn(K)
+    x = toy.inputs(rows.ids) / scale - shift
+    ranges = {"linear": (x.amin((0, 2)), x.amax((0, 2)), torch.ones(K))}
+    found = collect_histograms(toy, rows, ranges, 64, {"linear": (scale, shift)})
+    toy.inputs = lambda ids: x[: len(ids)]
+    assert torch.equal(found["linear"], collect_histograms(toy, rows, ranges, 64)["linear"])
+
+
+def test_half_precision_is_kept_and_is_the_same_in_float32(case):
+    toy, rows = case
+    toy.table = toy.table.bfloat16()
+    toy.transformer.bfloat16()
+    stats = collect_inputs(toy, rows, {"linear": STEP}, sample=40)["linear"]
+    assert stats.lo.dtype == stats.hi.dtype == stats.sample.dtype == torch.bfloat16
+    wide, exact = stats.float(), toy.inputs(rows.ids)
+    assert wide.lo.dtype == wide.hi.dtype == wide.sample.dtype == torch.float32
+    assert torch.equal(wide.hi[2], exact[:, STEP == 2].amax((0, 1)).float())
+    scale, shift = torch.rand(K) + 0.5, torch.randn(K)
+    a, b = stats.transformed(scale, shift), wide.transformed(scale, shift)
+    assert torch.equal(a.lo, b.lo) and torch.equal(a.sample, b.sample)
 
 
 def test_hooks_are_removed_even_when_the_model_fails(case):

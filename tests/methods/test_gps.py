@@ -65,6 +65,17 @@ def test_closed_form_is_the_maximum_of_the_gain():
     assert result.gain > 0
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_columns_taken_in_parts_give_the_same(monkeypatch, norm):
+    view = layer()
+    given = view.stats.sample, view.weight, 6, hat(view.weight, 6), norm
+    whole = gain_projected_scaling(*given)
+    monkeypatch.setattr("ptq4arvg.methods.gps.COLUMNS", 10)
+    parts = gain_projected_scaling(*given)
+    torch.testing.assert_close(parts.scale, whole.scale, rtol=1e-12, atol=0)
+    assert parts.gain == pytest.approx(whole.gain, rel=1e-12)
+
+
 def test_all_zero_layer_does_not_break():
     result = gain_projected_scaling(torch.zeros(8, 4), torch.zeros(6, 4), 6, torch.zeros(6, 4))
     assert result.scale.tolist() == [1.0] * 4 and result.gain == pytest.approx(0, abs=1e-9)

@@ -22,7 +22,8 @@ def run(name: str, weights: str) -> None:
         name, weights=weights, tokenizer="random", dtype=torch.bfloat16, mmap=True
     )
     rows = ptq4arvg.calibrate(model, samples=2, keep=2)
-    ptq4arvg.quantize_(model, "W4A8", "ptq4arvg", rows)
+    fast = {"gps": False, "smooth": 0.5, "weight_range": "minmax", "activation_range": "minmax"}
+    ptq4arvg.quantize_(model, "W4A8", "ptq4arvg", rows, **fast)
     model.generate([0])
 
 

@@ -108,7 +108,7 @@ def test_what_was_written_in_place_stays_and_does_not_reach_the_file(file):
 @linux
 def test_no_copy_of_the_whole_model_is_held(tmp_path):
     """Growth of a process that loads, calibrates, quantizes and generates, over float32's bytes."""
-    sizes = {"small": SIZES, "large": {"embed_dim": 512, "hidden": 1408, "depth": 16}}
+    sizes = {"small": SIZES, "large": {"embed_dim": 512, "hidden": 1408, "depth": 24}}
     files = {name: tmp_path / f"{name}.safetensors" for name in sizes}
     for name, fields in sizes.items():
         publish(name, **fields)
@@ -118,10 +118,12 @@ def test_no_copy_of_the_whole_model_is_held(tmp_path):
         [sys.executable, Path(__file__).parent / "mapped_memory.py", files["small"],
          files["large"], json.dumps(sizes)],
         capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                          # Of a small model the heap's free pieces would count for too much.
+                          "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"},
     )  # fmt: skip
     growth, float32 = int(done.stdout), 2 * files["large"].stat().st_size
-    assert growth < 0.35 * float32, f"{growth / float32:.2f}"
+    assert growth < 0.35 * float32, f"{growth / float32:.2f}"  # a copy in bfloat16 takes 0.5
 
 
 def test_what_cannot_be_mapped_is_refused(file, tmp_path):

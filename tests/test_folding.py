@@ -1,0 +1,65 @@
+"""Fitting leaves the model as it is; parts follow the folds between linears."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import ptq4arvg
+from ptq4arvg.folding import fit, fold_stage_, stages
+from ptq4arvg.methods import get_method
+from ptq4arvg.models import build_model
+from ptq4arvg.models.registry import FAMILIES
+from ptq4arvg.numerics import get_scheme
+from ptq4arvg.plan import make_plan
+from ptq4arvg.statistics import collect_inputs
+from ptq4arvg.token_scales import position_groups
+from tests.models.tiny import TINY
+
+
+def planned(*linears):
+    """(name, block, fold) -> what ``stages`` reads of a plan."""
+    return [SimpleNamespace(name=n, spec=SimpleNamespace(block=b, fold=f)) for n, b, f in linears]
+
+
+def named(parts):
+    return [[p.name for p in part] for part in parts]
+
+
+def test_a_part_is_a_block_unless_folds_join_several():
+    alone = planned(("a", 0, "norm"), ("b", 0, "a"), ("c", 1, None), ("d", 2, "c2"))
+    assert named(stages(alone)) == [["a", "b"], ["c"], ["d"]]
+    back = planned(("a", 0, None), ("b", 1, None), ("c", 2, "a"), ("d", 3, None))
+    assert named(stages(back)) == [["a", "b", "c"], ["d"]]
+    ahead = planned(("a", 0, None), ("b", 1, "c"), ("c", 2, None), ("d", 3, "e"), ("e", 3, None))
+    assert named(stages(ahead)) == [["a"], ["b", "c"], ["d", "e"]]
+    assert stages([]) == []
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_fitting_changes_nothing_and_folding_what_was_fitted(family):
+    model = build_model(f"{family}-test", TINY[family], seed=0)
+    rows = ptq4arvg.calibrate(model, samples=4, keep=2)
+    plan = make_plan(model.linears(), get_scheme("W6A6"), (), None)
+    parts = stages(plan)
+    assert len(parts) > 1 and sorted(n for part in named(parts) for n in part) == sorted(
+        p.name for p in plan
+    )
+    stats = collect_inputs(model, rows, {p.name: position_groups(p.spec, "step") for p in plan},
+                           {p.name: model.visits(p.name) for p in plan})  # fmt: skip
+    objects = {name: (value, value.clone()) for name, value in model.named_parameters()}
+    buffers = set(model.state_dict())
+    transforms, columns = fit(model, parts, stats, get_method("ptq4arvg"), None)
+    assert transforms and columns.keys() == {p.name for p in plan}
+    now = dict(model.named_parameters())
+    assert now.keys() == objects.keys() and set(model.state_dict()) == buffers
+    for name, (value, copy) in objects.items():
+        assert now[name] is value and torch.equal(value, copy), name
+    before = model.replay(rows.ids, rows.labels)
+    for part in parts:
+        fold_stage_(model, part, transforms)
+    after = model.replay(rows.ids, rows.labels)
+    assert (after - before).abs().max() < 1e-3 * before.abs().max()
+    for p in plan:
+        weight = model.transformer.get_submodule(p.name).weight
+        torch.testing.assert_close(weight.square().sum(0), columns[p.name])
