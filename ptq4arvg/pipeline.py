@@ -30,7 +30,7 @@ from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
 
-__all__ = ["LayerReport", "QuantReport", "fit_and_fold_", "input_grids", "quantize_"]
+__all__ = ["LayerReport", "QuantReport", "input_grids", "quantize_", "scaled_statistics"]
 
 Progress = Callable[[str, int, int], None]
 
