@@ -56,7 +56,8 @@ class Method:
 
     granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
     "step", per "position", or "auto" (per position, shrunk towards the step's by held-out error).
-    activation_range and weight_range: "minmax" or "mse".
+    activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest" or
+    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones.
     bias_correction: add the mean output error over the calibration sample to the bias. sink:
     "integer" or "float", how sink positions are computed. attention: "float", or "simulated"
     quantization of both attention products (never in the integer path).
@@ -69,6 +70,7 @@ class Method:
     granularity: str = "tensor"
     activation_range: str = "minmax"
     weight_range: str = "minmax"
+    rounding: str = "nearest"
     bias_correction: bool = False
     sink: str = "integer"
     attention: str = "float"
@@ -77,6 +79,7 @@ class Method:
         "granularity": GRANULARITIES,
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
+        "rounding": ("nearest", "gptq"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
     }
