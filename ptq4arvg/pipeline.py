@@ -26,6 +26,7 @@ from .numerics import (
 )
 from .originals import adopt
 from .plan import LayerPlan, make_plan
+from .rounding import compensated_codes
 from .statistics import InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
@@ -278,6 +279,8 @@ def _quantize_linear(
     )
     at = group[stats.sample_position]
     x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
+    if method.rounding == "gptq":
+        codes = compensated_codes(weight, w_scale, w_zero, p.scheme.w_bits, x_hat)
     exact = nn.functional.linear(x, weight)
     error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - exact
     bias = None if linear.bias is None else linear.bias.detach().float()

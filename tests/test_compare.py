@@ -112,6 +112,7 @@ def test_the_summary_is_over_the_seeds():
 def test_methods_with_additions():
     method = parse_method("rtn+stwq")
     assert method.name == "rtn" and method.granularity == "auto"
+    assert parse_method("smoothquant+stwq+gptq").rounding == "gptq"
     with pytest.raises(ValueError, match=r"'stwk' is no addition; wanted stwq.*Closest: 'stwq'"):
         parse_method("rtn+stwk")
     with pytest.raises(ValueError, match="unknown method 'rtm'"):

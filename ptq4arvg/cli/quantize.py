@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,14 @@ def _options(texts: list[str], method: Any) -> dict[str, Any]:
     import yaml
 
     known = method.options()
+    searched = {f.name for f in fields(method) if "None" in str(f.type)}
     values: dict[str, Any] = {}
     for name, text in _pairs(texts, "--option").items():
         value, default = yaml.safe_load(text), known.get(name)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if default is not None and type(value) is not type(default):
+        empty = value is None and name in searched
+        if default is not None and not empty and type(value) is not type(default):
             raise ValueError(
                 f"--option {name}={text}: {value!r} is a {type(value).__name__}; wanted a "
                 f"{type(default).__name__}, like the default {default!r}"

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import closest
-from ..numerics import Scheme
+from ..numerics import Scheme, affine_grid, quantize_weight, round_to_grid
 from ..statistics import InputStatistics
 from ..token_scales import GRANULARITIES
 
@@ -55,7 +56,8 @@ class Method:
 
     granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
     "step", per "position", or "auto" (per position, shrunk towards the step's by held-out error).
-    activation_range and weight_range: "minmax" or "mse".
+    activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest" or
+    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones.
     bias_correction: add the mean output error over the calibration sample to the bias. sink:
     "integer" or "float", how sink positions are computed. attention: "float", or "simulated"
     quantization of both attention products (never in the integer path).
@@ -68,6 +70,7 @@ class Method:
     granularity: str = "tensor"
     activation_range: str = "minmax"
     weight_range: str = "minmax"
+    rounding: str = "nearest"
     bias_correction: bool = False
     sink: str = "integer"
     attention: str = "float"
@@ -76,6 +79,7 @@ class Method:
         "granularity": GRANULARITIES,
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
+        "rounding": ("nearest", "gptq"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
     }
@@ -92,6 +96,24 @@ class Method:
     def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
         """The transform of a linear's input, or None to leave it as it is."""
         return None
+
+    def output_error(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:
+        """Mean squared output error of the quantized linear on the sample.
+
+        All ranges from minimum and maximum; one input grid per step, or per tensor if
+        ``granularity`` is "tensor".
+        """
+        stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
+        lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
+        if self.granularity == "tensor":
+            lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
+        step, zero = affine_grid(lo, hi, scheme.a_bits)
+        at = stats.step[stats.sample_position]
+        x_hat = round_to_grid(stats.sample, step[at, None], zero[at, None], scheme.a_bits)
+        weight = transform.weight(layer.weight).float()
+        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
+        error = F.linear(stats.sample, weight) - F.linear(x_hat, codes.float() * w_scale[:, None])
+        return error.double().square().mean().item()
 
     def with_options(self, **options: Any) -> Method:
         """A copy with some options changed; ValueError offers the nearest name for an unknown."""

@@ -18,17 +18,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..numerics import Scheme, affine_grid, quantize_weight, round_to_grid
+from ..numerics import Scheme, affine_grid, quantize_weight
 from ..statistics import InputStatistics
 from .base import LayerView, Method, Transform, register
+from .smoothquant import EXPONENTS, smooth_scale
 
-__all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling", "smooth_scale"]
+__all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling"]
 
 
 COLUMNS = 256  # taken at a time where float64 copies of a whole weight would take gigabytes
-EXPONENTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 SHARES = (0.25, 0.5, 1.0)
 
 
@@ -85,19 +84,6 @@ def _column_sums(weight: Tensor, weight_hat: Tensor, norm: str) -> tuple[Tensor,
     return size(w).sum(0), size(dw).sum(0), w.amax(0) - w.amin(0)
 
 
-def smooth_scale(reach: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """SmoothQuant's factors ``reach^alpha / max|W|^(1 - alpha)`` [K] from the inputs' reach [K].
-
-    Scaling a channel by t and its weights by 1/t scales its factor by t: what remains after the
-    division does not depend on how the two were balanced.
-    """
-    column = weight.double().abs().amax(0)
-    scale = reach.double().pow(alpha) / column.clamp_min(1e-30).pow(1 - alpha)
-    dead = (reach <= 0) | (column <= 0)
-    scale[dead] = 1.0
-    return scale
-
-
 def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
     """(midpoint, half range) of every channel, float64 [K]: averages over the decoding steps.
 
@@ -141,7 +127,7 @@ class PTQ4ARVG(Method):
             return None
         exponents = EXPONENTS if self.smooth is None else (self.smooth,)
         trials = [(self._base(layer, alpha), alpha) for alpha in exponents]
-        errors = [self._measure(layer, base, scheme) for base, _ in trials]
+        errors = [self.output_error(layer, base, scheme) for base, _ in trials]
         best = min(range(len(trials)), key=errors.__getitem__)
         (base, alpha), before = trials[best], errors[best]
         record = {"smooth": alpha, "error_before": before}
@@ -156,7 +142,7 @@ class PTQ4ARVG(Method):
         # Along s^share from no step to the whole one: the derivation ignores that the grids move
         # with the scales, so the measured optimum often lies short of it.
         steps = {share: base.then(result.scale.pow(share)) for share in SHARES}
-        after = {share: self._measure(layer, t, scheme) for share, t in steps.items()}
+        after = {share: self.output_error(layer, t, scheme) for share, t in steps.items()}
         share = min(after, key=after.__getitem__)
         record |= {"anchor": result.anchor, "gain_predicted": result.gain,
                    "error_after": after[share], "error_whole_step": after[1.0]}  # fmt: skip
@@ -175,20 +161,6 @@ class PTQ4ARVG(Method):
             scale = smooth_scale(reach, layer.weight, alpha)
         shift = middle / scale if centered else torch.zeros_like(middle)
         return Transform(scale, shift)
-
-    def _measure(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:
-        """Mean squared output error on the sample, with minimum-maximum ranges."""
-        stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
-        lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
-        if self.granularity == "tensor":
-            lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
-        step, zero = affine_grid(lo, hi, scheme.a_bits)
-        at = stats.step[stats.sample_position]
-        x_hat = round_to_grid(stats.sample, step[at, None], zero[at, None], scheme.a_bits)
-        weight = transform.weight(layer.weight).float()
-        codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
-        error = F.linear(stats.sample, weight) - F.linear(x_hat, codes.float() * w_scale[:, None])
-        return error.double().square().mean().item()
 
 
 def _reach(stats: InputStatistics) -> Tensor:

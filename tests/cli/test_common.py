@@ -33,6 +33,9 @@ def test_options_take_the_type_of_their_default():
     method = get_method("ptq4arvg")
     assert _options(["bias_correction=false"], method) == {"bias_correction": False}
     assert _options(["limit=4"], method) == {"limit": 4.0}
+    assert _options(["alpha=null"], get_method("smoothquant")) == {"alpha": None}
+    with pytest.raises(ValueError, match=r"wanted a float, like the default 16\.0"):
+        _options(["limit=null"], method)
     with pytest.raises(ValueError, match="wanted a bool"):
         _options(["bias_correction=maybe"], method)
     with pytest.raises(ValueError, match=r"has no option 'limt'.*Closest: 'limit'"):

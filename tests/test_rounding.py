@@ -1,0 +1,105 @@
+"""GPTQ's rounding: against the textbook loop, its limits, what it gains and what it leaves."""
+
+import pytest
+import torch
+
+from ptq4arvg import rounding
+from ptq4arvg.methods import get_method
+from ptq4arvg.numerics import quantize_weight
+from ptq4arvg.rounding import compensated_codes
+
+
+def correlated(k=48, rows=400, rank=6, seed=0):
+    """Inputs [rows, K] that a few directions explain, but for some noise."""
+    g = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, k, generator=g)
+    return torch.randn(rows, rank, generator=g) @ basis + 0.1 * torch.randn(rows, k, generator=g)
+
+
+def weight_of(n=24, k=48, seed=1):
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def textbook(weight, scale, zero, bits, x):
+    """One row, one column at a time, the inverse of H reduced by elimination (OBQ in order)."""
+    h = x.double().t() @ x.double()
+    h += 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
+    codes = torch.zeros(weight.shape, dtype=torch.int8)
+    for n, values in enumerate(weight.double().clone()):
+        low = -127 if zero is None else -int(zero[n])
+        high = 127 if zero is None else low + 2**bits - 1
+        inverse = torch.linalg.inv(h)
+        for k in range(len(values)):
+            level = min(max(round((values[k] / scale[n].double()).item()), low), high)
+            codes[n, k] = level
+            error = (values[k] - level * scale[n].double()) / inverse[k, k]
+            values[k:] -= error * inverse[k, k:]
+            inverse -= inverse[:, k, None] * inverse[None, k] / inverse[k, k]
+    return codes
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("block", [128, 16, 7])
+def test_it_is_the_textbook_loop(bits, block, monkeypatch):
+    monkeypatch.setattr(rounding, "BLOCK", block)
+    x, weight = correlated(), weight_of(n=5)
+    _, scale, zero = quantize_weight(weight, bits)
+    codes = compensated_codes(weight, scale, zero, bits, x)
+    assert torch.equal(codes, textbook(weight, scale, zero, bits, x))
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_correlated_inputs_are_what_it_is_for(bits):
+    x, weight = correlated(), weight_of()
+    nearest, scale, zero = quantize_weight(weight, bits, x.square().mean(0))
+    codes = compensated_codes(weight, scale, zero, bits, x)
+
+    def error(codes, on):
+        return (on @ (codes * scale[:, None] - weight).t()).square().mean()
+
+    assert error(codes, x) < 0.3 * error(nearest, x)
+    unseen = correlated(rows=1000)[400:]
+    assert error(codes, unseen) < 0.3 * error(nearest, unseen)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_codes_stay_within_the_grid(bits):
+    x, weight = correlated(rank=2), weight_of()
+    _, scale, zero = quantize_weight(weight, bits)
+    scale = scale / 3  # a grid that is too narrow: most values are at its ends
+    codes = compensated_codes(weight, scale, zero, bits, x)
+    low = torch.full((24,), -127) if zero is None else -zero
+    high = torch.full((24,), 127) if zero is None else low + 2**bits - 1
+    assert (codes >= low[:, None]).all() and (codes <= high[:, None]).all()
+    assert (codes == low[:, None]).any() and (codes == high[:, None]).any()
+
+
+def test_the_weight_is_left_as_it_was():
+    weight = weight_of()
+    before = weight.clone()
+    _, scale, zero = quantize_weight(weight, 4)
+    compensated_codes(weight, scale, zero, 4, correlated())
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_without_anything_to_make_up_for_it_rounds_to_nearest(bits):
+    weight = weight_of()
+    nearest, scale, zero = quantize_weight(weight, bits)
+    for x in (torch.zeros(10, 48), torch.eye(48)):
+        assert torch.equal(compensated_codes(weight, scale, zero, bits, x), nearest)
+
+
+def test_dead_channels_and_few_inputs():
+    x, weight = correlated(rows=10), weight_of()
+    x[:, 5] = 0
+    nearest, scale, zero = quantize_weight(weight, 4)
+    codes = compensated_codes(weight, scale, zero, 4, x)
+    assert torch.equal(codes[:, 5], nearest[:, 5])
+    assert not torch.equal(codes, nearest)
+
+
+def test_another_rounding_is_refused():
+    message = r"rounding is 'gtpq'; wanted one of nearest, gptq\. Closest: 'gptq'"
+    with pytest.raises(ValueError, match=message):
+        get_method("rtn", rounding="gtpq")
