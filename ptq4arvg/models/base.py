@@ -69,6 +69,8 @@ class ARVGModel(nn.Module):
     kept_in_float: ClassVar[Mapping[str, str]] = {}
     # Whether compat="research" reproduces what the authors' code does with this family.
     compat_research: ClassVar[bool] = False
+    # Whether tokens are vectors: then there are no ids, and outputs are no logits.
+    continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
 
     def __init__(

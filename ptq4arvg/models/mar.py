@@ -82,6 +82,7 @@ class MARModel(ARVGModel):
     """MAR with its tokenizer. Its "ids" are continuous tokens float32 [n, N, C]."""
 
     family = "mar"
+    continuous = True
     sampling_options = ("num_iter", "temperature")
     # Linears that stay in float, with the reason.
     kept_in_float: ClassVar = {
