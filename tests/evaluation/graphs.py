@@ -2,6 +2,11 @@
 
 import struct
 
+import torch
+
+from ptq4arvg.evaluation.inception import InceptionNetwork, graph_names
+from ptq4arvg.models.registry import randomize_
+
 
 def varint(value):
     out = b""
@@ -45,3 +50,26 @@ def constant(name, values):
     """A node for a float32 tensor."""
     content = values.contiguous().numpy().astype("<f4").tobytes()
     return node(name, value=tensor(values.shape, content=content))
+
+
+def inception_state(seed=0):
+    """Random weights of the Inception network."""
+    with torch.device("meta"):
+        network = InceptionNetwork()
+    network = network.to_empty(device="cpu")
+    randomize_(network, seed)
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.abs_().add_(0.5)
+    return network.state_dict()
+
+
+def inception_graph(state):
+    """The bytes of a frozen graph with the weights of ``state``."""
+    order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+    return graph(
+        *(
+            constant(theirs, state[ours].permute(order[state[ours].ndim]))
+            for ours, theirs in graph_names().items()
+        )
+    )

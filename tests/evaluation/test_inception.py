@@ -7,26 +7,17 @@ from safetensors.torch import save_file
 
 from ptq4arvg.evaluation.inception import (
     BLOCKS,
-    InceptionNetwork,
     _Mixed,
     graph_names,
     resize_bilinear,
 )
 from ptq4arvg.evaluation.inception_file import inception_state, load_inception
-from ptq4arvg.models.registry import randomize_
 from tests.evaluation import graphs
 
 
 @pytest.fixture(scope="module")
 def state():
-    with torch.device("meta"):
-        network = InceptionNetwork()
-    network = network.to_empty(device="cpu")
-    randomize_(network, seed=0)
-    for name, value in network.state_dict().items():
-        if name.endswith("running_var"):
-            value.abs_().add_(0.5)
-    return network.state_dict()
+    return graphs.inception_state()
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +27,7 @@ def files(state, tmp_path_factory):
     extra = {"Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(5)}
     torch.save(state | extra, folder / "port.pth")
     save_file(state, folder / "port.safetensors")
-    nodes = []
-    for ours, theirs in graph_names().items():
-        value = state[ours]
-        order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
-        nodes.append(graphs.constant(theirs, value.permute(order)))
-    (folder / "graph.pb").write_bytes(graphs.graph(*nodes))
+    (folder / "graph.pb").write_bytes(graphs.inception_graph(state))
     return folder
 
 
