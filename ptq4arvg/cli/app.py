@@ -227,4 +227,47 @@ def verify(
     run(folder, quiet)
 
 
+@app.command()
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(help="A checkpoint, the name of a float model, or samples (.npz).")
+    ],
+    protocol: Annotated[
+        str, typer.Option(help="smoke, or var-paper, rar-paper, par-paper, mar-paper.")
+    ] = "smoke",
+    out: Annotated[Path, typer.Option(help="File for the result.")] = Path("result.json"),
+    images: Annotated[
+        int | None, typer.Option(help="Another number of images: another protocol.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="File (.npz) to write the images to, as ADM reads them.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Weights of Inception-v3 of 2015-12-05 (.pth or .pb).")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Reference statistics or images, as ADM's .npz.")
+    ] = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap intervals; 0 for none.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    seed: Annotated[
+        int, typer.Option(help="Decides every random choice; not that of the calibration.")
+    ] = 1000,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model under a named protocol: images against a reference, tokens against float."""
+    from .evaluate import Request, run
+
+    run(
+        Request(
+            target=target, protocol=protocol, out=out, images=images, samples=samples,
+            inception=inception, reference=reference, weights=weights, tokenizer=tokenizer,
+            device=device, resamples=resamples, batch_size=batch_size, seed=seed, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
 COMMANDS = tuple(command.callback.__name__ for command in app.registered_commands)

@@ -22,8 +22,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Agreement:
-    """Running comparison of logits; ``update`` takes batches, the properties give the figures."""
+    """Running comparison of logits; ``update`` takes batches, the properties give the figures.
 
+    continuous: the outputs are no logits of a vocabulary, because the tokens are vectors; then no
+    token is likely, ``kl`` and ``top1`` are None, and ``relative_error`` is what is left.
+    """
+
+    continuous: bool = False
     tokens: int = 0
     divergence: float = 0.0
     agreeing: int = 0
@@ -42,12 +47,13 @@ class Agreement:
         q = quant_logits.reshape(-1, vocabulary).float()
         if not torch.isfinite(q).all():
             raise ValueError("Agreement: the quantized model's logits are not all finite")
-        log_p = F.log_softmax(fp, -1)
-        log_q = F.log_softmax(q, -1)
-        divergence = (log_p.exp() * (log_p - log_q)).sum(-1).double()
         self.tokens += fp.shape[0]
-        self.divergence += divergence.sum().item()
-        self.agreeing += int((fp.argmax(-1) == q.argmax(-1)).sum())
+        if not self.continuous:
+            log_p = F.log_softmax(fp, -1)
+            log_q = F.log_softmax(q, -1)
+            divergence = (log_p.exp() * (log_p - log_q)).sum(-1).double()
+            self.divergence += divergence.sum().item()
+            self.agreeing += int((fp.argmax(-1) == q.argmax(-1)).sum())
         self.error += (q - fp).double().square().sum().item()
         self.signal += fp.double().square().sum().item()
         return self
@@ -58,14 +64,16 @@ class Agreement:
         return total / self.tokens
 
     @property
-    def kl(self) -> float:
+    def kl(self) -> float | None:
         """Next-token KL(float || quantized) in nats, mean over tokens."""
-        return max(self._per_token(self.divergence), 0.0)
+        divergence = max(self._per_token(self.divergence), 0.0)
+        return None if self.continuous else divergence
 
     @property
-    def top1(self) -> float:
+    def top1(self) -> float | None:
         """Share of tokens for which both models have the same most likely token."""
-        return self._per_token(self.agreeing)
+        share = self._per_token(self.agreeing)
+        return None if self.continuous else share
 
     @property
     def relative_error(self) -> float:
@@ -120,9 +128,10 @@ def agreement(
 ) -> Agreement:
     """Compare ``model`` with ``reference`` on ids [n, T] and labels [n], batch by batch.
 
+    Tokens [n, T, C] that are continuous are compared by the error of the outputs alone.
     reference: the float model, or its ``float_logits`` for the same rows and batch size.
     """
-    result = Agreement()
+    result = Agreement(continuous=ids.is_floating_point())
     batches = list(_rows(ids, labels, batch_size))
     if isinstance(reference, list) and [len(r) for r in reference] != [len(i) for i, _ in batches]:
         raise ValueError(

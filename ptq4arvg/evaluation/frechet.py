@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bootstrap import Progress, bootstrap_interval
+
 __all__ = ["FeatureStatistics", "distance_interval", "frechet_distance"]
 
 
@@ -99,13 +101,9 @@ def distance_interval(
     seed: int = 0,
     resamples: int = 200,
     level: float = 0.95,
+    progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the distance of ``features`` [n, D] to a reference, over images.
-
-    Percentiles of the distances of resampled sets, moved so that their mean lies on the measured
-    distance: a resample repeats images, which raises its distance by about the same bias that a
-    small set already has, and without the move the interval would lie above the figure it is for.
-    """
+    """Bootstrap interval of the distance of ``features`` [n, D] to a reference, over images."""
     if features.ndim != 2 or features.shape[0] < 2:
         raise ValueError(
             f"distance_interval: features have shape {list(features.shape)}; wanted [n, D], n > 1"
@@ -115,17 +113,7 @@ def distance_interval(
     root, trace = _symmetric_root(cov), cov.trace()
 
     def distance(rows: Tensor) -> float:
-        return _distance_to_root(rows.mean(0), torch.cov(rows.mT), mean, root, trace)
+        drawn = x[rows]
+        return _distance_to_root(drawn.mean(0), torch.cov(drawn.mT), mean, root, trace)
 
-    generator = torch.Generator().manual_seed(seed)
-    n = x.shape[0]
-    drawn = torch.tensor(
-        [distance(x[torch.randint(n, (n,), generator=generator)]) for _ in range(resamples)],
-        dtype=torch.float64,
-    )
-    centred = drawn - drawn.mean() + distance(x)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(
-        centred, torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    ).tolist()
-    return max(low, 0.0), high
+    return bootstrap_interval(distance, len(x), seed, resamples, level, progress=progress)

@@ -85,8 +85,8 @@ class Yardstick:
             predicted = self.network.fc(features).argmax(1)
         close = agreement(self.logits, model, *self.rows, progress=progress)
         return {
-            "kl": None if model.continuous else close.kl,
-            "top1_agreement": None if model.continuous else close.top1,
+            "kl": close.kl,
+            "top1_agreement": close.top1,
             "relative_error": close.relative_error,
             "fd": FeatureStatistics().update(features).distance(*self.reference),
             "fd_interval": distance_interval(features, *self.reference, seed=self.seed),

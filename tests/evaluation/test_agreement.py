@@ -75,6 +75,24 @@ def test_logits_that_cannot_be_compared_are_an_error():
         _ = Agreement().kl
 
 
+def test_continuous_tokens_have_an_error_but_no_divergence():
+    fp = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(5))
+    result = Agreement(continuous=True).update(fp, 1.1 * fp)
+    assert (result.kl, result.top1) == (None, None)
+    assert result.relative_error == pytest.approx(0.01, rel=1e-4)
+
+    class Vectors(torch.nn.Module):
+        def __init__(self, gain):
+            super().__init__()
+            self.gain = gain
+
+        def replay(self, ids, labels):
+            return self.gain * ids
+
+    labels = torch.zeros(2, dtype=torch.int64)
+    assert agreement(Vectors(1.0), Vectors(1.1), fp, labels) == result
+
+
 def test_rows_are_conditional_then_unconditional_over_the_same_tokens():
     classes = torch.tensor([0, 1, 0])
     ids, labels = evaluation_rows(Toy(), classes, seed=4)

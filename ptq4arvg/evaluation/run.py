@@ -1,0 +1,281 @@
+"""Evaluating a model, or a file of samples, under a protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..models import ARVGModel
+from ..models.registry import BUNDLED
+from .agreement import agreement, evaluation_rows
+from .bootstrap import Progress, bootstrap_interval, share_interval
+from .divergence import first_divergence
+from .features import FeatureNetwork
+from .figures import Features, Figure, ImageReference
+from .protocol import BUNDLED_METRICS, MODEL_METRICS, Protocol, Result
+from .samples import SampleFile, SampleWriter, resize_bicubic, to_bytes
+from .spaces import FeatureSpace, bundled_reference
+
+__all__ = ["SEED", "evaluate", "evaluate_samples", "protocol_labels"]
+
+SEED = 1000  # of an evaluation, unless another is given; calibration begins at 0
+CONTINUOUS = "its tokens are continuous; relative_error is of the replayed outputs"
+
+
+def protocol_labels(protocol: Protocol, classes: int) -> Tensor:
+    """Labels int64 [images]: the classes in turn, so that every part of the images has all.
+
+    ValueError if ``per_class`` images of each of ``classes`` are not what the protocol wants.
+    """
+    if protocol.images < 2:
+        raise ValueError(f"{protocol.name}: {protocol.images} images; wanted at least 2")
+    if protocol.per_class and protocol.per_class * classes != protocol.images:
+        raise ValueError(
+            f"{protocol.name} wants {protocol.per_class} images of each of "
+            f"{protocol.images // protocol.per_class} classes; the model has {classes}. Use "
+            "--protocol smoke, or another number of --images"
+        )
+    return torch.arange(protocol.images) % classes
+
+
+def _check(model: ARVGModel, protocol: Protocol) -> dict[str, float]:
+    """The sampling options that the protocol fixes. ValueError if the model is none for it."""
+    if protocol.families and model.family not in protocol.families:
+        raise ValueError(
+            f"{protocol.name} is for {', '.join(protocol.families)} models; {model.name} is of the "
+            f"family {model.family}. Type --protocol {model.family}-paper, or smoke"
+        )
+    options = protocol.sampling()
+    for name in options:
+        if name != "cfg" and name not in model.sampling_options:
+            raise ValueError(
+                f"{protocol.name} sets {name}, which {model.name} does not have; it has cfg, "
+                f"{', '.join(model.sampling_options)}"
+            )
+    side = model.tokenizer.config.image_size
+    if protocol.size and side != protocol.size and protocol.resize != "bicubic":
+        raise ValueError(
+            f"{protocol.name} measures images of {protocol.size} pixels and does not resize; "
+            f"{model.name} makes {side}"
+        )
+    return options
+
+
+class _Images:
+    """Draws the images of a protocol, batch by batch, as uint8 [n, H, W, 3]."""
+
+    def __init__(
+        self, model: ARVGModel, protocol: Protocol, labels: Tensor, batch_size: int,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.model, self.protocol, self.labels = model, protocol, labels
+        self.batch_size, self.progress = batch_size, progress
+        self.options = _check(model, protocol)
+
+    @torch.inference_mode()
+    def draw(self, seed: int, phase: str = "generate") -> Iterator[Tensor]:
+        """The images of ``seed``, in the order of the labels."""
+        size = self.protocol.size
+        for begin in range(0, len(self.labels), self.batch_size):
+            part = self.labels[begin : begin + self.batch_size]
+            ids = self.model.sample_ids(part, seed=seed, first_index=begin, **self.options)
+            images = self.model.decode_ids(ids).float()
+            if size:
+                images = resize_bicubic(images, size)
+            yield to_bytes(images)
+            if self.progress:
+                self.progress(phase, begin + len(part), len(self.labels))
+
+
+def _image_figures(
+    images: _Images, protocol: Protocol, seed: int, space: FeatureSpace, reference: ImageReference,
+    float_model: ARVGModel | None, samples: Path | None, resamples: int,
+) -> dict[str, Figure]:  # fmt: skip
+    """Generate, look, write, measure."""
+    features, predicted = Features(), []
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for batch in images.draw(seed):
+            if samples is not None:
+                if writer is None:
+                    size = (len(images.labels), *batch.shape[1:3])
+                    writer = stack.enter_context(SampleWriter(samples, *size))
+                writer.write(batch)
+            predicted.append(space.look(batch, features))
+    bundled = isinstance(space.network, FeatureNetwork)
+    if bundled and reference.features is None and float_model is not None:
+        other = _Images(float_model, protocol, images.labels, images.batch_size, images.progress)
+        seen = space.gather(other.draw(seed + 1, "generate float"), len(images.labels))
+        reference = bundled_reference(torch.cat(seen.pool))
+    found = space.measure(features, reference, protocol.metrics, seed, resamples, images.progress)
+    for name in ("bundled_precision", "bundled_recall"):
+        if name in found and found[name].value is not None:
+            found[name] = replace(found[name], note="against other images of the float model")
+    if bundled and "bundled_accuracy" in protocol.metrics:
+        right = torch.cat(predicted) == images.labels
+        interval = share_interval(right, seed, resamples) if resamples else None
+        found["bundled_accuracy"] = Figure(right.double().mean().item(), interval)
+    return found
+
+
+def _model_figures(
+    model: ARVGModel, float_model: ARVGModel | None, protocol: Protocol, labels: Tensor, seed: int,
+    batch_size: int, resamples: int, progress: Progress | None,
+) -> dict[str, Figure]:  # fmt: skip
+    """Figures of the quantized model against the float one, without any picture."""
+    names = [name for name in protocol.metrics if name in MODEL_METRICS]
+    if model.report is None:
+        return dict.fromkeys(names, Figure(None, note="this is the float model"))
+    found = {"sqnr_db": Figure(model.report.sqnr_db, note="mean over the quantized linears")}
+    if float_model is None:
+        rest = Figure(None, note="it needs the float model's weights")
+        return {name: found.get(name, rest) for name in names}
+    part = labels[: protocol.compared]
+    rows = [t.to(model.cursor.position.device)
+            for t in evaluation_rows(float_model, part, seed=seed)]  # fmt: skip
+    close = agreement(float_model, model, *rows, batch_size=batch_size, progress=progress)
+    found["relative_error"] = Figure(close.relative_error)
+    if model.continuous:
+        missing = Figure(None, note=CONTINUOUS)
+        found |= dict.fromkeys(("kl", "top1", "first_divergence"), missing)
+    else:
+        found |= {"kl": Figure(close.kl), "top1": Figure(close.top1)}
+    if "first_divergence" in names and not model.continuous:
+        options = protocol.sampling()
+        leave = first_divergence(float_model, model, part, seed, batch_size=batch_size,
+                                 progress=progress, **options)  # fmt: skip
+        share = torch.tensor(leave.first, dtype=torch.float64) / leave.tokens
+        interval = None
+        if resamples and len(part) > 1:
+            interval = bootstrap_interval(
+                lambda rows: share[rows].mean().item(), len(share), seed, resamples, high=1.0
+            )
+        note = (f"of {leave.tokens} tokens, the share before the first other one; "
+                f"{leave.equal:.0%} of {len(part)} images have none")  # fmt: skip
+        found["first_divergence"] = Figure(leave.mean, interval, note)
+    return {name: found[name] for name in names}
+
+
+def _sampling(model: ARVGModel, options: dict[str, float]) -> dict[str, Any]:
+    """All sampling settings in effect: the model's own and what the protocol fixes."""
+    own = {name: getattr(model.config.sampling, name) for name in ("cfg", "top_k", "top_p")}
+    for name in ("temperature", "num_iter", "guidance_power", "cfg_schedule"):
+        if hasattr(model.config, name):
+            own[name] = getattr(model.config, name)
+    return own | options
+
+
+def _environment(seconds: float, batch_size: int, device: Any) -> dict[str, Any]:
+    from .. import __version__
+
+    return {"ptq4arvg": __version__, "torch": torch.__version__, "device": str(device),
+            "isa": ops.isa(), "batch_size": batch_size, "seconds": round(seconds, 1)}  # fmt: skip
+
+
+def _check_space(protocol: Protocol, space: FeatureSpace) -> None:
+    if space.name != protocol.space:
+        raise ValueError(
+            f"{protocol.name} measures in the {protocol.space} feature space; this is the "
+            f"{space.name} one"
+        )
+
+
+def evaluate(
+    model: ARVGModel,
+    protocol: Protocol,
+    space: FeatureSpace,
+    reference: ImageReference,
+    float_model: ARVGModel | None = None,
+    seed: int = SEED,
+    samples: str | Path | None = None,
+    resamples: int = 200,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Result:
+    """Everything that ``protocol`` measures of ``model``.
+
+    seed: of the images and of the rows compared; it should not be the calibration's.
+    float_model: what a quantized model is compared with; None leaves those figures open. In the
+    bundled space it also draws, from ``seed + 1``, the images that precision and recall are taken
+    against. samples: file that the images are written to. resamples: of the bootstrap intervals, 0
+    for none. Images in the bundled space say nothing about a model of other pictures, whose figures
+    are left open. ValueError if the protocol is not for this model or this space.
+    """
+    _check_space(protocol, space)
+    labels = protocol_labels(protocol, model.num_classes)
+    images = _Images(model, protocol, labels, batch_size, progress)
+    foreign = space.name == "bundled" and model.name not in BUNDLED
+    if foreign and samples is not None:
+        raise ValueError(
+            f"{protocol.name} draws no images of {model.name}, so there are none for {samples}; "
+            f"use --protocol {model.family}-paper"
+        )
+    start = time.perf_counter()
+    found = _model_figures(
+        model, float_model, protocol, labels, seed, batch_size, resamples, progress
+    )
+    if foreign:
+        note = f"{model.name} makes other pictures than the bundled model's training images"
+        found |= {n: Figure(None, note=note) for n in protocol.metrics if n in BUNDLED_METRICS}
+    else:
+        other = model if model.report is None else float_model
+        found |= _image_figures(
+            images, protocol, seed, space, reference, other,
+            None if samples is None else Path(samples), resamples,
+        )  # fmt: skip
+    report = model.report
+    device = model.cursor.position.device
+    return Result(
+        model.name,
+        "float" if report is None else report.scheme,
+        "float" if report is None else report.method,
+        float(model.stress), seed, protocol, protocol.hash,
+        reference.name, reference.hash, space.hash,
+        {name: found[name] for name in protocol.metrics if name in found},
+        _sampling(model, images.options),
+        environment=_environment(time.perf_counter() - start, batch_size, device),
+    )  # fmt: skip
+
+
+def evaluate_samples(
+    path: str | Path,
+    protocol: Protocol,
+    space: FeatureSpace,
+    reference: ImageReference,
+    seed: int = SEED,
+    resamples: int = 200,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Result:
+    """What ``protocol`` measures of images alone, for those in an ``.npz`` of samples.
+
+    The figures of models are left open. seed: of the bootstrap. ValueError for another number of
+    images or another size than the protocol's.
+    """
+    _check_space(protocol, space)
+    file = SampleFile(path)
+    size = protocol.size or file.shape[1]
+    if len(file) != protocol.images or file.shape[1:3] != (size, size):
+        raise ValueError(
+            f"{path} holds {len(file)} images of {file.shape[1]} x {file.shape[2]} pixels; "
+            f"{protocol.name} wants {protocol.images} of {size} x {size}. Another number of images "
+            "is another protocol: --images"
+        )
+    start = time.perf_counter()
+    features = space.gather(file.batches(batch_size), len(file), progress)
+    found = space.measure(features, reference, protocol.metrics, seed, resamples, progress)
+    note = Figure(None, note="these are images without a model")
+    return Result(
+        Path(path).name, "samples", "samples", 0.0, seed, protocol, protocol.hash,
+        reference.name, reference.hash, space.hash,
+        {name: found.get(name, note) for name in protocol.metrics},
+        environment=_environment(time.perf_counter() - start, batch_size, space.device),
+    )  # fmt: skip
