@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from ..nn import PackedLinear
 __all__ = [
     "Activation",
     "FeedForward",
+    "GatedFeedForward",
     "ModulatedNorm",
     "absorb_constant_",
     "add_gated",
     "divide_rows_",
     "fold_modulation_",
+    "rotate",
     "scaled_buffer",
 ]
 
@@ -148,6 +150,46 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, C] -> [B, T, C]."""
         return self.fc2(self.hidden(x))
+
+
+class GatedFeedForward(nn.Module):
+    """``w2(silu(w1 x) * w3 x)``; w13 holds the rows of w1, then those of w3.
+
+    published: what the published checkpoints, which hold w1 and w3 apart, call w1, w3 and w2.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, published: tuple[str, str, str] = ("w1", "w3", "w2")
+    ) -> None:
+        super().__init__()
+        self.published = published
+        self.w13 = nn.Linear(width, 2 * hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self._register_load_state_dict_pre_hook(self._join)
+
+    def _join(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        w1, w3, w2 = (state.pop(f"{prefix}{name}.weight", None) for name in self.published)
+        if w1 is not None and w3 is not None:
+            state[f"{prefix}w13.weight"] = torch.cat([w1, w3])
+        if w2 is not None:
+            state[f"{prefix}w2.weight"] = w2
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What w2 reads."""
+        gate, value = self.w13(x).chunk(2, -1)
+        return F.silu(gate) * value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, t, C] -> [B, t, C]."""
+        return self.w2(self.hidden(x))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Neighbouring channels of x [B, t, 2, H, d] as complex numbers, times rotation
+    [t, 1, 1, d / 2]; in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | None) -> Tensor:

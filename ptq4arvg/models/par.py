@@ -14,13 +14,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, Sampler, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
-from .layers import ModulatedNorm, add_gated, divide_rows_
+from .layers import GatedFeedForward, ModulatedNorm, add_gated, divide_rows_, rotate
 from .par_order import ParallelOrder
 from .vq16 import VQ16, VQ16Config
 
@@ -56,14 +55,6 @@ class PARConfig:
         return self.order.tokens
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Neighbouring channels of x [B, t, 2, H, d] as complex numbers, times rotation
-    [t, 1, 1, d / 2]; in float32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Attention with rotary embeddings of rows and columns."""
 
@@ -91,31 +82,6 @@ class Attention(nn.Module):
         return self.wo(self.attend(x, rotation, mask))
 
 
-class FeedForward(nn.Module):
-    """``w2(silu(w1 x) * w3 x)``; w13 holds the rows of w1, then those of w3."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.w13 = nn.Linear(width, 2 * hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-        self._register_load_state_dict_pre_hook(self._join)
-
-    @staticmethod
-    def _join(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        """Published checkpoints hold w1 and w3 apart."""
-        w1, w3 = (state.pop(f"{prefix}{name}.weight", None) for name in ("w1", "w3"))
-        if w1 is not None and w3 is not None:
-            state[f"{prefix}w13.weight"] = torch.cat([w1, w3])
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """What w2 reads."""
-        gate, value = self.w13(x).chunk(2, -1)
-        return F.silu(gate) * value
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.hidden(x))
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each behind an RMS norm."""
 
@@ -126,7 +92,7 @@ class Block(nn.Module):
             ModulatedNorm(c, config.norm_eps, affine=True, rms=True) for _ in range(2)
         )
         self.attention = Attention(config, cursor)
-        self.feed_forward = FeedForward(c, config.hidden)
+        self.feed_forward = GatedFeedForward(c, config.hidden)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, t, C], rotation [t, 1, 1, d / 2], mask [t, t] or None -> [B, t, C]."""
@@ -252,7 +218,7 @@ class PARModel(ARVGModel):
 
     @torch.no_grad()
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
-        spec = self._foldable(name)
+        spec = self._foldable(name, shift)
         scale, shift = scale.double(), shift.double()
         into = self.transformer.get_submodule(spec.fold)
         if spec.role == "proj":
@@ -261,8 +227,6 @@ class PARModel(ARVGModel):
             divide_rows_(into, slice(2 * c, 3 * c), scale, shift)
         elif spec.role == "fc2":
             # The gated product is linear in the output of w3, but a shift of it is none of w3's.
-            if shift.any():
-                raise ValueError(f"{self.name}: the input of {name!r} takes a scale, but no shift")
             hidden = self.config.hidden
             divide_rows_(into, slice(hidden, 2 * hidden), scale, None)
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import closest
-from . import mar, par, rar, var
+from . import mar, par, rar, switti, var
 from .base import ARVGModel
 from .family import Family, materialize
 from .loading import load_strict_, read_state
@@ -21,7 +21,8 @@ __all__ = ["ModelInfo", "build_model", "list_models", "load_model", "model_confi
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (var.FAMILY, rar.FAMILY, par.FAMILY, mar.FAMILY)
+    family.name: family
+    for family in (var.FAMILY, rar.FAMILY, par.FAMILY, mar.FAMILY, switti.FAMILY)
 }
 BUNDLED = tuple(sorted(path.parent.name for path in DATA.glob("*/config.json")))
 PUBLISHED = {name: family for family in FAMILIES.values() for name in family.sizes}

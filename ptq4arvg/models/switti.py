@@ -1,0 +1,519 @@
+"""Switti, text-to-image generation scale after scale without causality (Voronov et al. 2024).
+
+VAR's scheme and tokenizer with three changes: positions attend to their own scale only, a cross
+attention reads the prompt, and norms stand on both sides of every part. There is no text encoder
+here: a label is a row of a table of prompts, which ``SwittiModel.set_prompts`` fills with the
+outputs of two CLIP text encoders (last hidden states side by side, pooled output of the second).
+
+Where the facts are from: the architecture, the order of its parts and the names in the state dict
+from github.com/yandex-research/switti (models/switti.py, basic_switti.py, rope.py), the sampling
+settings from its pipeline and README, widths from ``64 * depth`` there; that the published sizes
+have 30 blocks and the crop condition from the number of parameters that Hugging Face shows. Nothing
+was compared with the original code's tensors, and no published file was opened. Left out: the
+causal variants (Switti-AR), smoothing by Gumbel softmax, and image sizes other than the training's.
+Shapes: B rows, T positions (all scales), L text positions, C width, H heads, d = C / H.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn import AttentionCore, Cursor
+from ..sampling import Choose, Sampler, guide
+from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .family import Family, PublishedFiles
+from .layers import (
+    GatedFeedForward,
+    ModulatedNorm,
+    absorb_constant_,
+    divide_rows_,
+    fold_modulation_,
+    rotate,
+)
+from .vqvae import VQVAE, VQVAEConfig
+
+__all__ = ["FAMILY", "Switti", "SwittiConfig", "SwittiModel"]
+
+# Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
+# shift. Role of the modulated linear -> (its scale, its shift).
+MODULATION_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
+# Height and width that an image was resized to, and where it was cropped: always the whole image.
+WHOLE_IMAGE = (512.0, 512.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class SwittiConfig:
+    """Sizes of the transformer. num_classes: prompts in the table, besides the empty one (0: there
+    is no table yet); rope_size: length of a scale's side for its rotary positions.
+
+    guided_scales: how many scales, from the first on, are guided; those after them compute no
+    unconditional rows and divide their logits by ``late_temperature``.
+    """
+
+    depth: int
+    num_heads: int
+    embed_dim: int
+    num_classes: int = 0
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+    vocab_size: int = 4096
+    z_channels: int = 32
+    text_tokens: int = 77
+    text_dim: int = 768 + 1280
+    pooled_dim: int = 1280
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+    rope_size: float = 128.0
+    guided_scales: int = 8
+    late_temperature: float = 0.1
+    sampling: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(6.0, 400, 0.95))
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all scales together."""
+        return sum(p * p for p in self.patch_nums)
+
+    def steps(self) -> tuple[int, ...]:
+        """The scale of every position."""
+        return tuple(i for i, p in enumerate(self.patch_nums) for _ in range(p * p))
+
+    def rotation(self, device: torch.device | str) -> Tensor:
+        """Rotary factors of every position, complex64 [T, d / 2].
+
+        The first half turns with the column, the second with the row, in units that make all
+        scales equally large.
+        """
+        dim = self.embed_dim // self.num_heads
+        exponent = torch.arange(0, dim, 4, device=device).float() / dim
+        parts = []
+        for side in self.patch_nums:
+            frequency = self.rope_base**-exponent * (self.rope_size / max(side - 1, 1))
+            at = torch.arange(side * side, device=device)
+            place = torch.stack([at % side, at // side], 1)  # [p * p, 2]
+            parts.append((place[..., None] * frequency).flatten(1))
+        angle = torch.cat(parts)
+        return torch.complex(angle.cos(), angle.sin())
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Queries or keys of all heads together [..., C], normalized."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the positions of one scale, with rotary embeddings."""
+
+    def __init__(self, config: SwittiConfig) -> None:
+        super().__init__()
+        c, self.heads = config.embed_dim, config.num_heads
+        self.to_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.core = AttentionCore()
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, t, C], rotation [t, d / 2], mask [t, t] or None (one scale) -> [B, t, C]."""
+        qkv = self.to_qkv(x).unflatten(-1, (3, -1))  # [B, t, 3, C]
+        qk = _unit(qkv[:, :, :2]).unflatten(-1, (self.heads, -1))  # [B, t, 2, H, d]
+        q, k = rotate(qk, rotation[:, None, None]).transpose(1, 3).unbind(2)  # each [B, H, t, d]
+        v = qkv[:, :, 2].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        y = self.core(q * q.shape[-1] ** -0.5, k, v, mask)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of the image's positions to the prompt's."""
+
+    def __init__(self, config: SwittiConfig) -> None:
+        super().__init__()
+        c, self.heads = config.embed_dim, config.num_heads
+        self.to_q, self.to_kv = nn.Linear(c, c), nn.Linear(config.text_dim, 2 * c)
+        self.proj, self.core = nn.Linear(c, c), AttentionCore()
+
+    def keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [B, H, L, d] of the normalized prompts [B, L, text_dim]."""
+        k, v = self.to_kv(text).chunk(2, -1)
+        return self._heads(_unit(k)), self._heads(v)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """x [B, t, C], mask [B, 1, 1, L] (True: a word) -> [B, t, C]."""
+        q = self._heads(_unit(self.to_q(x)))
+        y = self.core(q * q.shape[-1] ** -0.5, k, v, mask)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self attention and feed-forward, modulated by the prompt as a whole, around a cross attention
+    to its words; every part between two RMS norms."""
+
+    def __init__(self, config: SwittiConfig) -> None:
+        super().__init__()
+        c, eps = config.embed_dim, config.norm_eps
+        for part in ("self_attention", "cross_attention", "ffn"):
+            for side in (1, 2):
+                norm = ModulatedNorm(c, eps, affine=True, rms=True)
+                setattr(self, f"{part}_norm{side}", norm)
+        self.attention_y_norm = ModulatedNorm(config.text_dim, eps, affine=True, rms=True)
+        self.attn, self.cross_attn = SelfAttention(config), CrossAttention(config)
+        hidden, names = int(c * (8 / 3)), ("gate_proj", "up_proj", "down_proj")
+        self.ffn = GatedFeedForward(c, hidden, names)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
+        self.crop_cond_scales = nn.Parameter(torch.zeros(1, c))
+
+    def modulation(self, condition: Tensor, crop: Tensor) -> tuple[Tensor, ...]:
+        """(gate1, gate2, scale1, scale2, shift1, shift2), each [B, 1, C]."""
+        six = self.ada_lin(condition + self.crop_cond_scales * crop)
+        return six.view(len(condition), 1, 6, -1).unbind(2)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: tuple[Tensor, ...],
+        text: tuple[Tensor, Tensor],
+        text_mask: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, t, C]; text: k and v of the prompts; masks and rotation as the parts take them."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        attended = self.attn(self.self_attention_norm1(x, scale1, shift1), rotation, mask)
+        x = x + self.self_attention_norm2(attended) * gate1
+        read = self.cross_attn(self.cross_attention_norm1(x), *text, text_mask)
+        x = x + self.cross_attention_norm2(read)
+        return x + self.ffn_norm2(self.ffn(self.ffn_norm1(x, scale2, shift2))) * gate2
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the prompts of B rows come to, the same for all scales: embedding [B, C], modulation and
+    text (k, v) of every block, modulation of the head, mask [B, 1, 1, L]."""
+
+    embedding: Tensor
+    blocks: list[tuple[Tensor, ...]]
+    text: list[tuple[Tensor, Tensor]]
+    head: tuple[Tensor, ...]
+    mask: Tensor
+
+    def first(self, rows: int) -> Conditioning:
+        """That of the first ``rows`` rows."""
+        blocks, text = (
+            [tuple(t[:rows] for t in part) for part in parts] for parts in (self.blocks, self.text)
+        )
+        head = tuple(t[:rows] for t in self.head)
+        return Conditioning(self.embedding[:rows], blocks, text, head, self.mask[:rows])
+
+
+class Switti(nn.Module):
+    """The transformer: prompts and the inputs of all scales to logits.
+
+    ``cursor`` walks along the image's positions, ``text_cursor`` along the prompt's.
+    """
+
+    # Buffers of the published files that follow from the configuration.
+    recomputed = r"(^|\.)(lvl_1L|attn_bias_for_masking)$"
+    # Our names of what the published files store as several tensors, or call otherwise.
+    joined: ClassVar = {
+        "w13.weight": ("gate_proj.weight", "up_proj.weight"),
+        "w2.weight": ("down_proj.weight",),
+    }
+
+    def __init__(self, config: SwittiConfig) -> None:
+        super().__init__()
+        c = config.embed_dim
+        if c % (4 * config.num_heads) or c % 8:
+            raise ValueError(
+                f"embed_dim is {c} with {config.num_heads} heads; wanted a multiple of 8, and of 4 "
+                "channels in every head"
+            )
+        self.config, self.cursor, self.text_cursor = config, Cursor(), Cursor()
+        self.word_embed = nn.Linear(config.z_channels, c)
+        self.text_pooler = nn.Linear(config.pooled_dim, c)
+        self.pos_start = nn.Parameter(torch.zeros(1, config.patch_nums[0] ** 2, c))
+        self.lvl_embed = nn.Embedding(len(config.patch_nums), c)
+        self.crop_embed = nn.ParameterDict({"weight": torch.zeros(c // 8)})
+        self.crop_proj = nn.Linear(c, c)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = nn.ModuleDict({
+            "norm": ModulatedNorm(c, config.norm_eps),
+            "ada_lin": nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c)),
+        })  # fmt: skip
+        self.head = nn.Linear(c, config.vocab_size)
+        rows, words = config.num_classes + 1, config.text_tokens
+        self.set_table_(
+            torch.zeros(rows, words, config.text_dim), torch.zeros(rows, config.pooled_dim),
+            torch.ones(rows, words, dtype=torch.bool),
+        ) if config.num_classes else self.set_table_(None, None, None)  # fmt: skip
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Show all words of the prompts, until a table says which of them there are."""
+        if self.prompt_mask is not None:
+            self.prompt_mask.fill_(True)
+
+    def set_table_(self, text: Tensor | None, pooled: Tensor | None, mask: Tensor | None) -> None:
+        """Take the table of prompts: [P, L, text_dim], [P, pooled_dim], bool [P, L]; or none."""
+        for name, value in (("text", text), ("pooled", pooled), ("mask", mask)):
+            self.register_buffer(f"prompt_{name}", value)
+
+    def condition(self, labels: Tensor) -> Conditioning:
+        """Everything that the labels int64 [B] decide, computed once for all scales."""
+        if self.prompt_text is None:
+            raise ValueError("there are no prompts; call set_prompts(embeddings, pooled, mask)")
+        embedding = self.text_pooler(self.prompt_pooled[labels])
+        weight = self.crop_embed["weight"]
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        angle = 2 * math.pi * wide.new_tensor(WHOLE_IMAGE)[:, None] * wide
+        crop = self.crop_proj(torch.cat([angle.sin(), angle.cos()], 1).flatten().to(weight.dtype))
+        text = self.prompt_text[labels]
+        self.text_cursor.set(0, text.shape[1])
+        return Conditioning(
+            embedding, [block.modulation(embedding, crop) for block in self.blocks],
+            [block.cross_attn.keys(block.attention_y_norm(text)) for block in self.blocks],
+            self.head_nm["ada_lin"](embedding).view(len(labels), 1, 2, -1).unbind(2),
+            self.prompt_mask[labels][:, None, None],
+        )  # fmt: skip
+
+    def levels(self) -> Tensor:
+        """The scale of every position, int64 [T]."""
+        return torch.tensor(self.config.steps(), device=self.pos_start.device)
+
+    def logits(
+        self, x: Tensor, begin: int, given: Conditioning, rotation: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Logits [B, t, V] of the inputs x [B, t, C] at the positions from ``begin`` on."""
+        count = x.shape[1]
+        self.cursor.set(begin, count)
+        rotation = rotation[begin : begin + count]
+        for block, modulation, text in zip(self.blocks, given.blocks, given.text, strict=True):
+            x = block(x, modulation, text, given.mask, rotation, mask)
+        return self.head(self.head_nm["norm"](x, *given.head))
+
+    def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
+        """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
+        logits [B, T, V]."""
+        given, level = self.condition(labels), self.levels()
+        first = given.embedding[:, None] + self.pos_start  # [B, t0, C]
+        x = torch.cat([first, self.word_embed(inputs)], 1) + self.lvl_embed(level)
+        rotation = self.config.rotation(x.device)
+        return self.logits(x, 0, given, rotation, level[:, None] == level)
+
+
+class SwittiModel(ARVGModel):
+    """Switti with its tokenizer and a table of prompts. Label i is prompt i, ``null_label`` the
+    last row of the table: the empty prompt."""
+
+    family = "switti"
+    sampling_options = ("top_k", "top_p", "guided_scales", "late_temperature")
+    kept_in_float: ClassVar = {
+        r"word_embed": "it reads the 32 channels of a token, once per scale",
+        r"text_pooler": "it runs once per image, on one vector",
+        r"crop_proj": "its input is the same for all images",
+    }
+
+    @property
+    def num_classes(self) -> int:
+        """Number of prompts. ValueError if there are none yet."""
+        if not self.config.num_classes:
+            raise ValueError(
+                f"{self.name}: there are no prompts; call model.set_prompts(embeddings, pooled, "
+                "mask) with the text encoders' outputs, the empty prompt last"
+            )
+        return self.config.num_classes
+
+    @torch.no_grad()
+    def set_prompts(self, embeddings: Tensor, pooled: Tensor, mask: Tensor | None = None) -> None:
+        """Take text-encoder outputs as the prompts that labels stand for, the empty one last.
+
+        embeddings [P, L, text_dim], pooled [P, pooled_dim]; mask [P, L]: which text positions
+        there are (None: all). A checkpoint keeps them. ValueError for other shapes, fewer than two
+        prompts, or one without a text position.
+        """
+        c, count = self.config, len(embeddings)
+        mask = torch.ones(embeddings.shape[:2]) if mask is None else mask
+        given = {"embeddings": embeddings, "pooled": pooled, "mask": mask}
+        wanted = [c.text_tokens, c.text_dim], [c.pooled_dim], [c.text_tokens]
+        for (name, value), shape in zip(given.items(), wanted, strict=True):
+            if list(value.shape) != [count, *shape] or count < 2:
+                raise ValueError(
+                    f"{self.name}: {name} {list(value.shape)}; wanted {['prompts', *shape]} with "
+                    "the same number of prompts, at least two: the last is the empty one"
+                )
+        mask = mask.bool()
+        if not mask.any(1).all():
+            bad = mask.any(1).logical_not().nonzero()[0].item()
+            raise ValueError(f"{self.name}: the mask of prompt {bad} leaves no text position")
+        like = self.transformer.pos_start
+        # What the mask hides would only widen the static ranges of the linears that read it.
+        text = embeddings.to(like) * mask[..., None].to(like)
+        self.transformer.set_table_(text, pooled.to(like), mask.to(like.device))
+        self.config = self.transformer.config = replace(c, num_classes=count - 1)
+        sizes = {**self.architecture["transformer"], "num_classes": count - 1}
+        self.architecture = {**self.architecture, "transformer": sizes}
+
+    @property
+    def cursors(self) -> tuple[Cursor, ...]:
+        return self.cursor, self.transformer.text_cursor
+
+    def cursor_of(self, name: str) -> Cursor:
+        return self.transformer.text_cursor if name.endswith(".to_kv") else self.cursor
+
+    def block_names(self) -> list[str]:
+        return [f"blocks.{i}" for i in range(self.config.depth)]
+
+    def attention_cores(self) -> list[str]:
+        """Those of the self attention; the products with the text stay in float."""
+        return [f"{block}.attn.core" for block in self.block_names()]
+
+    def linears(self) -> list[LinearSpec]:
+        """Per block: its AdaLN linear, those of self attention, cross attention and feed-forward;
+        then the head's two."""
+        c = self.config
+        step = c.steps()
+        # The start token is the same in every prompt, the words after it are not.
+        word = (0,) + (1,) * (c.text_tokens - 1)
+        text = {"groups": word, "scale_groups": word, "finest": word}
+        no_axis = {"groups": (0,), "scale_groups": (0,), "no_fold": "its input is SiLU(prompt)"}
+        specs = []
+        for i, block in enumerate(self.block_names()):
+            ada, attn, cross = f"{block}.ada_lin.1", f"{block}.attn", f"{block}.cross_attn"
+            norm, norm_text = f"{block}.cross_attention_norm1", f"{block}.attention_y_norm"
+            specs += [
+                LinearSpec(ada, "ada_lin", i, **no_axis),
+                LinearSpec(f"{cross}.to_kv", "qkv", i, **text, fold=norm_text, norm=norm_text),
+                LinearSpec(f"{attn}.to_qkv", "qkv", i, step, step, fold=ada,
+                           norm=f"{block}.self_attention_norm1"),
+                LinearSpec(f"{attn}.proj", "proj", i, step, step, fold=f"{attn}.to_qkv"),
+                LinearSpec(f"{cross}.to_q", "qkv", i, step, step, fold=norm, norm=norm),
+                LinearSpec(f"{cross}.proj", "proj", i, step, step, fold=f"{cross}.to_kv"),
+                LinearSpec(f"{block}.ffn.w13", "fc1", i, step, step, fold=ada,
+                           norm=f"{block}.ffn_norm1"),
+                LinearSpec(f"{block}.ffn.w2", "fc2", i, step, step, fold=f"{block}.ffn.w13",
+                           shift=False),
+            ]  # fmt: skip
+        head = "head_nm.ada_lin.1"
+        return [
+            *specs, LinearSpec(head, "head_ada_lin", c.depth, **no_axis),
+            LinearSpec("head", "head", c.depth, step, step, fold=head, norm="head_nm.norm"),
+        ]  # fmt: skip
+
+    def _modulated(self, spec: LinearSpec) -> tuple[slice, slice]:
+        """The rows that make the scale and the shift in front of a linear behind AdaLN."""
+        c = self.config.embed_dim
+        return tuple(slice(i * c, (i + 1) * c) for i in MODULATION_ROWS[spec.role])
+
+    @torch.no_grad()
+    def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
+        spec = self._foldable(name, shift)
+        scale, shift = scale.double(), shift.double()
+        into = self.transformer.get_submodule(spec.fold)
+        if spec.role in ("proj", "fc2"):
+            # Attention is linear in v, and each softmax row sums to one; the gated product is
+            # linear in its second factor. Both are the last rows.
+            rows = slice(len(into.weight) - len(scale), None)
+            divide_rows_(into, rows, scale, shift)
+        elif spec.fold == spec.norm:
+            into.fold_(scale, shift)
+        else:
+            norm = self.transformer.get_submodule(spec.norm)
+            fold_modulation_(norm, into, *self._modulated(spec), scale, shift)
+
+    def absorb_constant_(self, name: str) -> None:
+        spec = {spec.name: spec for spec in self.linears()}[name]
+        if spec.norm and spec.fold != spec.norm:
+            norm, linear = map(self.transformer.get_submodule, (spec.norm, spec.fold))
+            absorb_constant_(norm, linear, self._modulated(spec)[0])
+
+    def replay(self, ids: Tensor, labels: Tensor) -> Tensor:
+        _, inputs = self.tokenizer.quantize.latents_and_inputs(ids.long())
+        return self.transformer(labels.long().to(inputs.device), inputs)
+
+    @torch.inference_mode()
+    def sample_ids(
+        self,
+        labels: Tensor,
+        seed: int = 0,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guided_scales: int | None = None,
+        late_temperature: float | None = None,
+        first_index: int = 0,
+        choose: Choose | None = None,
+    ) -> Tensor:
+        """Token ids int64 [n, T] of one image per label [n], scale after scale.
+
+        guided_scales, late_temperature: as in the configuration. choose: (guided logits [n, t, V],
+        scale) -> ids [n, t]; by default a ``Sampler``.
+        """
+        c, defaults = self.config, self.config.sampling
+        cfg = defaults.cfg if cfg is None else cfg
+        guided = c.guided_scales if guided_scales is None else guided_scales
+        late = c.late_temperature if late_temperature is None else late_temperature
+        if not 0 <= guided <= len(c.patch_nums) or not late > 0:
+            raise ValueError(
+                f"{self.name}: guided_scales is {guided}, late_temperature {late}; wanted 0 to "
+                f"{len(c.patch_nums)} scales and a temperature above 0"
+            )
+        choose = choose or Sampler(
+            len(labels), seed, defaults.top_k if top_k is None else top_k,
+            defaults.top_p if top_p is None else top_p, first_index,
+        )  # fmt: skip
+        net, quantizer, n = self.transformer, self.tokenizer.quantize, len(labels)
+        rows = self.check_labels(labels).to(net.pos_start.device)
+        both = bool(guided and cfg)
+        if both:
+            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        given, rotation = net.condition(rows), c.rotation(rows.device)
+        level = net.lvl_embed(net.levels())  # [T, C]
+        x = given.embedding[:, None] + net.pos_start
+        f_hat, begin, ids = quantizer.empty(n), 0, []
+        for scale, side in enumerate(c.patch_nums):
+            if both and scale == guided:
+                both, x, given = False, x[:n], given.first(n)
+            x = x + level[begin : begin + side * side]
+            logits = net.logits(x, begin, given, rotation, None)
+            if both:
+                strength = cfg * scale / max(len(c.patch_nums) - 1, 1)
+                logits = guide(logits[:n], logits[n:], strength)
+            ids.append(choose(logits / late if scale >= guided else logits, scale))
+            f_hat, following = quantizer.step(scale, f_hat, ids[-1])
+            begin += side * side
+            if following is not None:
+                # Conditional and unconditional rows read the same tokens.
+                x = net.word_embed(following).repeat(1 + both, 1, 1)
+        return torch.cat(ids, 1)
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        return self.tokenizer.decode(ids.long()).add(1).mul(0.5)
+
+
+def _size(**more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    sides = more.pop("patch_nums", SwittiConfig.patch_nums)
+    width = {"depth": 30, "num_heads": 30, "embed_dim": 1920}
+    return {**width, "patch_nums": sides, **more}, {"patch_nums": sides}
+
+
+# No source says where guidance ends at 1024 pixels, so there all scales are guided.
+_SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+_SIZES = {
+    "switti-512": (_size(), "Switti"),
+    "switti-1024": (_size(patch_nums=_SIDES_1024, guided_scales=14), "Switti-1024"),
+}
+
+FAMILY = Family(
+    "switti", SwittiConfig, VQVAEConfig, Switti, VQVAE, SwittiModel,
+    {name: sizes for name, (sizes, _) in _SIZES.items()},
+    {
+        name: PublishedFiles(
+            f"{folder}/model.safetensors", "VQVAE-Switti/model.safetensors",
+            "the Hugging Face repositories of yresearch", "none stated",
+        )
+        for name, (_, folder) in _SIZES.items()
+    },
+)  # fmt: skip
