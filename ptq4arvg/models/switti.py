@@ -1,16 +1,15 @@
 """Switti, text-to-image generation scale after scale without causality (Voronov et al. 2024).
 
-VAR's scheme and tokenizer with three changes: positions attend to their own scale only, a cross
-attention reads the prompt, and norms stand on both sides of every part. There is no text encoder
-here: a label is a row of a table of prompts, which ``SwittiModel.set_prompts`` fills with the
-outputs of two CLIP text encoders (last hidden states side by side, pooled output of the second).
+VAR's scheme and tokenizer, but positions attend to their own scale only, a cross attention reads
+the prompt, and norms stand on both sides of every part. There is no text encoder here: a label is
+a row of a table of prompts, which ``SwittiModel.set_prompts`` fills with the outputs of two CLIP
+text encoders (last hidden states side by side, pooled output of the second).
 
-Where the facts are from: the architecture, the order of its parts and the names in the state dict
-from github.com/yandex-research/switti (models/switti.py, basic_switti.py, rope.py), the sampling
-settings from its pipeline and README, widths from ``64 * depth`` there; that the published sizes
-have 30 blocks and the crop condition from the number of parameters that Hugging Face shows. Nothing
-was compared with the original code's tensors, and no published file was opened. Left out: the
-causal variants (Switti-AR), smoothing by Gumbel softmax, and image sizes other than the training's.
+Sources: architecture and names in the state dict are those of models/{switti,basic_switti,rope}.py
+in github.com/yandex-research/switti, sampling settings those of its README; that the published
+sizes have 30 blocks and the crop condition follows from the parameters that Hugging Face counts.
+Nothing was compared with the original code's tensors, and no published file was opened. Left out:
+the causal variants (Switti-AR), smoothing by Gumbel softmax, temperatures, crops.
 Shapes: B rows, T positions (all scales), L text positions, C width, H heads, d = C / H.
 """
 
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from .layers import (
     fold_modulation_,
     rotate,
 )
+from .prompts import PromptTable
 from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["FAMILY", "Switti", "SwittiConfig", "SwittiModel"]
@@ -52,8 +52,8 @@ class SwittiConfig:
     """Sizes of the transformer. num_classes: prompts in the table, besides the empty one (0: there
     is no table yet); rope_size: length of a scale's side for its rotary positions.
 
-    guided_scales: how many scales, from the first on, are guided; those after them compute no
-    unconditional rows and divide their logits by ``late_temperature``.
+    guided_scales: how many scales, from the first on, are guided; the others compute no
+    unconditional rows.
     """
 
     depth: int
@@ -67,10 +67,8 @@ class SwittiConfig:
     text_dim: int = 768 + 1280
     pooled_dim: int = 1280
     norm_eps: float = 1e-6
-    rope_base: float = 10000.0
     rope_size: float = 128.0
     guided_scales: int = 8
-    late_temperature: float = 0.1
     sampling: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(6.0, 400, 0.95))
 
     @property
@@ -92,7 +90,7 @@ class SwittiConfig:
         exponent = torch.arange(0, dim, 4, device=device).float() / dim
         parts = []
         for side in self.patch_nums:
-            frequency = self.rope_base**-exponent * (self.rope_size / max(side - 1, 1))
+            frequency = 10000.0**-exponent * (self.rope_size / max(side - 1, 1))
             at = torch.arange(side * side, device=device)
             place = torch.stack([at % side, at // side], 1)  # [p * p, 2]
             parts.append((place[..., None] * frequency).flatten(1))
@@ -100,52 +98,57 @@ class SwittiConfig:
         return torch.complex(angle.cos(), angle.sin())
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Queries or keys of all heads together [..., C], normalized."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-class SelfAttention(nn.Module):
-    """Attention among the positions of one scale, with rotary embeddings."""
+class Attention(nn.Module):
+    """What both attentions share: q and k are normalized, all heads together."""
 
     def __init__(self, config: SwittiConfig) -> None:
         super().__init__()
-        c, self.heads = config.embed_dim, config.num_heads
-        self.to_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
-        self.core = AttentionCore()
+        self.heads, self.core = config.num_heads, AttentionCore()
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def split(self, x: Tensor, norm: bool = False) -> Tensor:
+        """x [..., C] as heads [..., H, d], normalized over C if ``norm``."""
+        x = F.layer_norm(x, x.shape[-1:], eps=1e-6) if norm else x
+        return x.unflatten(-1, (self.heads, -1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention and projection: q [B, H, t, d]; k, v [B, H, s, d] -> [B, t, C]."""
+        y = self.core(q * q.shape[-1] ** -0.5, k, v, mask)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    """Attention among the positions of one scale, with rotary embeddings."""
+
+    def __init__(self, config: SwittiConfig) -> None:
+        super().__init__(config)
+        self.to_qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, t, C], rotation [t, d / 2], mask [t, t] or None (one scale) -> [B, t, C]."""
         qkv = self.to_qkv(x).unflatten(-1, (3, -1))  # [B, t, 3, C]
-        qk = _unit(qkv[:, :, :2]).unflatten(-1, (self.heads, -1))  # [B, t, 2, H, d]
-        q, k = rotate(qk, rotation[:, None, None]).transpose(1, 3).unbind(2)  # each [B, H, t, d]
-        v = qkv[:, :, 2].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        y = self.core(q * q.shape[-1] ** -0.5, k, v, mask)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        qk = rotate(self.split(qkv[:, :, :2], norm=True), rotation[:, None, None])
+        q, k = qk.transpose(1, 3).unbind(2)  # each [B, H, t, d]
+        return self.attend(q, k, self.split(qkv[:, :, 2]).transpose(1, 2), mask)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Attention of the image's positions to the prompt's."""
 
     def __init__(self, config: SwittiConfig) -> None:
-        super().__init__()
-        c, self.heads = config.embed_dim, config.num_heads
+        super().__init__(config)
+        c = config.embed_dim
         self.to_q, self.to_kv = nn.Linear(c, c), nn.Linear(config.text_dim, 2 * c)
-        self.proj, self.core = nn.Linear(c, c), AttentionCore()
 
     def keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, H, L, d] of the normalized prompts [B, L, text_dim]."""
         k, v = self.to_kv(text).chunk(2, -1)
-        return self._heads(_unit(k)), self._heads(v)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.split(k, norm=True).transpose(1, 2), self.split(v).transpose(1, 2)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """x [B, t, C], mask [B, 1, 1, L] (True: a word) -> [B, t, C]."""
-        q = self._heads(_unit(self.to_q(x)))
-        y = self.core(q * q.shape[-1] ** -0.5, k, v, mask)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        q = self.split(self.to_q(x), norm=True).transpose(1, 2)
+        return self.attend(q, k, v, mask)
 
 
 class Block(nn.Module):
@@ -156,13 +159,11 @@ class Block(nn.Module):
         super().__init__()
         c, eps = config.embed_dim, config.norm_eps
         for part in ("self_attention", "cross_attention", "ffn"):
-            for side in (1, 2):
-                norm = ModulatedNorm(c, eps, affine=True, rms=True)
-                setattr(self, f"{part}_norm{side}", norm)
+            for name in (f"{part}_norm1", f"{part}_norm2"):
+                self.add_module(name, ModulatedNorm(c, eps, affine=True, rms=True))
         self.attention_y_norm = ModulatedNorm(config.text_dim, eps, affine=True, rms=True)
         self.attn, self.cross_attn = SelfAttention(config), CrossAttention(config)
-        hidden, names = int(c * (8 / 3)), ("gate_proj", "up_proj", "down_proj")
-        self.ffn = GatedFeedForward(c, hidden, names)
+        self.ffn = GatedFeedForward(c, int(c * (8 / 3)), ("gate_proj", "up_proj", "down_proj"))
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
         self.crop_cond_scales = nn.Parameter(torch.zeros(1, c))
 
@@ -172,41 +173,32 @@ class Block(nn.Module):
         return six.view(len(condition), 1, 6, -1).unbind(2)
 
     def forward(
-        self,
-        x: Tensor,
-        modulation: tuple[Tensor, ...],
-        text: tuple[Tensor, Tensor],
-        text_mask: Tensor,
-        rotation: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """x [B, t, C]; text: k and v of the prompts; masks and rotation as the parts take them."""
+        self, x: Tensor, modulation: tuple[Tensor, ...], text: tuple[Tensor, ...],
+        rotation: Tensor, mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x [B, t, C]; text: k, v and mask of the prompts; the rest as self attention takes it."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation
         attended = self.attn(self.self_attention_norm1(x, scale1, shift1), rotation, mask)
         x = x + self.self_attention_norm2(attended) * gate1
-        read = self.cross_attn(self.cross_attention_norm1(x), *text, text_mask)
+        read = self.cross_attn(self.cross_attention_norm1(x), *text)
         x = x + self.cross_attention_norm2(read)
         return x + self.ffn_norm2(self.ffn(self.ffn_norm1(x, scale2, shift2))) * gate2
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the prompts of B rows come to, the same for all scales: embedding [B, C], modulation and
-    text (k, v) of every block, modulation of the head, mask [B, 1, 1, L]."""
+    """What the prompts of B rows come to, the same for all scales: embedding [B, C], modulation of
+    every block and of the head, (k, v, mask [B, 1, 1, L]) of every block."""
 
     embedding: Tensor
-    blocks: list[tuple[Tensor, ...]]
-    text: list[tuple[Tensor, Tensor]]
-    head: tuple[Tensor, ...]
-    mask: Tensor
+    modulations: list[tuple[Tensor, ...]]
+    text: list[tuple[Tensor, ...]]
 
     def first(self, rows: int) -> Conditioning:
         """That of the first ``rows`` rows."""
-        blocks, text = (
-            [tuple(t[:rows] for t in part) for part in parts] for parts in (self.blocks, self.text)
-        )
-        head = tuple(t[:rows] for t in self.head)
-        return Conditioning(self.embedding[:rows], blocks, text, head, self.mask[:rows])
+        cut = [[tuple(t[:rows] for t in part) for part in parts]
+               for parts in (self.modulations, self.text)]  # fmt: skip
+        return Conditioning(self.embedding[:rows], *cut)
 
 
 class Switti(nn.Module):
@@ -244,40 +236,24 @@ class Switti(nn.Module):
             "ada_lin": nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c)),
         })  # fmt: skip
         self.head = nn.Linear(c, config.vocab_size)
-        rows, words = config.num_classes + 1, config.text_tokens
-        self.set_table_(
-            torch.zeros(rows, words, config.text_dim), torch.zeros(rows, config.pooled_dim),
-            torch.ones(rows, words, dtype=torch.bool),
-        ) if config.num_classes else self.set_table_(None, None, None)  # fmt: skip
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Show all words of the prompts, until a table says which of them there are."""
-        if self.prompt_mask is not None:
-            self.prompt_mask.fill_(True)
-
-    def set_table_(self, text: Tensor | None, pooled: Tensor | None, mask: Tensor | None) -> None:
-        """Take the table of prompts: [P, L, text_dim], [P, pooled_dim], bool [P, L]; or none."""
-        for name, value in (("text", text), ("pooled", pooled), ("mask", mask)):
-            self.register_buffer(f"prompt_{name}", value)
+        self.prompts = PromptTable(
+            config.num_classes, config.text_tokens, config.text_dim, config.pooled_dim
+        )
 
     def condition(self, labels: Tensor) -> Conditioning:
         """Everything that the labels int64 [B] decide, computed once for all scales."""
-        if self.prompt_text is None:
-            raise ValueError("there are no prompts; call set_prompts(embeddings, pooled, mask)")
-        embedding = self.text_pooler(self.prompt_pooled[labels])
+        words, pooled, mask = self.prompts(labels)
+        embedding = self.text_pooler(pooled)
         weight = self.crop_embed["weight"]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         angle = 2 * math.pi * wide.new_tensor(WHOLE_IMAGE)[:, None] * wide
         crop = self.crop_proj(torch.cat([angle.sin(), angle.cos()], 1).flatten().to(weight.dtype))
-        text = self.prompt_text[labels]
-        self.text_cursor.set(0, text.shape[1])
-        return Conditioning(
-            embedding, [block.modulation(embedding, crop) for block in self.blocks],
-            [block.cross_attn.keys(block.attention_y_norm(text)) for block in self.blocks],
-            self.head_nm["ada_lin"](embedding).view(len(labels), 1, 2, -1).unbind(2),
-            self.prompt_mask[labels][:, None, None],
-        )  # fmt: skip
+        self.text_cursor.set(0, words.shape[1])
+        head = self.head_nm["ada_lin"](embedding).view(len(labels), 1, 2, -1).unbind(2)
+        modulations = [block.modulation(embedding, crop) for block in self.blocks]
+        text = [b.cross_attn.keys(b.attention_y_norm(words)) for b in self.blocks]
+        mask = mask[:, None, None]
+        return Conditioning(embedding, [*modulations, head], [(*kv, mask) for kv in text])
 
     def levels(self) -> Tensor:
         """The scale of every position, int64 [T]."""
@@ -290,9 +266,10 @@ class Switti(nn.Module):
         count = x.shape[1]
         self.cursor.set(begin, count)
         rotation = rotation[begin : begin + count]
-        for block, modulation, text in zip(self.blocks, given.blocks, given.text, strict=True):
-            x = block(x, modulation, text, given.mask, rotation, mask)
-        return self.head(self.head_nm["norm"](x, *given.head))
+        *modulations, head = given.modulations
+        for block, modulation, text in zip(self.blocks, modulations, given.text, strict=True):
+            x = block(x, modulation, text, rotation, mask)
+        return self.head(self.head_nm["norm"](x, *head))
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
         """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
@@ -309,7 +286,7 @@ class SwittiModel(ARVGModel):
     last row of the table: the empty prompt."""
 
     family = "switti"
-    sampling_options = ("top_k", "top_p", "guided_scales", "late_temperature")
+    sampling_options = ("top_k", "top_p", "guided_scales")
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",
@@ -319,41 +296,19 @@ class SwittiModel(ARVGModel):
     @property
     def num_classes(self) -> int:
         """Number of prompts. ValueError if there are none yet."""
-        if not self.config.num_classes:
-            raise ValueError(
-                f"{self.name}: there are no prompts; call model.set_prompts(embeddings, pooled, "
-                "mask) with the text encoders' outputs, the empty prompt last"
-            )
-        return self.config.num_classes
+        return self.transformer.prompts.count
 
-    @torch.no_grad()
     def set_prompts(self, embeddings: Tensor, pooled: Tensor, mask: Tensor | None = None) -> None:
         """Take text-encoder outputs as the prompts that labels stand for, the empty one last.
 
         embeddings [P, L, text_dim], pooled [P, pooled_dim]; mask [P, L]: which text positions
-        there are (None: all). A checkpoint keeps them. ValueError for other shapes, fewer than two
-        prompts, or one without a text position.
+        there are (None: all). Checkpoints keep them; calibration rows are those of one table.
         """
-        c, count = self.config, len(embeddings)
-        mask = torch.ones(embeddings.shape[:2]) if mask is None else mask
-        given = {"embeddings": embeddings, "pooled": pooled, "mask": mask}
-        wanted = [c.text_tokens, c.text_dim], [c.pooled_dim], [c.text_tokens]
-        for (name, value), shape in zip(given.items(), wanted, strict=True):
-            if list(value.shape) != [count, *shape] or count < 2:
-                raise ValueError(
-                    f"{self.name}: {name} {list(value.shape)}; wanted {['prompts', *shape]} with "
-                    "the same number of prompts, at least two: the last is the empty one"
-                )
-        mask = mask.bool()
-        if not mask.any(1).all():
-            bad = mask.any(1).logical_not().nonzero()[0].item()
-            raise ValueError(f"{self.name}: the mask of prompt {bad} leaves no text position")
-        like = self.transformer.pos_start
-        # What the mask hides would only widen the static ranges of the linears that read it.
-        text = embeddings.to(like) * mask[..., None].to(like)
-        self.transformer.set_table_(text, pooled.to(like), mask.to(like.device))
-        self.config = self.transformer.config = replace(c, num_classes=count - 1)
-        sizes = {**self.architecture["transformer"], "num_classes": count - 1}
+        net = self.transformer
+        net.prompts.set_(embeddings, pooled, mask, net.pos_start)
+        sizes = {"num_classes": net.prompts.count}
+        self.config = net.config = replace(self.config, **sizes)
+        sizes = {**self.architecture["transformer"], **sizes}
         self.architecture = {**self.architecture, "transformer": sizes}
 
     @property
@@ -442,23 +397,21 @@ class SwittiModel(ARVGModel):
         top_k: int | None = None,
         top_p: float | None = None,
         guided_scales: int | None = None,
-        late_temperature: float | None = None,
         first_index: int = 0,
         choose: Choose | None = None,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
 
-        guided_scales, late_temperature: as in the configuration. choose: (guided logits [n, t, V],
-        scale) -> ids [n, t]; by default a ``Sampler``.
+        guided_scales: as in the configuration. choose: (guided logits [n, t, V], scale) -> ids
+        [n, t]; by default a ``Sampler``. ValueError for more guided scales than there are.
         """
         c, defaults = self.config, self.config.sampling
         cfg = defaults.cfg if cfg is None else cfg
         guided = c.guided_scales if guided_scales is None else guided_scales
-        late = c.late_temperature if late_temperature is None else late_temperature
-        if not 0 <= guided <= len(c.patch_nums) or not late > 0:
+        if not 0 <= guided <= len(c.patch_nums):
             raise ValueError(
-                f"{self.name}: guided_scales is {guided}, late_temperature {late}; wanted 0 to "
-                f"{len(c.patch_nums)} scales and a temperature above 0"
+                f"{self.name}: guided_scales is {guided}; wanted 0 to {len(c.patch_nums)}, the "
+                "number of scales"
             )
         choose = choose or Sampler(
             len(labels), seed, defaults.top_k if top_k is None else top_k,
@@ -481,7 +434,7 @@ class SwittiModel(ARVGModel):
             if both:
                 strength = cfg * scale / max(len(c.patch_nums) - 1, 1)
                 logits = guide(logits[:n], logits[n:], strength)
-            ids.append(choose(logits / late if scale >= guided else logits, scale))
+            ids.append(choose(logits, scale))
             f_hat, following = quantizer.step(scale, f_hat, ids[-1])
             begin += side * side
             if following is not None:
@@ -493,27 +446,25 @@ class SwittiModel(ARVGModel):
         return self.tokenizer.decode(ids.long()).add(1).mul(0.5)
 
 
-def _size(**more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    sides = more.pop("patch_nums", SwittiConfig.patch_nums)
-    width = {"depth": 30, "num_heads": 30, "embed_dim": 1920}
-    return {**width, "patch_nums": sides, **more}, {"patch_nums": sides}
-
-
-# No source says where guidance ends at 1024 pixels, so there all scales are guided.
 _SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
-_SIZES = {
-    "switti-512": (_size(), "Switti"),
-    "switti-1024": (_size(patch_nums=_SIDES_1024, guided_scales=14), "Switti-1024"),
+# Name -> (sides of the scales, guided scales, folder); where guidance ends at 1024 is not known.
+_PUBLISHED = {
+    "switti-512": (SwittiConfig.patch_nums, SwittiConfig.guided_scales, "Switti"),
+    "switti-1024": (_SIDES_1024, len(_SIDES_1024), "Switti-1024"),
 }
+_WIDTH = {"depth": 30, "num_heads": 30, "embed_dim": 1920}
 
 FAMILY = Family(
     "switti", SwittiConfig, VQVAEConfig, Switti, VQVAE, SwittiModel,
-    {name: sizes for name, (sizes, _) in _SIZES.items()},
+    {
+        name: ({**_WIDTH, "patch_nums": sides, "guided_scales": guided}, {"patch_nums": sides})
+        for name, (sides, guided, _) in _PUBLISHED.items()
+    },
     {
         name: PublishedFiles(
             f"{folder}/model.safetensors", "VQVAE-Switti/model.safetensors",
             "the Hugging Face repositories of yresearch", "none stated",
         )
-        for name, (_, folder) in _SIZES.items()
+        for name, (_, _, folder) in _PUBLISHED.items()
     },
 )  # fmt: skip
