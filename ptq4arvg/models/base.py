@@ -134,14 +134,17 @@ class ARVGModel(nn.Module):
         """Module paths of the blocks inside ``transformer``, in order."""
         raise NotImplementedError
 
-    def _foldable(self, name: str) -> LinearSpec:
-        """The spec of a linear whose input can be folded. ValueError says why another's cannot."""
+    def _foldable(self, name: str, shift: Tensor | None = None) -> LinearSpec:
+        """The spec of a linear whose input can be folded. ValueError says why another's cannot, or
+        that ``shift`` is one that only takes a scale."""
         spec = {spec.name: spec for spec in self.linears()}.get(name)
         if spec is None or spec.fold is None:
             raise ValueError(
                 f"{self.name}: the input of {name!r} cannot be folded"
                 + (f": {spec.no_fold}" if spec else "; it is not a linear of this model")
             )
+        if not spec.shift and shift is not None and shift.any():
+            raise ValueError(f"{self.name}: the input of {name!r} takes a scale, but no shift")
         return spec
 
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:

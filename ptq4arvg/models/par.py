@@ -218,7 +218,7 @@ class PARModel(ARVGModel):
 
     @torch.no_grad()
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
-        spec = self._foldable(name)
+        spec = self._foldable(name, shift)
         scale, shift = scale.double(), shift.double()
         into = self.transformer.get_submodule(spec.fold)
         if spec.role == "proj":
@@ -227,8 +227,6 @@ class PARModel(ARVGModel):
             divide_rows_(into, slice(2 * c, 3 * c), scale, shift)
         elif spec.role == "fc2":
             # The gated product is linear in the output of w3, but a shift of it is none of w3's.
-            if shift.any():
-                raise ValueError(f"{self.name}: the input of {name!r} takes a scale, but no shift")
             hidden = self.config.hidden
             divide_rows_(into, slice(hidden, 2 * hidden), scale, None)
         else:

@@ -70,7 +70,8 @@ class QuantAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self._by_position(q, "q", self.cursor.begin)
-        k = self._by_position(k, "k", 0)
+        # The last key is the last query's: a step reads all positions before it, or its own only.
+        k = self._by_position(k, "k", self.cursor.begin + q.shape[2] - k.shape[2])
         v = round_to_grid(v, self.v_scale[:, None], self.v_zero[:, None], self.bits)
         score = q @ k.transpose(2, 3)  # [B, H, Tq, Tk]
         if mask is not None:

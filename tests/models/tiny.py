@@ -32,9 +32,9 @@ TINY = {
     },
     "switti": {
         "family": "switti",
-        "transformer": {"depth": 2, "num_heads": 2, "embed_dim": 48, "patch_nums": [1, 2, 3],
-                        "vocab_size": 40, "z_channels": 8, "text_tokens": 6, "text_width": 40,
-                        "pooled_width": 24, "guided_scales": 2, "stand_in_prompts": 5},
+        "transformer": {"depth": 2, "num_heads": 2, "embed_dim": 48, "num_classes": 5,
+                        "patch_nums": [1, 2, 3], "vocab_size": 40, "z_channels": 8,
+                        "text_tokens": 6, "text_dim": 40, "pooled_dim": 24, "guided_scales": 2},
         "tokenizer": {"vocab_size": 40, "z_channels": 8, "ch": 32, "ch_mult": [1, 1],
                       "num_res_blocks": 1, "patch_nums": [1, 2, 3]},
     },

@@ -42,6 +42,20 @@ def test_eight_bits_stay_close_and_steps_equal_the_whole_sequence(kind):
     torch.testing.assert_close(step, whole[:, :, 3:])
 
 
+def test_a_step_that_sees_only_itself_has_the_grids_of_its_positions():
+    g = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 3, 6, 16, generator=g) for _ in range(3))
+    k = k * torch.tensor([1.0, 1, 1, 9, 9, 9])[:, None]
+    cursor = Cursor()
+    core = QuantAttention(grids(q, k, v, 8), 8, "uniform", cursor)
+    cursor.set(0, 6)
+    part = torch.arange(6) // 3
+    whole = core(q, k, v, part[:, None] == part)
+    cursor.set(3, 3)
+    step = core(*(x[:, :, 3:] for x in (q, k, v)))
+    torch.testing.assert_close(step, whole[:, :, 3:])
+
+
 def test_added_and_boolean_masks_agree():
     g = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 2, 5, 8, generator=g) for _ in range(3))
