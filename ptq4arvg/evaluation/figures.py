@@ -81,15 +81,17 @@ def moments(features: list[Tensor]) -> Moments:
 
 def _frechet(
     features: list[Tensor], reference: Moments | None, seed: int, resamples: int,
-    progress: Progress | None,
+    device: str | torch.device, progress: Progress | None,
 ) -> Figure:  # fmt: skip
     if reference is None or not features:
         return Figure(None, note="the reference has no spatial statistics (mu_s, sigma_s)")
     value = frechet_distance(*moments(features), *reference)
     if not resamples:
         return Figure(value)
-    rows = torch.cat(features)
-    return Figure(value, distance_interval(rows, *reference, seed, resamples, progress=progress))
+    interval = distance_interval(
+        torch.cat(features), *reference, seed, resamples, device=device, progress=progress
+    )
+    return Figure(value, interval)
 
 
 def image_figures(
@@ -103,8 +105,9 @@ def image_figures(
 ) -> dict[str, Figure]:
     """The figures ``names`` of "frechet", "spatial_frechet", "score", "precision", "recall".
 
-    resamples: of the bootstrap intervals; 0: none. device: of the distances of precision and
-    recall. ValueError for another name, or for fewer than two images.
+    resamples: of the bootstrap intervals; 0: none. device: where distances between images and the
+    intervals of Frechet distances are computed. ValueError for another name, or for fewer than two
+    images.
     """
     known = ("frechet", "spatial_frechet", "score", "precision", "recall")
     wrong = [name for name in names if name not in known]
@@ -114,7 +117,7 @@ def image_figures(
             f"images and figures among {', '.join(known)}"
         )
     found: dict[str, Figure] = {}
-    bootstrap = (seed, resamples, progress)
+    bootstrap = (seed, resamples, device, progress)
     if "frechet" in names:
         found["frechet"] = _frechet(features.pool, reference.pool, *bootstrap)
     if "spatial_frechet" in names:

@@ -134,7 +134,11 @@ def _model_figures(
     names = [name for name in protocol.metrics if name in MODEL_METRICS]
     if model.report is None:
         return dict.fromkeys(names, Figure(None, note="this is the float model"))
-    found = {"sqnr_db": Figure(model.report.sqnr_db, note="mean over the quantized linears")}
+    found = {
+        "sqnr_db": Figure(
+            model.report.sqnr_db, note="mean over the linears; each is in report.json"
+        )
+    }
     if float_model is None:
         rest = Figure(None, note="it needs the float model's weights")
         return {name: found.get(name, rest) for name in names}

@@ -72,6 +72,12 @@ def test_continuous_tokens_are_an_error():
         first_divergence(model, model, LABELS)
 
 
+@pytest.mark.parametrize("family", TINY)
+def test_models_say_whether_their_tokens_are_continuous(family):
+    model = build_model(family, TINY[family], seed=0)
+    assert model.sample_rows(LABELS[:1]).is_floating_point() == model.continuous
+
+
 def test_figures_of_known_indices():
     found = FirstDivergence((0, 10, 5, 10), 10)
     assert (found.mean, found.equal) == (0.625, 0.5)
