@@ -91,6 +91,21 @@ class AdoptedHead(nn.Module):
         return torch.cat([guided.repeat(2, 1), logits], -1)
 
 
+class AdoptedMAR(MARModel):
+    """A MAR whose parts run inside a module of the original repository."""
+
+    def __init__(self, config: MARConfig, transformer: MAR, tokenizer: KLVAE, host: nn.Module):
+        super().__init__("mar-original", config, transformer, tokenizer)
+        self.architecture = {"family": "mar", "transformer": config, "tokenizer": tokenizer.config}
+        self._host = (host,)  # a tuple, so that it is not a submodule
+
+    def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
+        """As for any model; what is folded into the last norm scales a parameter of the host."""
+        super().fold_(name, scale, shift)
+        host = self._host[0]
+        host.diffusion_pos_embed_learned = self.transformer.diffusion_pos_embed_learned
+
+
 def _config(module: nn.Module, state: dict[str, Tensor]) -> MARConfig:
     """The sizes, read off the weights; what no weight tells, off the module.
 
@@ -149,8 +164,7 @@ def adopt(module: nn.Module, tokenizer: nn.Module | None) -> MARModel:
     transformer = share(MAR, config, module, NAME)
     side = config.grid * config.patch
     ours = share(KLVAE, _tokenizer_config(vae, side), tokenizer, "KL-VAE")
-    model = MARModel("mar-original", config, transformer, ours)
-    model.architecture = {"family": "mar", "transformer": config, "tokenizer": ours.config}
+    model = AdoptedMAR(config, transformer, ours, module)
     for cursor in model.cursors:
         cursor.position = torch.zeros(1, dtype=torch.int32, device=module.fake_latent.device)
     for name in ("encoder_blocks", "decoder_blocks"):
@@ -158,7 +172,7 @@ def adopt(module: nn.Module, tokenizer: nn.Module | None) -> MARModel:
         setattr(module, name, nn.ModuleList(AdoptedBlock(b, transformer.cursor) for b in blocks))
     # Its output is read by no linear alone, so it is never fused: floats, whatever is quantized.
     module.decoder_norm = transformer.decoder_norm
-    # What is folded into the norm scales this, too: one parameter, wherever the module is moved.
+    # One parameter, wherever the module is moved.
     module.diffusion_pos_embed_learned = transformer.diffusion_pos_embed_learned
     module.diffloss.net = AdoptedHead(transformer.diffloss)
     return model.eval()
