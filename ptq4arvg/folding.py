@@ -111,8 +111,9 @@ def fold_stage_(
 
 
 def _read_by_folds(model: nn.Module, stage: Sequence[LayerPlan]) -> list[Tensor]:
-    names = {n for p in stage for n in (p.name, p.spec.fold) if n is not None}
-    return [t for n in sorted(names) for t in model.transformer.get_submodule(n).parameters()]
+    names = {name for p in stage for name in (p.name, p.spec.fold)}
+    modules = model.transformer.named_modules()
+    return [t for name, module in modules if name in names for t in module.parameters()]
 
 
 def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
