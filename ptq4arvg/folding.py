@@ -112,7 +112,7 @@ def fold_stage_(
 
 def _read_by_folds(model: nn.Module, stage: Sequence[LayerPlan]) -> list[Tensor]:
     # A fold may be named that is no module, where it leaves the parameters alone.
-    names = {n for p in stage for n in (p.name, p.spec.fold) if n is not None}
+    names = {name for p in stage for name in (p.name, p.spec.fold)}
     modules = model.transformer.named_modules()
     return [t for name, module in modules if name in names for t in module.parameters()]
 

@@ -36,9 +36,13 @@ def test_a_part_is_a_block_unless_folds_join_several():
     assert stages([]) == []
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_fitting_changes_nothing_and_folding_what_was_fitted(family):
-    model = build_model(f"{family}-test", TINY[family], seed=0)
+SHARED = {**TINY["var"], "transformer": {**TINY["var"]["transformer"], "shared_aln": True}}
+
+
+@pytest.mark.parametrize("config", [*(TINY[f] for f in sorted(FAMILIES)), SHARED],
+                         ids=[*sorted(FAMILIES), "var-shared-aln"])  # fmt: skip
+def test_fitting_changes_nothing_and_folding_what_was_fitted(config):
+    model = build_model("test", config, seed=0)
     rows = ptq4arvg.calibrate(model, samples=4, keep=2)
     plan = make_plan(model.linears(), get_scheme("W6A6"), (), None)
     parts = stages(plan)
