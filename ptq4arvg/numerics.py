@@ -24,7 +24,11 @@ __all__ = [
     "grid_error",
     "quantize_weight",
     "round_to_grid",
+    "round_weight",
     "search_range",
+    "weight_bounds",
+    "weight_grid",
+    "weight_range",
 ]
 
 
@@ -109,22 +113,34 @@ def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:
 
 def _row_error(w: Tensor, lo: Tensor, hi: Tensor, bits: int, importance: Tensor | None) -> Tensor:
     """Weighted squared rounding error of each row of ``w`` [N, K] on the grid over [lo, hi] [N]."""
-    levels = _row_levels(w, lo, hi, bits)
-    error = (levels[0] * levels[1][:, None] - w).square_()
+    scale, zero = weight_grid(lo, hi, bits)
+    error = (_row_levels(w, scale, zero, bits) * scale[:, None] - w).square_()
     return error.sum(1) if importance is None else error @ importance
 
 
-def _row_levels(
-    w: Tensor, lo: Tensor, hi: Tensor, bits: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(levels less zero point [N, K] in the dtype of w, scale float32 [N], zero int32 [N])."""
+def _row_levels(w: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """Levels less zero point [N, K] of w [N, K], in its dtype."""
+    low, top = weight_bounds(zero, bits)
+    return torch.minimum(torch.maximum(torch.round(w / scale[:, None]), low), top)
+
+
+def weight_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
+    """(scale float32 [N], zero int32 [N], None at 8 bits) of weight rows of range [lo, hi] [N].
+
+    8 bits: symmetric, so that the larger end decides. 6 and 4 bits: affine.
+    """
     if bits == 8:
-        scale, _ = affine_grid(torch.zeros_like(hi), torch.maximum(hi, -lo) * (255 / 127), bits)
-        return torch.round(w / scale[:, None]).clamp_(-127, 127), scale, None
-    scale, zero = affine_grid(lo, hi, bits)
-    top = (2**bits - 1 - zero)[:, None].to(w.dtype)
-    levels = torch.round(w / scale[:, None])
-    return torch.minimum(torch.maximum(levels, -zero[:, None].to(w.dtype)), top), scale, zero
+        reach = torch.maximum(hi, -lo) * (255 / 127)
+        return affine_grid(torch.zeros_like(hi), reach, bits)[0], None
+    return affine_grid(lo, hi, bits)
+
+
+def weight_bounds(zero: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
+    """Least and largest level less zero point, float32 [N, 1] ([] at 8 bits), of weight rows."""
+    if zero is None:
+        return torch.tensor(-127.0), torch.tensor(127.0)
+    low = -zero[:, None].float()
+    return low, low + (2**bits - 1)
 
 
 def quantize_weight(
@@ -137,13 +153,25 @@ def quantize_weight(
     by ``importance`` [K] (the mean square of that channel's activation turns the weight's error
     into the layer output's). Without it the range is the row's minimum and maximum.
     """
+    scale, zero = weight_grid(*weight_range(weight, bits, importance, search), bits)
+    return round_weight(weight, scale, zero, bits), scale, zero
+
+
+def weight_range(
+    weight: Tensor, bits: int, importance: Tensor | None = None, search: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The range (lo, hi) [N] of each row that ``quantize_weight`` takes."""
     w = weight.detach().float()
     lo, hi = w.amin(1), w.amax(1)
-    if search:
-        importance = None if importance is None else importance.to(w.dtype)
-        lo, hi = _search_rows(w, lo, hi, bits, importance)
-    levels, scale, zero = _row_levels(w, lo, hi, bits)
-    return levels.to(torch.int8), scale, zero
+    if not search:
+        return lo, hi
+    importance = None if importance is None else importance.to(w.dtype)
+    return _search_rows(w, lo, hi, bits, importance)
+
+
+def round_weight(weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """Codes int8 [N, K] of the nearest points of each row's grid (``weight_grid``)."""
+    return _row_levels(weight.detach().float(), scale, zero, bits).to(torch.int8)
 
 
 def _search_rows(

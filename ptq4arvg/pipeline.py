@@ -21,8 +21,9 @@ from .numerics import (
     LinearQuantization,
     Scheme,
     get_scheme,
-    quantize_weight,
     round_to_grid,
+    round_weight,
+    weight_grid,
 )
 from .originals import adopt
 from .plan import LayerPlan, make_plan
@@ -97,7 +98,7 @@ def quantize_(
     *,
     ignore: Iterable[str] = (),
     overrides: Mapping[str, str | Scheme] | None = None,
-    pack: bool = True,
+    pack: bool | None = None,
     compat: str | None = None,
     seed: int = 0,
     batch_size: int = 16,
@@ -111,8 +112,9 @@ def quantize_(
     scheme: "W8A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options`` change
     the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, ``seed``).
     ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack: replace the
-    linears by integer ones (False: by their simulation in floating point). compat="research":
-    reproduce the authors' code instead, in simulation only.
+    linears by integer ones (False: by their simulation in floating point; None: by integer ones if
+    the method has an integer path). compat="research": reproduce the authors' code instead, in
+    simulation only.
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
@@ -121,14 +123,27 @@ def quantize_(
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
+    if any(hasattr(model.transformer.get_submodule(s.name), "rotation") for s in model.linears()):
+        raise ValueError(
+            "quantize_: this model is left rotated by a run that did not end; load the float "
+            "model again to start over"
+        )
     scheme = get_scheme(scheme)
+    if compat is None:  # what can be wrong with the method is found before any work
+        method = get_method(method, **options)
+        if pack and not method.integer:
+            raise ValueError(
+                f"quantize_: method {method.name!r} has no integer path ({method.no_integer}); "
+                "wanted pack=False, or None"
+            )
+        pack = method.integer if pack is None else pack
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
     if compat == "research":
         return _research(model, scheme, method, calibration, batch_size, progress, options)
-    method = get_method(method, **options)
     plan = make_plan(model.linears(), scheme, ignore, overrides)
     active = [p for p in plan if p.scheme]
+    method = method.prepare(model, active, calibration, batch_size, progress)
     steps = {p.name: position_groups(p.spec, "step") for p in active}
     visits = {p.name: model.visits(p.name) for p in active}
     stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
@@ -146,11 +161,11 @@ def quantize_(
         for p in part:
             transform = transforms.get(p.name)
             own = scaled_statistics(stats.pop(p.name), transform)
-            q, sqnr = _quantize_linear(model, p, own, grids[p.name], method)
+            q, sqnr, branch = _quantize_linear(model, p, own, grids[p.name], method)
             record = {} if transform is None else dict(transform.record)
             if grids[p.name][3] is not None:
                 record["position_blend"] = grids[p.name][3]
-            layers.append(_install(model, p, q, sqnr, pack, record))
+            layers.append(_install(model, p, q, sqnr, pack, record, branch))
             if progress:
                 progress("pack", len(layers), len(active))
         return_freed_memory()
@@ -267,22 +282,25 @@ def _quantize_linear(
     stats: InputStatistics,
     grid: tuple[Tensor, Tensor, Tensor, float | None],
     method: Method,
-) -> tuple[LinearQuantization, float]:
-    """Quantize one linear's weight; returns it and the SQNR of its output in dB."""
+) -> tuple[LinearQuantization, float, tuple[Tensor, Tensor] | None]:
+    """Quantize one linear's weight; returns it, the SQNR of its output in dB, its float branch."""
     linear = model.transformer.get_submodule(p.name)
     weight = linear.weight.detach().float()
     scale, zero, group, _ = grid
     x = stats.sample
-    search = method.weight_range == "mse"
-    codes, w_scale, w_zero = quantize_weight(
-        weight, p.scheme.w_bits, x.square().mean(0) if search else None, search
-    )
+    bits, exact, branch = p.scheme.w_bits, nn.functional.linear(x, weight), method.branch(weight)
+    rest = exact
+    if branch is not None:
+        weight = weight - branch[0] @ branch[1]
+        rest = nn.functional.linear(x, weight)
+    w_scale, w_zero = weight_grid(*method.row_range(p.name, weight, x, bits), bits)
     at = group[stats.sample_position]
     x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
     if method.rounding == "gptq":
-        codes = compensated_codes(weight, w_scale, w_zero, p.scheme.w_bits, x_hat)
-    exact = nn.functional.linear(x, weight)
-    error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - exact
+        codes = compensated_codes(weight, w_scale, w_zero, bits, x_hat)
+    else:
+        codes = round_weight(weight, w_scale, w_zero, bits)
+    error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - rest
     bias = None if linear.bias is None else linear.bias.detach().float()
     if bias is not None:
         exact = exact + bias
@@ -295,18 +313,22 @@ def _quantize_linear(
     sink = p.spec.sink if method.sink == "float" else ()
     q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,
                            p.scheme.w_bits, p.scheme.a_bits, tuple(sink))  # fmt: skip
-    return q, sqnr
+    return q, sqnr, branch
 
 
-def _install(model, p: LayerPlan, q: LinearQuantization, sqnr: float, pack: bool, record):
+def _install(model, p: LayerPlan, q: LinearQuantization, sqnr, pack: bool, record, branch=None):
     """Put the quantized module in the linear's place; the float weight goes with the old one."""
     linear = model.transformer.get_submodule(p.name)
-    dtype, cursor = linear.weight.dtype, model.cursor_of(p.name)
-    module = PackedLinear(q, cursor, dtype) if pack else QuantLinear(q, cursor)
+    cursor = model.cursor_of(p.name)
+    if pack:
+        module = PackedLinear(q, cursor, linear.weight.dtype)
+    else:
+        module = QuantLinear(q, cursor, branch, getattr(linear, "rotation", None))
     model.replace_(p.name, module)
     release_mapped(linear.parameters())
     half = 2 * q.codes.numel()
     after = module.weight_bytes() if pack else half * q.w_bits // 16
+    after += 2 * sum(factor.numel() for factor in branch or ())  # in half precision
     return LayerReport(p.name, p.spec.role, q.w_bits, q.a_bits, "simulated", sqnr, half, after,
                        record)  # fmt: skip
 

@@ -16,10 +16,11 @@ def run_models() -> None:
 
 
 def run_methods() -> None:
-    """Print every method with its summary and its options' defaults."""
+    """Print every method with its summary, where it runs, and its options' defaults."""
     from ..methods import METHODS
 
     for name, method in sorted(METHODS.items()):
-        print(f"{name}: {method.summary}")
+        where = "integers" if method.integer else f"simulation only: {method.no_integer}"
+        print(f"{name}: {method.summary} ({where})")
         for option, value in method().options().items():
             print(f"    {option}={value}")

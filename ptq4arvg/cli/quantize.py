@@ -134,6 +134,11 @@ def run_quantize(request: Request) -> None:
     # Everything that can be wrong with the request is found before the first minute of work.
     method = get_method(r.method)
     method = method.with_options(**_options(r.options, method))
+    if not method.integer and not r.dry_run:
+        raise ValueError(
+            f"quantize: method {method.name!r} has no integer path ({method.no_integer}), so there "
+            "is no checkpoint to write; quantize_(..., pack=False) simulates it"
+        )
     overrides = _pairs(r.overrides, "--override")
     if r.out is not None:
         check_target(r.out, r.overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import closest
-from ..numerics import Scheme, affine_grid, quantize_weight, round_to_grid
+from ..numerics import Scheme, affine_grid, quantize_weight, round_to_grid, weight_range
 from ..statistics import InputStatistics
 from ..token_scales import GRANULARITIES
 
@@ -66,6 +67,7 @@ class Method:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     integer: ClassVar[bool] = True  # whether it has an integer path; otherwise it is simulated
+    no_integer: ClassVar[str] = ""  # why it has none
 
     granularity: str = "tensor"
     activation_range: str = "minmax"
@@ -93,15 +95,40 @@ class Method:
                     f"{', '.join(wanted)}. {closest(str(value), wanted)}"
                 )
 
+    def prepare(
+        self, model: Any, plan: list[Any], calibration: Any, batch_size: int = 16,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Method:  # fmt: skip
+        """Look at the float model as a whole, before any statistics; the method to go on with.
+
+        May change the model's linears, but not the function that it computes.
+        """
+        return self
+
     def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
         """The transform of a linear's input, or None to leave it as it is."""
         return None
 
-    def output_error(self, layer: LayerView, transform: Transform, scheme: Scheme) -> float:
+    def branch(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Factors (up [N, r], down [r, K]) of a part of the weight that stays in float, or None.
+
+        It is computed from float inputs; what it leaves of the weight is quantized.
+        """
+        return None
+
+    def row_range(self, name: str, weight: Tensor, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Range (lo, hi) [N] of each row of a linear's weight [N, K]; x [S, K]: its input."""
+        search = self.weight_range == "mse"
+        return weight_range(weight, bits, x.square().mean(0) if search else None, search)
+
+    def output_error(
+        self, layer: LayerView, transform: Transform, scheme: Scheme,
+        branch: tuple[Tensor, Tensor] | None = None,
+    ) -> float:  # fmt: skip
         """Mean squared output error of the quantized linear on the sample.
 
         All ranges from minimum and maximum; one input grid per step, or per tensor if
-        ``granularity`` is "tensor".
+        ``granularity`` is "tensor". branch: a part of the transformed weight that stays in float.
         """
         stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
         lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
@@ -111,6 +138,8 @@ class Method:
         at = stats.step[stats.sample_position]
         x_hat = round_to_grid(stats.sample, step[at, None], zero[at, None], scheme.a_bits)
         weight = transform.weight(layer.weight).float()
+        if branch is not None:
+            weight = weight - branch[0] @ branch[1]
         codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
         error = F.linear(stats.sample, weight) - F.linear(x_hat, codes.float() * w_scale[:, None])
         return error.double().square().mean().item()

@@ -84,12 +84,23 @@ class QuantLinear(_StaticInput):
     """A quantized linear simulated in floating point: x [..., K] -> [..., N] in the dtype of x.
 
     The same codes as ``PackedLinear``, multiplied after dequantization; it is what the integer
-    path is checked against, and runs in any float dtype.
+    path is checked against, and runs in any float dtype. Two things it can do that no integer
+    layer does: ``rotation`` turns the input before anything else; ``branch`` (up [N, r], down
+    [r, K]) adds a low-rank product of the input in floating point.
     """
 
-    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+    def __init__(
+        self,
+        q: LinearQuantization,
+        cursor: Cursor,
+        branch: tuple[Tensor, Tensor] | None = None,
+        rotation: nn.Module | None = None,
+    ) -> None:
         super().__init__(q, cursor)
         self.register_buffer("weight", q.weight())
+        self.register_buffer("up", None if branch is None else branch[0])
+        self.register_buffer("down", None if branch is None else branch[1])
+        self.rotation = rotation
 
     def dequantized_input(self, x: Tensor) -> Tensor:
         """x [..., K] rounded to the static grid of its positions, in its own dtype."""
@@ -106,7 +117,12 @@ class QuantLinear(_StaticInput):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._replace_sinks(self._float_rows(self.dequantized_input(x)), x)
+        if self.rotation is not None:
+            x = self.rotation(x)
+        y = self._replace_sinks(self._float_rows(self.dequantized_input(x)), x)
+        if self.up is None:
+            return y
+        return y + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
 class PackedLinear(_StaticInput):

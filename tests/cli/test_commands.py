@@ -6,6 +6,7 @@ from PIL import Image
 
 from ptq4arvg.calibration_file import load_calibration, save_calibration
 from ptq4arvg.cli import main
+from ptq4arvg.methods import METHODS
 
 
 def run(*arguments):
@@ -125,4 +126,7 @@ def test_models_and_methods_are_listed(capsys):
     run("models")
     assert "var-tiny" in capsys.readouterr().out
     run("methods")
-    assert "rtn: " in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    for name, method in METHODS.items():
+        where = "integers" if method.integer else f"simulation only: {method.no_integer}"
+        assert f"{name}: {method.summary} ({where})\n" in listed

@@ -79,3 +79,17 @@ def folding_error(view, transform):
     wanted = u / transform.scale - transform.shift
     moved = (model.transformer.norm(x) - wanted).abs().max() / wanted.abs().max()
     return ((model(x) - before).abs().max() / before.abs().max()).item(), moved.item()
+
+
+def gaussian(seed=0, rows=20, tokens=20, k=64, n=48):
+    """(x [rows, tokens, k], weight [n, k]) without anything particular about them."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, tokens, k, generator=g), torch.randn(n, k, generator=g) / k**0.5
+
+
+def outlier_channels(seed=0, reach=40.0):
+    """The same function as ``gaussian``'s, with every 16th channel ``reach`` times as wide."""
+    x, weight = gaussian(seed)
+    gain = torch.ones(x.shape[-1])
+    gain[::16] = reach
+    return x * gain, weight / gain

@@ -15,6 +15,7 @@ from ptq4arvg.statistics import collect_inputs
 from ptq4arvg.token_scales import position_groups
 
 STRESS = 30.0
+SHORT = {"omniquant": {"steps": 2, "rows": 2}}  # less to learn, for a short test
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,11 @@ def test_transforms_keep_the_float_function(name, case):
     model = ptq4arvg.load_model("var-tiny", stress=STRESS).double()
     plan = make_plan(model.linears(), "W6A6")
     before = float_logits(model, *compared)
+    with torch.no_grad():
+        method = get_method(name, **SHORT.get(name, {})).prepare(model, plan, rows)
     steps = {p.name: position_groups(p.spec, "step") for p in plan}
     stats = collect_inputs(model, rows, steps, sample=64)
-    method, parts = get_method(name), stages(plan)
+    parts = stages(plan)
     transforms, _ = fit(model, parts, stats, method, None)
     for part in parts:
         fold_stage_(model, part, transforms)
@@ -45,7 +48,7 @@ def test_transforms_keep_the_float_function(name, case):
 @pytest.mark.parametrize("name", METHODS)
 def test_it_runs_in_integers(name, case):
     rows, compared, logits = case
-    method = get_method(name)
+    method = get_method(name, **SHORT.get(name, {}))
     model = ptq4arvg.load_model("var-tiny", stress=STRESS)
     report = quantize_(model, "W8A8", method, rows, pack=method.integer)
     if method.integer:  # quantize_ has compared each layer with its simulation
@@ -61,7 +64,7 @@ def test_compensated_rounding_goes_with_it(name, case):
     rows, compared, _ = case
     reports = {}
     for rounding in ("nearest", "gptq"):
-        method = get_method(name, rounding=rounding)
+        method = get_method(name, rounding=rounding, **SHORT.get(name, {}))
         model = ptq4arvg.load_model("var-tiny", stress=STRESS)
         reports[rounding] = quantize_(model, "W4A8", method, rows, pack=method.integer,
                                       ignore=[r"re:blocks\.[1-5]"])  # fmt: skip
