@@ -37,8 +37,8 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per (model, stress, scheme, method): means over the seeds, and their spread.
 
     closeness: the mean next-token KL, or the relative error of the predicted noise where tokens are
-    continuous; closeness_range: least and largest of the seeds; fd, fd_range likewise; fd_interval:
-    the bootstrap interval of the first seed.
+    continuous; closeness_range: least and largest of the seeds; fd, fd_range likewise, over the
+    seeds that images were drawn with; fd_interval: the bootstrap interval of the first seed.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -53,7 +53,8 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         figure = "relative_error" if group[0]["kl"] is None else "kl"
         close = [cell[figure] for cell in group]
-        distance = [cell["fd"] for cell in group]
+        distance = [cell["fd"] for cell in group if "fd" in cell]
+        seconds = [cell["seconds_per_image"] for cell in group if cell["seconds_per_image"]]
         rows.append(row | {
             "figure": figure,
             "closeness": sum(close) / len(close), "closeness_range": [min(close), max(close)],
@@ -62,6 +63,6 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "weight_bytes": group[0]["weight_bytes"],
             "integer": group[0].get("integer"),
             "sqnr_db": None if method == FLOAT else sum(c["sqnr_db"] for c in group) / len(group),
-            "seconds_per_image": min(c["seconds_per_image"] for c in group),
+            "seconds_per_image": min(seconds),
         })  # fmt: skip
     return rows

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ ADDITIONS: Mapping[str, dict[str, Any]] = {
 EVALUATION_SEED = 1000  # of the images and the rows compared on; calibration seeds are below
 FLOAT_SEEDS = 3  # float rows, for how far the float model is from itself under another seed
 SHOWN = 8  # images kept of the first calibration seed
+POLL = 1.0  # seconds between looks at what other processes have measured
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,8 +53,8 @@ class Comparison:
     """What is compared, and how much is measured of each.
 
     stresses: severities of the function-preserving stress, 0 for none. seeds: number of calibration
-    seeds. samples, keep: calibration rows drawn and kept; images: drawn with each model; compared:
-    images whose rows are compared under teacher forcing.
+    seeds. samples, keep: calibration rows drawn and kept; images: drawn with each model of
+    the first calibration seed; compared: images whose rows are compared under teacher forcing.
     """
 
     models: tuple[str, ...]
@@ -144,43 +147,89 @@ def run_comparison(
     out: Path,
     progress: Progress | None = None,
     on_cell: Callable[[dict[str, Any]], None] | None = None,
+    jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Measure every cell that ``out`` does not hold yet; returns all of them.
 
+    jobs: processes that share the models; ``on_cell`` is not called from others than this one.
     A cell that a method refuses (with a ValueError) is kept with its reason as "refused".
     """
     out = Path(out)
     _open(out, comparison)
     progress = progress or (lambda *_: None)
     pairs = [(m, s) for m in comparison.models for s in comparison.stresses]
-    plan = [cell for pair in pairs for cell in comparison.cells(*pair)]
-    numbers = {cell_name(cell): number for number, cell in enumerate(plan)}
-    done = {path.stem for path in (out / "cells").glob("*.json")}
-    left = len(numbers.keys() - done)
-    progress("cells", len(plan) - left, len(plan))
-    for pair in pairs:
-        wanted = [c for c in comparison.cells(*pair) if cell_name(c) not in done]
-        look = out / "inspection" / f"{inspection_name(*pair, comparison.inspected)}.json"
-        to_inspect = comparison.inspected and not look.is_file()
-        if not wanted and not to_inspect:
-            continue
-        model = load_model(pair[0], stress=pair[1])
-        rows = _calibrator(comparison, model, progress)
-        if to_inspect:
-            scheme = get_scheme(comparison.inspected)
-            inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
-            write_file(look, pretty_json(inspect_(inspected, scheme, rows(0), progress=progress)))
-        for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
-            name = cell_name(cell)
-            write_file(
-                out / "cells" / f"{name}.json", pretty_json(cell | {"number": numbers[name]})
-            )
-            left -= 1
-            progress("cells", len(plan) - left, len(plan))
-            if on_cell:
-                on_cell(cell)
-    names = set(numbers)
-    return [cell for cell in read_cells(out) if cell_name(cell) in names]
+    names = [cell_name(cell) for pair in pairs for cell in comparison.cells(*pair)]
+    numbers = {name: number for number, name in enumerate(names)}
+    if jobs > 1:
+        _in_parallel(comparison, out, pairs, numbers, jobs, progress)
+    else:
+        for pair in pairs:
+            _measure_model(comparison, out, pair, numbers, progress, on_cell)
+    return [cell for cell in read_cells(out) if cell_name(cell) in numbers]
+
+
+def _done(out: Path, numbers: Mapping[str, int]) -> int:
+    return len(numbers.keys() & {path.stem for path in (out / "cells").glob("*.json")})
+
+
+def _in_parallel(
+    comparison: Comparison, out: Path, pairs: Sequence[tuple[str, float]],
+    numbers: Mapping[str, int], jobs: int, progress: Progress,
+) -> None:  # fmt: skip
+    """A model of one stress goes to one process, which has its share of the threads.
+
+    The last ones first: the bundled models are in the order of what they take.
+    """
+    threads = max(torch.get_num_threads() // jobs, 1)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,))
+    try:
+        left = {
+            pool.submit(_measure_model, comparison, out, pair, numbers) for pair in reversed(pairs)
+        }
+        while left:
+            progress("cells", _done(out, numbers), len(numbers))
+            finished, left = wait(left, timeout=POLL, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+        progress("cells", _done(out, numbers), len(numbers))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _measure_model(
+    comparison: Comparison,
+    out: Path,
+    pair: tuple[str, float],
+    numbers: Mapping[str, int],
+    progress: Progress = lambda *_: None,
+    on_cell: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Measure and write what ``out`` lacks of one (model, stress)."""
+    wanted = [
+        cell for cell in comparison.cells(*pair)
+        if not (out / "cells" / f"{cell_name(cell)}.json").is_file()
+    ]  # fmt: skip
+    look = out / "inspection" / f"{inspection_name(*pair, comparison.inspected)}.json"
+    to_inspect = comparison.inspected and not look.is_file()
+    progress("cells", _done(out, numbers), len(numbers))
+    if not wanted and not to_inspect:
+        return
+    model = load_model(pair[0], stress=pair[1])
+    rows = _calibrator(comparison, model, progress)
+    if to_inspect:
+        scheme = get_scheme(comparison.inspected)
+        inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
+        write_file(look, pretty_json(inspect_(inspected, scheme, rows(0), progress=progress)))
+    start = time.perf_counter()
+    for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
+        name, now = cell_name(cell), time.perf_counter()
+        cell |= {"number": numbers[name], "cell_seconds": now - start}
+        start = now
+        write_file(out / "cells" / f"{name}.json", pretty_json(cell))
+        progress("cells", _done(out, numbers), len(numbers))
+        if on_cell:
+            on_cell(cell)
 
 
 def _calibrator(
@@ -234,7 +283,10 @@ def _quantized(
     except ValueError as error:
         return {"refused": str(error)}, None, None
     spent = time.perf_counter() - start
-    _, pictures, seconds = draw_images(model, yardstick.labels, EVALUATION_SEED, progress, "draw")
+    pictures = seconds = None
+    if cell["seed"] == 0:
+        _, pictures, seconds = draw_images(model, yardstick.labels, EVALUATION_SEED, progress,
+                                           "draw")  # fmt: skip
     figures = {
         "integer": method.integer,
         "sqnr_db": report.sqnr_db,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .memory import release_mapped, return_freed_memory
 from .methods import LayerView, Method, Transform
 from .plan import LayerPlan
-from .statistics import InputStatistics
+from .statistics import SAMPLE, InputStatistics
 
 __all__ = ["apply_transform_", "fit", "fold_stage_", "stages"]
 
@@ -82,8 +82,8 @@ def fit(
                 linear = model.transformer.get_submodule(p.name)
                 sink = p.spec.sink if method.sink == "float" else ()
                 view = LayerView(p.name, p.spec.role, linear.weight.detach(),
-                                 stats[p.name].float(), p.spec.fold is not None, p.spec.shift,
-                                 sink)  # fmt: skip
+                                 stats[p.name].thinned(SAMPLE).float(), p.spec.fold is not None,
+                                 p.spec.shift, sink)  # fmt: skip
                 transform = method.fit(view, p.scheme)
                 if transform is not None:
                     apply_transform_(model, p.name, transform)

@@ -28,11 +28,14 @@ from .numerics import (
 from .originals import adopt
 from .plan import LayerPlan, make_plan
 from .rounding import compensated_codes
-from .statistics import InputStatistics, collect_histograms, collect_inputs
+from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_inputs
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
 
 __all__ = ["LayerReport", "QuantReport", "input_grids", "quantize_", "scaled_statistics"]
+
+# What GPTQ's sample of all inputs may take, and how many vectors of each are enough.
+SAMPLE_BYTES, MOST_VECTORS = 2**30, 8192
 
 Progress = Callable[[str, int, int], None]
 
@@ -109,11 +112,11 @@ def quantize_(
 
     model: an ``ARVGModel``, or a module of an original repository, which ``originals.adopt`` makes
     run our blocks; its own scripts then run quantized, and ``model.ptq4arvg`` is the ARVGModel.
-    scheme: "W8A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options`` change
-    the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, ``seed``).
-    ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack: replace the
-    linears by integer ones (False: by their simulation in floating point; None: by integer ones if
-    the method has an integer path). compat="research": reproduce the authors' code instead, in
+    scheme: "W8A8", "W6A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options``
+    change the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, from
+    ``seed``). ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack:
+    replace the linears by integer ones (False: by their simulation in floating point; None: by
+    integer ones if the method has an integer path). compat="research": reproduce the authors' code instead, in
     simulation only.
     """
     if compat not in (None, "research"):
@@ -146,8 +149,8 @@ def quantize_(
     method = method.prepare(model, active, calibration, batch_size, progress)
     steps = {p.name: position_groups(p.spec, "step") for p in active}
     visits = {p.name: model.visits(p.name) for p in active}
-    stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
-                           progress=progress)  # fmt: skip
+    stats = collect_inputs(model, calibration, steps, visits, _sample_size(model, active, method),
+                           batch_size, progress)  # fmt: skip
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,
@@ -229,6 +232,15 @@ def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
                         "rows": len(calibration.labels), "hash": report.calibration},
         "version": __version__,
     }  # fmt: skip
+
+
+def _sample_size(model: nn.Module, plan: list[LayerPlan], method: Method) -> int:
+    """Token vectors to keep of each input: more where weights are fitted to them, if they fit."""
+    if method.rounding != "gptq":
+        return SAMPLE
+    weights = [model.transformer.get_submodule(p.name).weight for p in plan]
+    vector = sum(w.shape[1] * (2 if w.element_size() == 2 else 4) for w in weights)
+    return max(SAMPLE, min(SAMPLE_BYTES // max(vector, 1), MOST_VECTORS))
 
 
 def scaled_statistics(stats: InputStatistics, transform: Transform | None) -> InputStatistics:

@@ -9,8 +9,11 @@ Cholesky factor of H^-1 (U^T U = H^-1), rounding column k with error e changes t
 which is the least-squares correction of the output. All rows of the weight go in parallel, and a
 block of columns at a time passes its correction on to the rest in one product.
 
-The codes fit the very inputs that a layer's SQNR is then measured on, so that SQNR flatters them:
-unseen inputs gain less, the less the more channels there are to each input vector.
+H comes from a sample, and with few vectors to each channel it holds correlations that are none. Its
+off-diagonal part is therefore shrunk by the factor that Schaefer and Strimmer ("A Shrinkage
+Approach to Large-Scale Covariance Matrix Estimation", 2005, target D) derive from the sample
+itself. Still the codes fit the very inputs that a layer's SQNR is then measured on, so that SQNR
+flatters them.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["compensated_codes"]
+__all__ = ["compensated_codes", "mean_products"]
 
 BLOCK = 128
+CHANNELS = 4096  # that make up for each other; H of more would take gigabytes
 DAMPING = 0.01  # of the mean diagonal of H
 
 
@@ -34,10 +38,18 @@ def compensated_codes(
     [-127, 127] where there is no zero point. Sums are in float64.
     """
     w = weight.detach().double().clone()
-    rows, columns = w.shape
     step = scale.double()
-    low, high = _limits(zero, bits, rows, w.device)
-    upper = _inverse_factor(x)
+    low, high = _limits(zero, bits, len(w), w.device)
+    codes = [
+        _compensate_(part, step, low, high, _inverse_factor(own))
+        for part, own in zip(w.split(CHANNELS, 1), x.split(CHANNELS, 1), strict=True)
+    ]
+    return torch.cat(codes, 1)
+
+
+def _compensate_(w: Tensor, step: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> Tensor:
+    """Codes int8 [N, k] of columns [N, k], which are changed; upper [k, k]."""
+    rows, columns = w.shape
     codes = torch.empty(columns, rows, dtype=torch.int8, device=w.device)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
@@ -63,15 +75,34 @@ def _limits(zero: Tensor | None, bits: int, rows: int, device: torch.device):
 
 
 def _inverse_factor(x: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped x^T x, float64 [K, K].
+    """Upper Cholesky factor of the inverse of the damped mean of x^T x, float64 [K, K].
 
     Where the inputs are all zero, H is the identity and every column is rounded on its own; so is
     a single channel that is always zero.
     """
-    x = x.double()
-    hessian = x.t() @ x
+    hessian = mean_products(x)
     diagonal = hessian.diagonal()
     mean = diagonal.mean()
     diagonal += DAMPING * mean if mean > 0 else 1.0
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     return torch.linalg.cholesky(inverse, upper=True)
+
+
+def mean_products(x: Tensor) -> Tensor:
+    """The mean of x_t x_t^T over the rows of x [M, K], its off-diagonal part shrunk; float64.
+
+    The share taken off is the variance of the off-diagonal means over their squares, summed (the
+    cited paper's lambda for a diagonal target), from 0 to 1.
+    """
+    x = x.double()
+    mean = x.t() @ x / len(x)
+    diagonal = mean.diagonal().clone()
+    squares = x.square()
+    # Sums over i != j, of mean(x_i^2 x_j^2) and of mean(x_i x_j)^2.
+    fourth = (squares.sum(1).square() - squares.square().sum(1)).mean()
+    second = mean.square().sum() - diagonal.square().sum()
+    if second > 0:
+        share = (fourth - second) / max(len(x) - 1, 1) / second
+        mean *= 1 - share.clamp(0, 1)
+        mean.diagonal().copy_(diagonal)
+    return mean

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .calibration import Calibration
 
-__all__ = ["InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
+__all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
+
+SAMPLE = 1024  # token vectors that are enough to compare transforms on
 
 Progress = Callable[[str, int, int], None]
 Affine = tuple[Tensor, Tensor]
@@ -42,6 +44,17 @@ class InputStatistics:
     def float(self) -> InputStatistics:
         """The same in float32."""
         return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float())
+
+    def thinned(self, size: int) -> InputStatistics:
+        """The same with at most ``size`` token vectors, drawn from the sample at random."""
+        if len(self.sample) <= size:
+            return self
+        order = torch.randperm(len(self.sample), generator=torch.Generator().manual_seed(0))
+        kept = order[:size].sort().values
+        return replace(
+            self, sample=self.sample[kept.to(self.sample.device)],
+            sample_position=self.sample_position[kept],
+        )  # fmt: skip
 
     def transformed(self, scale: Tensor, shift: Tensor) -> InputStatistics:
         """Statistics of ``u / scale - shift`` (scale > 0, both float32 [K]), in float32."""
@@ -138,7 +151,7 @@ def collect_inputs(
     calibration: Calibration,
     steps: dict[str, Tensor],
     visits: dict[str, int] | None = None,
-    sample: int = 1024,
+    sample: int = SAMPLE,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, InputStatistics]:

@@ -158,3 +158,28 @@ def test_the_command_goes_on_and_writes_its_tables(measured, capsys, monkeypatch
         "Rows were not chosen by distance: select is dgc, 4 of 4 rows kept."
     ]
     assert json.loads((out / "comparison.json").read_text())["settings"]["keep"] == 4
+
+
+def test_processes_measure_the_same_cells(tmp_path):
+    comparison = small(methods=("rtn",), stresses=(0.0, 30.0))
+    shown = []
+    cells = run_comparison(comparison, tmp_path, lambda *a: shown.append(a), jobs=2)
+    assert [c["stress"] for c in cells if c["method"] == "rtn"] == [0.0, 30.0]
+    assert shown[0][:2] == ("cells", 0) and shown[-1] == ("cells", len(cells), len(cells))
+    assert not list(tmp_path.glob("inspection/*"))  # only our own method is looked into
+
+
+def test_an_error_in_a_process_is_told(tmp_path, monkeypatch):
+    comparison = small(methods=("rtn",), stresses=(0.0, 30.0))
+    (tmp_path / "cells").write_text("a file where the folder of the cells should be")
+    with pytest.raises(OSError, match="cells"):
+        run_comparison(comparison, tmp_path, jobs=2)
+
+
+def test_images_are_drawn_with_the_first_calibration_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 1)
+    cells = run_comparison(small(methods=("rtn",), seeds=2), tmp_path)
+    assert ["fd" in cell for cell in cells] == [True, True, False]
+    rows = {row["method"]: row for row in summarize(cells)}
+    assert rows["rtn"]["seeds"] == 2
+    assert rows["rtn"]["fd_range"] == [cells[1]["fd"]] * 2

@@ -6,7 +6,7 @@ import torch
 from ptq4arvg import rounding
 from ptq4arvg.methods import get_method
 from ptq4arvg.numerics import quantize_weight
-from ptq4arvg.rounding import compensated_codes
+from ptq4arvg.rounding import compensated_codes, mean_products
 
 
 def correlated(k=48, rows=400, rank=6, seed=0):
@@ -22,7 +22,7 @@ def weight_of(n=24, k=48, seed=1):
 
 def textbook(weight, scale, zero, bits, x):
     """One row, one column at a time, the inverse of H reduced by elimination (OBQ in order)."""
-    h = x.double().t() @ x.double()
+    h = mean_products(x)
     h += 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
     codes = torch.zeros(weight.shape, dtype=torch.int8)
     for n, values in enumerate(weight.double().clone()):
@@ -97,6 +97,58 @@ def test_dead_channels_and_few_inputs():
     codes = compensated_codes(weight, scale, zero, 4, x)
     assert torch.equal(codes[:, 5], nearest[:, 5])
     assert not torch.equal(codes, nearest)
+
+
+def shrinkage(x):
+    """The share by its definition, product by product."""
+    products = x.double()[:, :, None] * x.double()[:, None]  # [M, K, K]
+    mean = products.mean(0)
+    variance = (products - mean).square().sum(0) / len(x) / (len(x) - 1)
+    off = ~torch.eye(x.shape[1], dtype=torch.bool)
+    return min(max((variance[off].sum() / mean[off].square().sum()).item(), 0.0), 1.0)
+
+
+@pytest.mark.parametrize("rows", [3, 40, 400])
+def test_products_are_shrunk_by_the_share_of_the_paper(rows):
+    x = correlated(rows=rows)
+    plain = x.double().t() @ x.double() / rows
+    expected = plain * (1 - shrinkage(x))
+    expected.diagonal().copy_(plain.diagonal())
+    torch.testing.assert_close(mean_products(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_products_of_unrelated_channels_vanish_and_related_ones_stay():
+    g = torch.Generator().manual_seed(0)
+    unrelated = torch.randn(30, 64, generator=g)
+    off = mean_products(unrelated) - mean_products(unrelated).diag().diag()
+    plain = unrelated.double().t() @ unrelated.double() / 30
+    assert off.norm() < 0.3 * (plain - plain.diag().diag()).norm()
+    assert shrinkage(correlated(rows=2000)) < 0.01
+
+
+def test_shrinking_is_what_few_unrelated_inputs_need():
+    """Without it, twice as many channels as vectors are fitted to chance."""
+    g = torch.Generator().manual_seed(0)
+    x, unseen = torch.randn(48, 96, generator=g), torch.randn(4000, 96, generator=g)
+    weight = weight_of(k=96)
+    nearest, scale, zero = quantize_weight(weight, 4)
+    codes = compensated_codes(weight, scale, zero, 4, x)
+
+    def error(codes):
+        return (unseen @ (codes * scale[:, None] - weight).t()).square().mean()
+
+    assert error(codes) < 1.1 * error(nearest)
+
+
+def test_more_channels_than_fit_make_up_among_themselves(monkeypatch):
+    x, weight = correlated(), weight_of()
+    _, scale, zero = quantize_weight(weight, 4)
+    parts = [
+        compensated_codes(weight[:, own], scale, zero, 4, x[:, own])
+        for own in (slice(0, 20), slice(20, 40), slice(40, 48))
+    ]
+    monkeypatch.setattr(rounding, "CHANNELS", 20)
+    assert torch.equal(compensated_codes(weight, scale, zero, 4, x), torch.cat(parts, 1))
 
 
 def test_another_rounding_is_refused():

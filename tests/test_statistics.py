@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ptq4arvg.calibration import Calibration
-from ptq4arvg.statistics import collect_histograms, collect_inputs
+from ptq4arvg.statistics import InputStatistics, collect_histograms, collect_inputs
 
 T, K, ROWS = 12, 6, 10
 STEP = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])
@@ -143,3 +143,18 @@ def test_hooks_are_removed_even_when_the_model_fails(case):
     with pytest.raises(RuntimeError, match="stop"):
         collect_inputs(toy, rows, {"linear": STEP})
     assert not toy.transformer["linear"]._forward_pre_hooks
+
+
+def test_a_thinned_sample_keeps_vectors_with_their_positions():
+    position = torch.arange(500) % 7
+    stats = InputStatistics(
+        torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(7, dtype=torch.int64),
+        torch.stack([torch.arange(500.0), position.float()], 1), position,
+    )  # fmt: skip
+    thin = stats.thinned(100)
+    assert len(thin.sample) == len(thin.sample_position) == 100
+    assert torch.equal(thin.sample[:, 1].long(), thin.sample_position)
+    assert (thin.sample[:, 0].diff() > 0).all()
+    assert set(thin.sample_position.tolist()) == set(range(7))
+    assert torch.equal(thin.sample, stats.thinned(100).sample)
+    assert stats.thinned(500) is stats

@@ -111,7 +111,7 @@ def calibrate(
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="Name of a model; see `ptq4arvg models`.")],
-    scheme: Annotated[str, typer.Option(help="W8A8, W6A6 or W4A8.")] = "W6A6",
+    scheme: Annotated[str, typer.Option(help="W8A8, W6A8, W6A6 or W4A8.")] = "W6A6",
     method: Annotated[str, typer.Option(help="See `ptq4arvg methods`.")] = "ptq4arvg",
     out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
     weights: Weights = None,
@@ -195,14 +195,15 @@ def compare(
     keep: Keep = 32,
     images: Annotated[int, typer.Option(help="Images drawn with each model.")] = 64,
     select: Select = "dgc",
+    jobs: Annotated[int, typer.Option(help="Processes; the models are shared among them.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Measure methods against each other: same rows, schemes and seeds; resumable."""
     from .compare import run
 
     run(
-        models, methods, schemes, out, quiet, stresses=tuple(stress or (0.0, 30.0)), seeds=seeds,
-        samples=samples, keep=keep, images=images, select=select,
+        models, methods, schemes, out, quiet, jobs, stresses=tuple(stress or (0.0, 30.0)),
+        seeds=seeds, samples=samples, keep=keep, images=images, select=select,
     )  # fmt: skip
 
 

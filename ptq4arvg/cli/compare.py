@@ -19,11 +19,13 @@ NOTE = (
 )
 
 
-def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, **rest: Any) -> None:
+def run(
+    models: list[str], methods: str, schemes: str, out: Path, quiet: bool, jobs: int, **rest: Any
+) -> None:
     """Write cells, report.html and summary.csv, .md and .tex to ``out``; print the tables.
 
-    models: names, or "all"; methods, schemes: comma-separated, or "all". rest: further fields of a
-    ``Comparison``.
+    models: names, or "all"; methods, schemes: comma-separated, or "all". jobs: processes. rest:
+    further fields of a ``Comparison``.
     """
     header(f"compare {', '.join(models)}", None, quiet)
     start = time.perf_counter()
@@ -41,7 +43,7 @@ def run(models: list[str], methods: str, schemes: str, out: Path, quiet: bool, *
             methods=all_methods() if methods == "all" else _split(methods),
             schemes=_split(schemes), **rest,
         )  # fmt: skip
-        summary = summarize(run_comparison(comparison, out, progress))
+        summary = summarize(run_comparison(comparison, out, progress, jobs=jobs))
     write_file(out / "summary.csv", csv_table(summary))
     found = [scheme for scheme in comparison.schemes if any(r["scheme"] == scheme for r in summary)]
     write_file(out / "summary.md", "\n".join(markdown_pivot(summary, s) for s in (FLOAT, *found)))

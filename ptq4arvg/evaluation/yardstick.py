@@ -34,6 +34,8 @@ def linear_bytes(model: ARVGModel) -> int:
         else:
             bits = module.w_bits if isinstance(module, QuantLinear) else 16
             total += module.weight.numel() * bits // 8
+            branch = [getattr(module, name, None) for name in ("up", "down")]
+            total += sum(2 * factor.numel() for factor in branch if factor is not None)
     return total
 
 
@@ -74,22 +76,29 @@ class Yardstick:
         logits = float_logits(model, *rows)
         return cls(labels, rows, logits, load_features(), load_reference(), seed)
 
-    def measure(self, model: ARVGModel, images: Tensor, progress: Progress) -> dict[str, Any]:
-        """The figures of ``model``, whose images [n, 3, H, W] of the labels these are.
+    def measure(
+        self, model: ARVGModel, images: Tensor | None, progress: Progress
+    ) -> dict[str, Any]:
+        """The figures of ``model``, whose images [n, 3, H, W] of the labels these are, if any.
 
         kl, top1_agreement: of the next token, None where tokens are continuous. relative_error: of
         the logits, or of the predicted noise. fd, fd_interval: in the bundled feature space.
         """
-        with torch.inference_mode():
-            features = self.network.features(images)
-            predicted = self.network.fc(features).argmax(1)
         close = agreement(self.logits, model, *self.rows, progress=progress)
-        return {
+        figures = {
             "kl": close.kl,
             "top1_agreement": close.top1,
             "relative_error": close.relative_error,
+            "weight_bytes": linear_bytes(model),
+        }
+        return figures | (self._of_images(images) if images is not None else {})
+
+    @torch.inference_mode()
+    def _of_images(self, images: Tensor) -> dict[str, Any]:
+        features = self.network.features(images)
+        predicted = self.network.fc(features).argmax(1)
+        return {
             "fd": FeatureStatistics().update(features).distance(*self.reference),
             "fd_interval": distance_interval(features, *self.reference, seed=self.seed),
             "class_accuracy": (predicted == self.labels).double().mean().item(),
-            "weight_bytes": linear_bytes(model),
         }

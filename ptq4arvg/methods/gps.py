@@ -98,7 +98,7 @@ def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
 @register
 @dataclass(frozen=True)
 class PTQ4ARVG(Method):
-    """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges.
+    """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges, GPTQ.
 
     smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
     each channel's midpoint where the model can absorb that. gps: the gain-projected factors; norm:
@@ -114,6 +114,7 @@ class PTQ4ARVG(Method):
     granularity: str = "auto"
     activation_range: str = "mse"
     weight_range: str = "mse"
+    rounding: str = "gptq"
     bias_correction: bool = True
     gps: bool = True
     smooth: float | None = None
