@@ -116,8 +116,8 @@ def quantize_(
     change the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, from
     ``seed``). ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack:
     replace the linears by integer ones (False: by their simulation in floating point; None: by
-    integer ones if the method has an integer path). compat="research": reproduce the authors' code instead, in
-    simulation only.
+    integer ones if the method has an integer path). compat="research": reproduce the authors' code
+    instead, in simulation only.
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
