@@ -137,8 +137,9 @@ class _InputObserver:
         """What all ranks found; the parts of the sample are given up."""
         mine = {}
         if self.lo is not None:  # a rank may have had no rows
-            mine = {"lo": self.lo, "hi": self.hi, "sample": torch.cat(self.sample),
-                    "position": torch.cat(self.position), "start": torch.cat(self.start)}  # fmt: skip
+            kept = {"sample": self.sample, "position": self.position, "start": self.start}
+            mine = {name: torch.cat(parts) for name, parts in kept.items()}
+            mine |= {"lo": self.lo, "hi": self.hi}
         self.sample = []
         parts = [part for part in current().gather(mine) if part]
         # A batch is one rank's: in a stable order of batches the sample is that of one process.

@@ -27,7 +27,7 @@ from ptq4arvg.serialize import pretty_json
 from tests.models.tiny import TINY
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.distributed_cases"])
+CONTEXT.set_forkserver_preload(["torch._dynamo", "tests.distributed_cases"])  # the slow imports
 PROTOCOL = find_protocol("smoke").with_(images=7, compared=3)
 LIMIT = 120  # seconds
 
@@ -74,13 +74,9 @@ def quantize_and_evaluate(out: Path, family: str) -> None:
         model = small(family)
         rows = ptq4arvg.calibrate(model, samples=8, keep=6, seed=1, batch_size=1)
         ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, batch_size=2)
-        found = {"rows": rows.hash, "hash": model_checkpoint(model, out / f"q{group.rank}")}
+        found = {"rows": rows.hash, "hash": ptq4arvg.save_quantized(model, out / f"q{group.rank}")}
         _evaluate(out, model, small(family))
         (out / f"found{group.rank}.json").write_text(json.dumps(found))
-
-
-def model_checkpoint(model: ptq4arvg.ARVGModel, folder: Path) -> str:
-    return ptq4arvg.save_quantized(model, folder)
 
 
 def _evaluate(out: Path, model, reference, progress=None) -> None:

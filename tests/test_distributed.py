@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ptq4arvg.cli import main
 from ptq4arvg.distributed import ALONE, Group, current, joined, local_device, spread
@@ -59,11 +60,13 @@ def test_a_killed_rank_is_named_and_what_is_on_disk_is_not_drawn_again(
 def test_one_process_goes_on_from_what_four_left(float_alone, tmp_path):
     assert cases.launch(4, cases.evaluate_float, tmp_path) == [0] * 4
     lost = tmp_path / "parts" / "model" / "images-000001-000005-2.safetensors"
-    before = lost.read_bytes()
+    before = load_file(lost)
     lost.unlink()
     assert cases.launch(1, cases.evaluate_float, tmp_path) == [0]
     assert json.loads((tmp_path / "drawn0.json").read_text()) == [[3, 1, 5]]
-    assert lost.read_bytes() == before
+    again = load_file(lost)
+    assert set(before) == {"images", "pool", "probabilities"} == set(again)
+    assert all(torch.equal(again[name], before[name]) for name in before)
     assert (tmp_path / "figures.json").read_bytes() == (float_alone / "figures.json").read_bytes()
 
 
