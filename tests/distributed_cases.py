@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import ptq4arvg
+from ptq4arvg.checkpoint import content_hash
 from ptq4arvg.cli import main
 from ptq4arvg.distributed import RankError, current, joined
 from ptq4arvg.evaluation import run
@@ -24,6 +25,8 @@ from ptq4arvg.evaluation.protocol import find_protocol
 from ptq4arvg.evaluation.spaces import bundled_reference, bundled_space
 from ptq4arvg.models.registry import build_model
 from ptq4arvg.serialize import pretty_json
+from ptq4arvg.statistics import collect_histograms, collect_inputs
+from ptq4arvg.token_scales import position_groups, step_ranges
 from tests.models.tiny import TINY
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -73,10 +76,27 @@ def quantize_and_evaluate(out: Path, family: str) -> None:
     with joined() as group:
         model = small(family)
         rows = ptq4arvg.calibrate(model, samples=8, keep=6, seed=1, batch_size=1)
+        statistics = statistics_hash(model, rows)
         ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, batch_size=2)
-        found = {"rows": rows.hash, "hash": ptq4arvg.save_quantized(model, out / f"q{group.rank}")}
+        found = {"rows": rows.hash, "statistics": statistics,
+                 "hash": ptq4arvg.save_quantized(model, out / f"q{group.rank}")}  # fmt: skip
         _evaluate(out, model, small(family))
         (out / f"found{group.rank}.json").write_text(json.dumps(found))
+
+
+def statistics_hash(model: ptq4arvg.ARVGModel, rows: ptq4arvg.Calibration) -> str:
+    """Of all that is collected: a quantized checkpoint would not show every last bit of it."""
+    steps = {spec.name: position_groups(spec, "step") for spec in model.linears()}
+    visits = {name: model.visits(name) for name in steps}
+    stats = collect_inputs(model, rows, steps, visits, sample=16, batch_size=2)
+    generator = torch.Generator().manual_seed(0)
+    ranges = {name: (*step_ranges(s), torch.rand(s.lo.shape[1], generator=generator))
+              for name, s in stats.items()}  # fmt: skip
+    found = collect_histograms(model, rows, ranges, 64, batch_size=2)
+    for name, s in stats.items():
+        found |= {f"{name} {key}": getattr(s, key) for key in ("lo", "hi", "sample")}
+        found[f"{name} position"] = s.sample_position
+    return content_hash({}, found)
 
 
 def _evaluate(out: Path, model, reference, progress=None) -> None:
