@@ -38,6 +38,7 @@ class Group:
     rank: int = 0
     world: int = 1
     _store: Any = None
+    _gloo: Any = None
     _meetings: int = 0
 
     def __str__(self) -> str:
@@ -55,28 +56,25 @@ class Group:
         """``x`` added up over the ranks, in place. The order is nobody's promise: the result is
         the same for every world only where every partial sum is exact."""
         if self.world > 1:
-            import torch.distributed as dist
-
             with self._meeting():
-                dist.all_reduce(x)
+                self._gloo.allreduce([x]).wait()
         return x
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The named CPU tensors of every rank in turn; names, shapes and dtypes may differ."""
         if self.world == 1:
             return [dict(tensors)]
-        import torch.distributed as dist
         from safetensors.torch import load, save
 
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         with self._meeting():
-            dist.all_gather(sizes, torch.tensor([len(data)]))
+            self._gloo.allgather([sizes], [torch.tensor([len(data)])]).wait()
         longest = int(max(sizes))
         parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
         mine = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
         with self._meeting():
-            dist.all_gather(parts, mine)
+            self._gloo.allgather([parts], [mine]).wait()
         return [load(p[: int(n)].numpy().tobytes()) for p, n in zip(parts, sizes, strict=True)]
 
     def gather_batches(self, mine: Mapping[int, Tensor]) -> list[Tensor]:
@@ -165,24 +163,23 @@ def joined() -> Iterator[Group]:
     if world == 1:
         yield ALONE
         return
-    import torch.distributed as dist
+    from torch.distributed import PrefixStore, ProcessGroupGloo
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", rank, world, timeout=JOINING))
-    dist.init_process_group(
-        "gloo", store=dist.PrefixStore("gloo", store), rank=rank, world_size=world, timeout=WORKING
-    )
-    group = Group(rank, world, dist.PrefixStore("ptq4arvg", store))
+    # Not torch's default group: that is the host program's to make, and modules imported while it
+    # exists keep it alive, which aborts the process at its end.
+    group = Group(rank, world, PrefixStore("ptq4arvg", store))
+    group._gloo = ProcessGroupGloo(PrefixStore("gloo", store), rank, world, timeout=WORKING)
     _current = group
     try:
         yield group
-        group.barrier()  # rank 0 keeps the store: it leaves last
+        group.barrier()  # nobody leaves while another needs it
     except BaseException as error:
         group._stop(error)
         raise
     finally:
-        _current = ALONE
-        dist.destroy_process_group()
+        _current, group._gloo = ALONE, None  # its threads end with it
 
 
 def local_device(device: str) -> str:

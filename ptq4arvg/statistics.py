@@ -127,7 +127,8 @@ class _InputObserver:
         while math.gcd(stride, tokens) > 1:
             stride -= 1
         first = -(-start * tokens // stride) * stride
-        index = torch.arange(first, (start + batch) * tokens, stride) - start * tokens
+        end = (start + batch) * tokens  # a small batch may have none
+        index = torch.arange(min(first, end), end, stride) - start * tokens
         flat = x.reshape(-1, channels)  # [B * t, K]
         self.sample.append(_narrow(flat[index.to(x.device)]))
         self.position.append(index % tokens)
