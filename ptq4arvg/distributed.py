@@ -167,6 +167,8 @@ def joined() -> Iterator[Group]:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", rank, world, timeout=JOINING))
+    # After a restart torchrun's store still says where the processes of the last attempt listened.
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     # Not torch's default group: that is the host program's to make, and modules imported while it
     # exists keep it alive, which aborts the process at its end.
     group = Group(rank, world, PrefixStore("ptq4arvg", store))
