@@ -1,13 +1,16 @@
 """Several processes find what one finds, to the last bit, whoever of them dies on the way."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptq4arvg.cli import main
-from ptq4arvg.distributed import ALONE, Group, current, joined, local_device, spread
+from ptq4arvg.distributed import ALONE, Group, RankError, current, joined, local_device, spread
 from tests import distributed_cases as cases
 
 
@@ -57,6 +60,19 @@ def test_a_killed_rank_is_named_and_what_is_on_disk_is_not_drawn_again(
         assert (tmp_path / name).read_bytes() == (float_alone / name).read_bytes(), name
 
 
+def test_torchrun_starts_a_killed_run_again(float_alone, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "1",
+         "--nproc-per-node", "2", "-m", "tests.distributed_cases", str(tmp_path)],
+        capture_output=True, text=True, timeout=cases.LIMIT, env=os.environ | {
+            "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "exitcode: -9" in done.stderr
+    for name in ("figures.json", "s.npz"):
+        assert (tmp_path / name).read_bytes() == (float_alone / name).read_bytes(), name
+
+
 def test_one_process_goes_on_from_what_four_left(float_alone, tmp_path):
     assert cases.launch(4, cases.evaluate_float, tmp_path) == [0] * 4
     lost = tmp_path / "parts" / "model" / "images-000001-000005-2.safetensors"
@@ -74,6 +90,41 @@ def test_a_rank_that_fails_tells_the_others_why(tmp_path):
     assert cases.launch(2, cases.fail_or_gather, tmp_path) == [0, 0]
     told = (tmp_path / "told0.txt").read_text()
     assert "rank 0 of 2: rank 1 stopped: ValueError: no such thing. Start the same" in told
+
+
+class Store:
+    """Says that every key of ``there`` was set; None: it is gone."""
+
+    def __init__(self, there):
+        self.there = there
+
+    def set(self, key, value):
+        pass
+
+    def check(self, keys):
+        if self.there is None:
+            raise RuntimeError("no connection")
+        return all(key in self.there for key in keys)
+
+
+class Broken:
+    def allreduce(self, tensors):
+        raise RuntimeError("connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"meeting 0 1", "meeting 0 2"}, "rank 0 of 3: the connection to the other ranks broke"),
+        ({"meeting 0 2"}, "rank 1 did not come: it was killed, or its machine is gone"),
+        (set(), "rank 1, 2 did not come"),
+        (None, "rank 0 is gone, at which the others meet"),
+    ],
+)
+def test_who_is_missing_is_said(there, message, monkeypatch):
+    monkeypatch.setattr("ptq4arvg.distributed.GRACE", 0.0)
+    with pytest.raises(RankError, match=message):
+        Group(0, 3, Store(there), Broken()).barrier()
 
 
 def test_collectives():
