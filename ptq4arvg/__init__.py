@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import evaluation, methods, models, ops
+    from . import distributed, evaluation, methods, models, ops
     from .calibration import Calibration, calibrate
     from .checkpoint import load_quantized, save_quantized
     from .models import ARVGModel, list_models, load_model
@@ -32,7 +32,7 @@ _HOME = {
     "quantize_": "pipeline",
     "save_quantized": "checkpoint",
 }
-_MODULES = ("evaluation", "methods", "models", "ops")
+_MODULES = ("distributed", "evaluation", "methods", "models", "ops")
 
 __all__ = [
     "ARVGModel",
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "adopt",
     "calibrate",
+    "distributed",
     "evaluation",
     "list_models",
     "load_model",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .dgc import farthest_rows, mahalanobis, research_ratio
+from .distributed import current, spread
 from .errors import closest
 
 __all__ = ["Calibration", "calibrate"]
@@ -80,7 +81,8 @@ def calibrate(
     Half of the rows are conditional, half unconditional: each image that the model draws (its own
     decoding loop with its default guidance) gives one row of each kind with the same tokens, as
     guidance does at inference. ``select``: "dgc" (default), "random", "first", or "research_code"
-    (the ratio rule of the authors' code). The result depends on the arguments only.
+    (the ratio rule of the authors' code). The result depends on the arguments only. Within
+    ``joined`` every rank draws its share, and all have the same result.
     """
     if select not in SELECTIONS:
         raise ValueError(
@@ -99,13 +101,14 @@ def calibrate(
         for _ in range(-(-images // model.num_classes))
     ]
     labels = torch.cat(rounds)[:images]
-    ids = []
-    for start in range(0, images, batch_size):
-        part = labels[start : start + batch_size]
-        ids.append(canonical(model.sample_rows(part, seed=seed, first_index=start)))
+    group, batches, drawn = current(), spread(images, batch_size), {}
+    for number, batch in enumerate(batches):
+        if not group.owns(number):
+            continue
+        drawn[number] = canonical(model.sample_rows(labels[batch], seed=seed, index=batch))
         if progress:
-            progress("sample", min(start + batch_size, images), images)
-    ids = torch.cat(ids)
+            progress("sample", sum(map(len, batches[: number + 1])), images)
+    ids = torch.cat(group.gather_batches(drawn))[torch.cat(batches).argsort()]
     ids = torch.cat([ids, ids])  # [conditional | unconditional]
     labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     chosen, distance = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
@@ -140,7 +143,7 @@ def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]
 
     Both averaged over the passes through the block, where a replay makes several.
     """
-    pooled, first, captured = [], [], []
+    group, pooled, first, captured = current(), {}, {}, []
     block = model.transformer.get_submodule(model.block_names()[-1])
 
     def keep(_module, _args, output: Tensor) -> None:  # output [B, T, D]
@@ -148,14 +151,16 @@ def _features(model, ids, labels, batch_size, progress) -> tuple[Tensor, Tensor]
 
     handle = block.register_forward_hook(keep)
     try:
-        for start in range(0, len(labels), batch_size):
+        for number, start in enumerate(range(0, len(labels), batch_size)):
+            if not group.owns(number):
+                continue
             stop = start + batch_size
             model.replay(ids[start:stop], labels[start:stop])
             for kept, passes in zip((pooled, first), zip(*captured, strict=True), strict=True):
-                kept.append(torch.stack(passes).mean(0))
+                kept[number] = torch.stack(passes).mean(0)
             captured.clear()
             if progress:
                 progress("select", min(stop, len(labels)), len(labels))
     finally:
         handle.remove()
-    return torch.cat(pooled), torch.cat(first)
+    return torch.cat(group.gather_batches(pooled)), torch.cat(group.gather_batches(first))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .serialize import pretty_json, write_file
@@ -126,10 +127,12 @@ def draw_grid(
     return canvas
 
 
-def save_png(image: Image.Image, path: str | Path) -> Path:
-    """Write a PNG under a temporary name and rename it."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+def save_png(image: Image.Image, path: str | Path, **texts: str) -> Path:
+    """Write a PNG, with ``texts`` in it, under a temporary name and rename it."""
+    buffer, info = io.BytesIO(), PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    image.save(buffer, format="PNG", optimize=True, pnginfo=info)
     return write_file(path, buffer.getvalue())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Sampler", "filter_logits", "guide", "image_generator"]
+__all__ = ["Sampler", "filter_logits", "guide", "image_generator", "image_streams"]
 
 TIES = 32  # logits equal to the least of the top-k that are expected; with more it is slower
 
@@ -51,8 +51,21 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def image_streams(images: int, seed: int, index: int | Tensor = 0) -> list[torch.Generator]:
+    """The random streams of ``images`` images under ``seed``; index: of the first of them, those
+    that follow being next to it, or int64 [images], of each. ValueError for another number."""
+    if isinstance(index, int):
+        index = torch.arange(index, index + images)
+    if index.shape != (images,):
+        raise ValueError(
+            f"index has shape {list(index.shape)}; wanted one number, or [{images}], one of each "
+            "image"
+        )
+    return [image_generator(seed, i) for i in index.tolist()]
+
+
 class Sampler:
-    """Draws tokens of image i from a stream that depends on (seed, first_index + i) only.
+    """Draws tokens of every image from a stream that depends on its seed and index only.
 
     The draw is the inverse of the cumulative distribution over the tokens sorted by id, so that a
     change of the logits within rounding changes a token only where the uniform number lies within
@@ -60,10 +73,10 @@ class Sampler:
     """
 
     def __init__(
-        self, images: int, seed: int, top_k: int, top_p: float, first_index: int = 0
+        self, images: int, seed: int, top_k: int, top_p: float, index: int | Tensor = 0
     ) -> None:
         self.top_k, self.top_p = top_k, top_p
-        self.streams = [image_generator(seed, first_index + i) for i in range(images)]
+        self.streams = image_streams(images, seed, index)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
         """Token ids [n, t] from logits [n, t, V]."""

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from .calibration import Calibration
+from .distributed import ALONE, Group, current
 
 __all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
 
 SAMPLE = 1024  # token vectors that are enough to compare transforms on
+
+WEIGHT_BITS = 24  # of the weights in histograms, as many as float32 has
 
 Progress = Callable[[str, int, int], None]
 Affine = tuple[Tensor, Tensor]
@@ -70,11 +73,13 @@ def watch_inputs(
     batch_size: int = 16,
     progress: Progress | None = None,
     phase: str = "collect",
+    group: Group = ALONE,
 ) -> None:
     """Replay the calibration rows and hand each named linear's input to its observer.
 
     An observer gets x [B, t, K] (t = 1 where the input has no token axis), the first t of the
-    linear's T positions, and the index of the batch's first row.
+    linear's T positions, and the index of the batch's first row; of all batches, or of those that
+    this rank of ``group`` owns.
     """
     start = 0
 
@@ -90,10 +95,12 @@ def watch_inputs(
         for name, observe in observers.items()
     ]
     try:
-        for ids, labels in calibration.batches(batch_size):
-            model.replay(ids, labels)
+        for number, (ids, labels) in enumerate(calibration.batches(batch_size)):
+            mine = group.owns(number)
+            if mine:
+                model.replay(ids, labels)
             start += len(labels)
-            if progress:
+            if progress and mine:
                 progress(phase, start, len(calibration.labels))
     finally:
         for handle in handles:
@@ -113,6 +120,7 @@ class _InputObserver:
         self.lo = self.hi = None
         self.sample: list[Tensor] = []
         self.position: list[Tensor] = []
+        self.start: list[Tensor] = []
 
     def __call__(self, x: Tensor, start: int) -> None:
         batch, tokens, channels = x.shape
@@ -132,18 +140,32 @@ class _InputObserver:
         while math.gcd(stride, tokens) > 1:
             stride -= 1
         first = -(-start * tokens // stride) * stride
-        index = torch.arange(first, (start + batch) * tokens, stride) - start * tokens
+        end = (start + batch) * tokens  # a small batch may have none
+        index = torch.arange(min(first, end), end, stride) - start * tokens
         flat = x.reshape(-1, channels)  # [B * t, K]
         self.sample.append(_narrow(flat[index.to(x.device)]))
         self.position.append(index % tokens)
+        self.start.append(torch.full_like(index, start))
 
     def result(self) -> InputStatistics:
-        """What was found; the parts of the sample are given up."""
-        sample, position = torch.cat(self.sample), torch.cat(self.position)
+        """What all ranks found; the parts of the sample are given up."""
+        mine = {}
+        if self.lo is not None:  # a rank may have had no rows
+            kept = {"sample": self.sample, "position": self.position, "start": self.start}
+            mine = {name: torch.cat(parts) for name, parts in kept.items()}
+            mine |= {"lo": self.lo, "hi": self.hi}
         self.sample = []
-        seen = self.lo <= self.hi  # a step that no row reached has no range
-        lo, hi = self.lo.where(seen, 0.0), self.hi.where(seen, 0.0)
-        return InputStatistics(lo, hi, self.step, sample, position)
+        parts = [part for part in current().gather(mine) if part]
+        # A batch is one rank's: in a stable order of batches the sample is that of one process.
+        order = torch.cat([part["start"] for part in parts]).argsort(stable=True)
+        position = torch.cat([part["position"] for part in parts])[order]
+        sample = torch.cat([part["sample"] for part in parts])[order]
+        # Of 0 and -0 either may come first: plus 0 makes them one.
+        lo = torch.stack([part["lo"] for part in parts]).amin(0) + 0.0
+        hi = torch.stack([part["hi"] for part in parts]).amax(0) + 0.0
+        seen = lo <= hi  # a step that no row reached has no range
+        return InputStatistics(lo.where(seen, 0.0), hi.where(seen, 0.0), self.step, sample,
+                               position)  # fmt: skip
 
 
 def collect_inputs(
@@ -165,20 +187,27 @@ def collect_inputs(
         name: _InputObserver(step, rows * often.get(name, 1), sample)
         for name, step in steps.items()
     }
-    watch_inputs(model, calibration, observers, batch_size, progress, "collect")
+    watch_inputs(model, calibration, observers, batch_size, progress, "collect", current())
     return {name: observer.result() for name, observer in observers.items()}
 
 
 class _HistogramObserver:
     """Weighted histogram per position of one linear's input ``u / scale - shift`` (None: u), of
-    even and of odd rows apart."""
+    even and of odd rows apart.
+
+    Weights are whole numbers of ``unit``, 2^-24 of the largest: their sums are exact in float64,
+    and so the same in whatever order rows are taken, by one process or by several.
+    """
 
     def __init__(
         self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int, transform: Affine | None = None
     ) -> None:
-        self.lo, self.weight, self.bins, self.transform = lo, weight.float(), bins, transform
+        self.lo, self.bins, self.transform = lo, bins, transform
+        self.unit = 2.0 ** (int(torch.frexp(weight.max()).exponent) - WEIGHT_BITS)
+        self.weight = (weight.double() / self.unit).round()
+        self.weight.clamp_(min=1).mul_(weight > 0)  # a bin that holds any value is not empty
         self.per_unit = bins / (hi - lo).clamp_min(torch.finfo(torch.float32).tiny)
-        self.counts = torch.zeros(2, len(lo) * bins)
+        self.counts = torch.zeros(2, len(lo) * bins, dtype=torch.float64)
 
     def __call__(self, x: Tensor, start: int) -> None:
         for half in (0, 1):
@@ -194,7 +223,10 @@ class _HistogramObserver:
             )
 
     def result(self) -> Tensor:
-        return self.counts.view(2, len(self.lo), self.bins)  # [2, T, bins]
+        """The histogram float32 [2, T, bins] of all ranks' rows; the sums are given up."""
+        counts = current().sum_(self.counts) * self.unit
+        del self.counts
+        return counts.float().view(2, len(self.lo), self.bins)
 
 
 def collect_histograms(
@@ -214,5 +246,5 @@ def collect_histograms(
     """
     given = transforms or {}
     observers = {name: _HistogramObserver(*r, bins, given.get(name)) for name, r in ranges.items()}
-    watch_inputs(model, calibration, observers, batch_size, progress, "token scales")
+    watch_inputs(model, calibration, observers, batch_size, progress, "token scales", current())
     return {name: observer.result() for name, observer in observers.items()}

@@ -67,6 +67,7 @@ def test_grid_wants_one_shape_and_a_name_per_column():
 def test_png_is_written_and_the_same_twice(tmp_path):
     grid = draw_grid([Block("plain", [("float", "", images())])])
     path = save_png(grid, tmp_path / "grid.png")
+    assert Image.open(save_png(grid, tmp_path / "t.png", by="me")).info["by"] == "me"
     again = save_png(grid, tmp_path / "again.png")
     assert path.read_bytes() == again.read_bytes()
     assert Image.open(path).size == grid.size

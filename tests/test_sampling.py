@@ -44,8 +44,12 @@ def test_only_what_the_filters_leave_is_drawn():
 def test_rows_do_not_depend_on_their_company():
     logits = torch.randn(5, 9, 40, generator=torch.Generator().manual_seed(0))
     whole = Sampler(5, 3, 20, 0.9)(logits, 0)
-    part = Sampler(2, 3, 20, 0.9, first_index=3)(logits[3:], 0)
+    part = Sampler(2, 3, 20, 0.9, index=3)(logits[3:], 0)
     assert torch.equal(part, whole[3:])
+    picked = torch.tensor([4, 0])
+    assert torch.equal(Sampler(2, 3, 20, 0.9, index=picked)(logits[picked], 0), whole[picked])
+    with pytest.raises(ValueError, match=r"index has shape \[3\]; wanted one number, or \[2\]"):
+        Sampler(2, 3, 20, 0.9, index=torch.arange(3))
 
 
 def test_the_global_stream_is_left_alone():

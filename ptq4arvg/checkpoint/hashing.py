@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..serialize import canonical_json
 
-__all__ = ["content_hash", "text_hash"]
+__all__ = ["content_hash", "model_hash", "text_hash"]
 
 # Parts of config.json that the hash does not cover: itself, and the hashes of the readable files.
 UNHASHED = ("hash", "files")
@@ -32,3 +32,9 @@ def content_hash(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 def text_hash(text: str) -> str:
     """SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_hash(model: Any) -> str:
+    """SHA-256 of all that an ``ARVGModel`` computes with: its weights and its configurations."""
+    config = {"model": model.config, "tokenizer": model.tokenizer.config}
+    return content_hash(config, model.state_dict())

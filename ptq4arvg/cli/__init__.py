@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 __all__ = ["main"]
 
+SHARED = ("calibrate", "evaluate", "generate", "quantize")  # commands that run under torchrun
+
 
 def _fail(text: str, code: int = 2) -> int:
-    print(f"ptq4arvg: {text}", file=sys.stderr)
+    rank = os.environ.get("RANK")
+    who = "ptq4arvg" if rank is None else f"ptq4arvg: rank {rank}"
+    print(f"{who}: {text}", file=sys.stderr)
     return code
 
 
@@ -30,6 +35,30 @@ def _unknown_command(arguments: Sequence[str], known: Sequence[str]) -> str | No
     )
 
 
+@contextlib.contextmanager
+def _processes(command: str | None) -> Iterator[None]:
+    """Share the command's work among the processes of torchrun, of which rank 0 alone prints.
+
+    ValueError for a command that does not share its work.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    from ..distributed import joined
+
+    with joined() as group, contextlib.ExitStack() as stack:
+        if group.world > 1 and command not in SHARED:
+            raise ValueError(
+                f"{command} does not share its work among processes; type the same without "
+                f"torchrun, which is for {', '.join(SHARED)}"
+            )
+        if group.rank:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status.
 
@@ -45,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         return _fail(unknown)
     try:
-        status = app(args=arguments, prog_name="ptq4arvg", standalone_mode=False)
+        with _processes(next((a for a in arguments if not a.startswith("-")), None)):
+            status = app(args=arguments, prog_name="ptq4arvg", standalone_mode=False)
         if status == 130:  # what newer typer makes of an interrupt
             return _interrupted()
         return status if isinstance(status, int) else 0

@@ -167,16 +167,20 @@ def generate(
     num_iter: Annotated[
         int | None, typer.Option(help="Iterations of MAR; default: the model's.")
     ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
     quiet: Quiet = False,
 ) -> None:
-    """Generate one image per class number. Image i depends on the seed and i only."""
+    """Generate one image per class number. Image i depends on the seed and i only.
+
+    Images of the same model, seed and options that are there already are not drawn again.
+    """
     from .generate import run
 
     options = {
         "cfg": cfg, "top_k": top_k, "top_p": top_p, "temperature": temperature,
         "num_iter": num_iter,
     }  # fmt: skip
-    run(folder, classes, out, seed, options, quiet)
+    run(folder, classes, out, seed, options, batch_size, quiet)
 
 
 @app.command()
@@ -243,6 +247,9 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="File (.npz) to write the images to, as ADM reads them.")
     ] = None,
+    parts: Annotated[
+        Path | None, typer.Option(help="Folder for finished batches; default: beside --out.")
+    ] = None,
     inception: Annotated[
         Path | None, typer.Option(help="Weights of Inception-v3 of 2015-12-05 (.pth or .pb).")
     ] = None,
@@ -265,8 +272,9 @@ def evaluate(
     run(
         Request(
             target=target, protocol=protocol, out=out, images=images, samples=samples,
-            inception=inception, reference=reference, weights=weights, tokenizer=tokenizer,
-            device=device, resamples=resamples, batch_size=batch_size, seed=seed, quiet=quiet,
+            parts=parts, inception=inception, reference=reference, weights=weights,
+            tokenizer=tokenizer, device=device, resamples=resamples, batch_size=batch_size,
+            seed=seed, quiet=quiet,
         )
     )  # fmt: skip
 

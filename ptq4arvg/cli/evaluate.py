@@ -21,6 +21,7 @@ class Request:
     out: Path
     images: int | None
     samples: Path | None
+    parts: Path | None
     inception: Path | None
     reference: Path | None
     weights: Path | None
@@ -34,6 +35,7 @@ class Request:
 
 def _space(request: Request, protocol: Any, progress: Any) -> tuple[Any, Any]:
     """(feature space, reference). ValueError if a file is missing or one too many."""
+    from ..distributed import local_device
     from ..evaluation.spaces import (
         bundled_reference,
         bundled_space,
@@ -56,7 +58,7 @@ def _space(request: Request, protocol: Any, progress: Any) -> tuple[Any, Any]:
             f"evaluate: {protocol.name} needs {' and '.join(missing)}: the weights of Inception-v3 "
             "of 2015-12-05 (.pth or .pb), and reference statistics as ADM's .npz"
         )
-    space = inception_space(request.inception, request.device)
+    space = inception_space(request.inception, local_device(request.device))
     wanted = {"precision", "recall"} & set(protocol.metrics)
     return space, read_reference(request.reference, space, progress, images=bool(wanted))
 
@@ -64,18 +66,18 @@ def _space(request: Request, protocol: Any, progress: Any) -> tuple[Any, Any]:
 def _models(request: Request) -> tuple[Any, Any, str]:
     """(model, its float model or None, hash of the checkpoint or "")."""
     from ..checkpoint import load_quantized, read_config
+    from ..distributed import local_device
     from ..models import load_model
     from ..models.registry import BUNDLED
 
+    device = local_device(request.device)
     files = {"weights": request.weights, "tokenizer": request.tokenizer}
     if not Path(request.target).exists():
-        return load_model(request.target, device=request.device, **files), None, ""
-    model = load_quantized(request.target, device=request.device)
+        return load_model(request.target, device=device, **files), None, ""
+    model = load_quantized(request.target, device=device)
     reference = None
     if model.name in BUNDLED or request.weights is not None:
-        reference = load_model(
-            model.name, stress=model.stress, device=request.device, **files
-        )  # fmt: skip
+        reference = load_model(model.name, stress=model.stress, device=device, **files)
     return model, reference, read_config(request.target)["hash"]
 
 
@@ -95,6 +97,8 @@ def run(request: Request) -> None:
     header(f"evaluate {request.target} under {request.protocol}", request.seed, request.quiet)
     with make_progress(request.quiet) as progress:
         progress.say("loading torch and the operators")
+        from ..distributed import current
+        from ..evaluation.drawing import remove_parts
         from ..evaluation.protocol import find_protocol, write_result
         from ..evaluation.run import evaluate, evaluate_samples
 
@@ -102,6 +106,10 @@ def run(request: Request) -> None:
         from_file = request.target.endswith(".npz")
         if from_file and request.samples is not None:
             raise ValueError("evaluate: --samples writes images; there is no model to draw them")
+        if from_file and current().world > 1:
+            raise ValueError("evaluate: there is nothing to share in a file of samples; type the "
+                             "same without torchrun")  # fmt: skip
+        parts = request.parts or request.out.with_suffix(".parts")
         model, reference_model, checkpoint = (None, None, "") if from_file else _models(request)
         space, reference = _space(request, protocol, progress)
         common = {"seed": request.seed, "resamples": request.resamples,
@@ -110,9 +118,11 @@ def run(request: Request) -> None:
             result = evaluate_samples(request.target, protocol, space, reference, **common)
         else:
             result = evaluate(model, protocol, space, reference, reference_model,
-                              samples=request.samples, **common)  # fmt: skip
-    result = replace(result, checkpoint=checkpoint)
-    write_result(request.out, result)
+                              samples=request.samples, parts=parts, **common)  # fmt: skip
+    if result is None:  # another process has it
+        return
+    write_result(request.out, replace(result, checkpoint=checkpoint))
+    remove_parts(parts)  # only now can nothing be lost of them
     print(f"{protocol.name} ({result.protocol_hash[:12]}): {protocol.images} images against "
           f"{result.reference}")  # fmt: skip
     for line in _lines(result):

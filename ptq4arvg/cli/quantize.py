@@ -40,10 +40,13 @@ def run_calibrate(
     header(f"calibrate {source[0]}", seed, quiet)
     from ..calibration import calibrate
     from ..calibration_file import save_calibration
+    from ..distributed import current
 
     model = load(source)
     with make_progress(quiet) as progress:
         rows = calibrate(model, samples, keep, seed, select, progress=progress)
+    if current().rank:  # all processes have the same rows
+        return
     save_calibration(rows, out)
     conditional = int((rows.labels != model.null_label).sum())
     closing(
@@ -127,6 +130,7 @@ def run_quantize(request: Request) -> None:
     header(f"quantize {r.source[0]} to {r.scheme} by {r.method}", r.seed, r.quiet)
     from ..calibration import calibrate
     from ..checkpoint.save import check_target
+    from ..distributed import current
     from ..methods import get_method
     from ..pipeline import quantize_
     from ..plan import make_plan
@@ -156,6 +160,8 @@ def run_quantize(request: Request) -> None:
         report = quantize_(
             model, r.scheme, method, rows, ignore=r.ignore, overrides=overrides, progress=progress
         )
+    if current().rank:  # all processes have the same model
+        return None
     from ..checkpoint import save_quantized
 
     digest = save_quantized(model, r.out, overwrite=r.overwrite)

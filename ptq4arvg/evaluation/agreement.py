@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..calibration import canonical
+from ..distributed import current
 
 __all__ = ["Agreement", "agreement", "evaluation_rows", "float_logits", "relative_error"]
+
+SUMS = ("tokens", "divergence", "agreeing", "error", "signal")  # fields of ``Agreement``
 
 Progress = Callable[[str, int, int], None]
 
@@ -138,9 +141,17 @@ def agreement(
             f"agreement: reference logits come in batches of {[len(r) for r in reference]} rows; "
             f"wanted {[len(i) for i, _ in batches]} as ids and batch_size give"
         )
+    group, sums = current(), {}
     for number, (i, y) in enumerate(batches):
+        if not group.owns(number):
+            continue
         fp = reference[number] if isinstance(reference, list) else reference.replay(i, y)
-        result.update(fp, model.replay(i, y))
+        part = Agreement(result.continuous).update(fp, model.replay(i, y))
+        sums[number] = torch.tensor([getattr(part, name) for name in SUMS], dtype=torch.float64)
         if progress:
             progress("agreement", number + 1, len(batches))
+    # In the order of the batches, so that the sums are the same whoever made them.
+    for part in group.gather_batches(sums):
+        for name, value in zip(SUMS, part.tolist(), strict=True):
+            setattr(result, name, type(getattr(result, name))(getattr(result, name) + value))
     return result

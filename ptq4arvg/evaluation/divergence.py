@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed import current
 from ..models import ARVGModel
 from ..sampling import Sampler
 
@@ -78,17 +79,19 @@ def first_divergence(
     defaults = model.config.sampling
     top_k = defaults.top_k if top_k is None else top_k
     top_p = defaults.top_p if top_p is None else top_p
-    first: list[int] = []
-    for begin in range(0, len(labels), batch_size):
+    group, found = current(), {}
+    for number, begin in enumerate(range(0, len(labels), batch_size)):
+        if not group.owns(number):
+            continue
         part = labels[begin : begin + batch_size]
         both = []
         for each in (reference, model):
             choose = _greedy if greedy else Sampler(len(part), seed, top_k, top_p, begin)
             both.append(_generated(each, part, choose, cfg))
-        differ = both[0] != both[1]  # [n, T]
-        tokens = differ.shape[1]
-        index = torch.where(differ.any(1), differ.int().argmax(1), tokens)
-        first += index.tolist()
+        found[number] = both[0] != both[1]  # [n, T]
         if progress:
-            progress("first divergence", len(first), len(labels))
-    return FirstDivergence(tuple(first), tokens)
+            progress("first divergence", begin + len(part), len(labels))
+    differ = torch.cat(group.gather_batches(found))
+    tokens = differ.shape[1]
+    first = torch.where(differ.any(1), differ.int().argmax(1), tokens)
+    return FirstDivergence(tuple(first.tolist()), tokens)

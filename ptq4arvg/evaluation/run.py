@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +14,17 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..distributed import current
 from ..models import ARVGModel
 from ..models.registry import BUNDLED
 from .agreement import agreement, evaluation_rows
 from .bootstrap import Progress, bootstrap_interval, share_interval
 from .divergence import first_divergence
+from .drawing import FLOAT, MODEL, Drawing
 from .features import FeatureNetwork
-from .figures import Features, Figure, ImageReference
+from .figures import Figure, ImageReference
 from .protocol import BUNDLED_METRICS, MODEL_METRICS, Protocol, Result
-from .samples import SampleFile, SampleWriter, resize_bicubic, to_bytes
+from .samples import SampleFile
 from .spaces import FeatureSpace, bundled_reference
 
 __all__ = ["SEED", "evaluate", "evaluate_samples", "protocol_labels"]
@@ -46,81 +49,31 @@ def protocol_labels(protocol: Protocol, classes: int) -> Tensor:
     return torch.arange(protocol.images) % classes
 
 
-def _check(model: ARVGModel, protocol: Protocol) -> dict[str, float]:
-    """The sampling options that the protocol fixes. ValueError if the model is none for it."""
-    if protocol.families and model.family not in protocol.families:
-        raise ValueError(
-            f"{protocol.name} is for {', '.join(protocol.families)} models; {model.name} is of the "
-            f"family {model.family}. Type --protocol {model.family}-paper, or smoke"
-        )
-    options = protocol.sampling()
-    for name in options:
-        if name != "cfg" and name not in model.sampling_options:
-            raise ValueError(
-                f"{protocol.name} sets {name}, which {model.name} does not have; it has cfg, "
-                f"{', '.join(model.sampling_options)}"
-            )
-    side = model.tokenizer.config.image_size
-    if protocol.size and side != protocol.size and protocol.resize != "bicubic":
-        raise ValueError(
-            f"{protocol.name} measures images of {protocol.size} pixels and does not resize; "
-            f"{model.name} makes {side}"
-        )
-    return options
-
-
-class _Images:
-    """Draws the images of a protocol, batch by batch, as uint8 [n, H, W, 3]."""
-
-    def __init__(
-        self, model: ARVGModel, protocol: Protocol, labels: Tensor, batch_size: int,
-        progress: Progress | None,
-    ) -> None:  # fmt: skip
-        self.model, self.protocol, self.labels = model, protocol, labels
-        self.batch_size, self.progress = batch_size, progress
-        self.options = _check(model, protocol)
-
-    @torch.inference_mode()
-    def draw(self, seed: int, phase: str = "generate") -> Iterator[Tensor]:
-        """The images of ``seed``, in the order of the labels."""
-        size = self.protocol.size
-        for begin in range(0, len(self.labels), self.batch_size):
-            part = self.labels[begin : begin + self.batch_size]
-            ids = self.model.sample_ids(part, seed=seed, first_index=begin, **self.options)
-            images = self.model.decode_ids(ids).float()
-            if size:
-                images = resize_bicubic(images, size)
-            yield to_bytes(images)
-            if self.progress:
-                self.progress(phase, begin + len(part), len(self.labels))
-
-
 def _image_figures(
-    images: _Images, protocol: Protocol, seed: int, space: FeatureSpace, reference: ImageReference,
-    float_model: ARVGModel | None, samples: Path | None, resamples: int,
+    drawing: Drawing, protocol: Protocol, reference: ImageReference, float_model: ARVGModel | None,
+    samples: Path | None, resamples: int, folder: Path, progress: Progress | None,
 ) -> dict[str, Figure]:  # fmt: skip
-    """Generate, look, write, measure."""
-    features, predicted = Features(), []
-    with contextlib.ExitStack() as stack:
-        writer = None
-        for batch in images.draw(seed):
-            if samples is not None:
-                if writer is None:
-                    size = (len(images.labels), *batch.shape[1:3])
-                    writer = stack.enter_context(SampleWriter(samples, *size))
-                writer.write(batch)
-            predicted.append(space.look(batch, features))
+    """Generate and look, all ranks; write and measure, rank 0, whose figures alone are any."""
+    seed, space, labels = drawing.seed, drawing.space, drawing.labels
+    parts = drawing.draw(folder / MODEL, progress, "generate")
     bundled = isinstance(space.network, FeatureNetwork)
+    other = None
     if bundled and reference.features is None and float_model is not None:
-        other = _Images(float_model, protocol, images.labels, images.batch_size, images.progress)
-        seen = space.gather(other.draw(seed + 1, "generate float"), len(images.labels))
-        reference = bundled_reference(torch.cat(seen.pool))
-    found = space.measure(features, reference, protocol.metrics, seed, resamples, images.progress)
+        other = Drawing(float_model, protocol, labels, seed + 1, space, drawing.batch_size)
+        others = other.draw(folder / FLOAT, progress, "generate float")
+    if current().rank:
+        return {}
+    if samples is not None:
+        drawing.write(parts, samples)
+    features = drawing.features(parts)
+    if other is not None:
+        reference = bundled_reference(torch.cat(other.features(others).pool))
+    found = space.measure(features, reference, protocol.metrics, seed, resamples, progress)
     for name in ("bundled_precision", "bundled_recall"):
         if name in found and found[name].value is not None:
             found[name] = replace(found[name], note="against other images of the float model")
     if bundled and "bundled_accuracy" in protocol.metrics:
-        right = torch.cat(predicted) == images.labels
+        right = torch.cat(features.probabilities).argmax(1) == labels
         interval = share_interval(right, seed, resamples) if resamples else None
         found["bundled_accuracy"] = Figure(right.double().mean().item(), interval)
     return found
@@ -181,7 +134,22 @@ def _environment(seconds: float, batch_size: int, device: Any) -> dict[str, Any]
     from .. import __version__
 
     return {"ptq4arvg": __version__, "torch": torch.__version__, "device": str(device),
-            "isa": ops.isa(), "batch_size": batch_size, "seconds": round(seconds, 1)}  # fmt: skip
+            "isa": ops.isa(), "batch_size": batch_size, "processes": current().world,
+            "seconds": round(seconds, 1)}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _folder(parts: str | Path | None, samples: Path | None) -> Iterator[Path]:
+    """``parts``, or a temporary folder: beside the samples, which are as large as it."""
+    if parts is not None:
+        yield Path(parts)
+        return
+    beside = None
+    if samples is not None:
+        beside = samples.parent
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".parts-", dir=beside) as folder:
+        yield Path(folder)
 
 
 def _check_space(protocol: Protocol, space: FeatureSpace) -> None:
@@ -203,24 +171,33 @@ def evaluate(
     resamples: int = 200,
     batch_size: int = 16,
     progress: Progress | None = None,
-) -> Result:
-    """Everything that ``protocol`` measures of ``model``.
+    parts: str | Path | None = None,
+) -> Result | None:
+    """Everything that ``protocol`` measures of ``model``; within ``joined``, for rank 0 alone.
 
     seed: of the images and of the rows compared; it should not be the calibration's.
     float_model: what a quantized model is compared with; None leaves those figures open. In the
     bundled space it also draws, from ``seed + 1``, the images that precision and recall are taken
     against. samples: file that the images are written to. resamples: of the bootstrap intervals, 0
-    for none. Images in the bundled space say nothing about a model of other pictures, whose figures
-    are left open. ValueError if the protocol is not for this model or this space.
+    for none. parts: folder for finished batches, which a run that ended early goes on from and
+    ``remove_parts`` deletes; several processes need one that all of them see. Images in the bundled
+    space say nothing about a model of other pictures, whose figures are left open. ValueError if
+    the protocol is not for this model or this space, or if ``parts`` holds batches of other
+    settings.
     """
     _check_space(protocol, space)
     labels = protocol_labels(protocol, model.num_classes)
-    images = _Images(model, protocol, labels, batch_size, progress)
+    drawing = Drawing(model, protocol, labels, seed, space, batch_size, samples is not None)
     foreign = space.name == "bundled" and model.name not in BUNDLED
     if foreign and samples is not None:
         raise ValueError(
             f"{protocol.name} draws no images of {model.name}, so there are none for {samples}; "
             f"use --protocol {model.family}-paper"
+        )
+    if parts is None and current().world > 1:
+        raise ValueError(
+            f"evaluate: {current()} has no parts; wanted a folder that all processes see, where "
+            "each leaves the images that it drew"
         )
     start = time.perf_counter()
     found = _model_figures(
@@ -231,10 +208,13 @@ def evaluate(
         found |= {n: Figure(None, note=note) for n in protocol.metrics if n in BUNDLED_METRICS}
     else:
         other = model if model.report is None else float_model
-        found |= _image_figures(
-            images, protocol, seed, space, reference, other,
-            None if samples is None else Path(samples), resamples,
-        )  # fmt: skip
+        target = None if samples is None else Path(samples)
+        with _folder(parts, target) as folder:
+            found |= _image_figures(
+                drawing, protocol, reference, other, target, resamples, folder, progress
+            )
+    if current().rank:
+        return None
     report = model.report
     device = model.cursor.position.device
     return Result(
@@ -244,7 +224,7 @@ def evaluate(
         float(model.stress), seed, protocol, protocol.hash,
         reference.name, reference.hash, space.hash,
         {name: found[name] for name in protocol.metrics if name in found},
-        _sampling(model, images.options),
+        _sampling(model, drawing.options),
         environment=_environment(time.perf_counter() - start, batch_size, device),
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def draw_images(
     ids, images = [], []
     for first in range(0, len(labels), BATCH):
         part = labels[first : first + BATCH]
-        ids.append(model.sample_ids(part, seed=seed, first_index=first))
+        ids.append(model.sample_ids(part, seed=seed, index=first))
         images.append(model.decode_ids(ids[-1]))
         progress(phase, first + len(part), len(labels))
     seconds = (time.perf_counter() - start) / len(labels)

@@ -61,7 +61,7 @@ class ARVGModel(nn.Module):
 
     tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
     the function-preserving stress applied to the weights (0: none). sampling_options: what
-    ``sample_ids`` takes apart from labels, seed, cfg and first_index.
+    ``sample_ids`` takes apart from labels, seed, cfg and index.
     """
 
     family = ""
@@ -168,12 +168,15 @@ class ARVGModel(nn.Module):
         raise NotImplementedError
 
     def sample_ids(self, labels: Tensor, seed: int = 0, **options: Any) -> Tensor:
-        """Token ids [n, T] of one image per label; image i depends on (seed, first_index + i)."""
+        """Token ids [n, T] of one image per label, each of which depends on ``seed`` and its index.
+
+        index: of the first image, or int64 [n], of each.
+        """
         raise NotImplementedError
 
-    def sample_rows(self, labels: Tensor, seed: int = 0, first_index: int = 0) -> Tensor:
+    def sample_rows(self, labels: Tensor, seed: int = 0, index: int | Tensor = 0) -> Tensor:
         """Samples with all that ``replay`` reads of them; by default they are the token ids."""
-        return self.sample_ids(labels, seed=seed, first_index=first_index)
+        return self.sample_ids(labels, seed=seed, index=index)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Images [n, 3, H, W] in [0, 1] of token ids [n, T]."""
@@ -198,14 +201,16 @@ class ARVGModel(nn.Module):
         cfg: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        index: int | Tensor = 0,
         batch_size: int = 16,
         progress: Callable[[str, int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
         """Images float32 [n, 3, H, W] in [0, 1], one per label.
 
-        Image i depends on ``seed`` and i only, not on the other images or the batch size. cfg,
-        top_k, top_p: None takes the model's defaults (``config.sampling``); 0 switches one off.
+        Image i depends on ``seed`` and i only, not on the other images or the batch size. index:
+        the i of the first image, or int64 [n], of each. cfg, top_k, top_p: None takes the model's
+        defaults (``config.sampling``); 0 switches one off.
         options: others that the family has. ValueError for one that it does not.
         """
         labels = self.check_labels(labels)
@@ -220,7 +225,8 @@ class ARVGModel(nn.Module):
         images = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
-            ids = self.sample_ids(part, seed=seed, cfg=cfg, first_index=start, **options)
+            at = index[start : start + batch_size] if isinstance(index, Tensor) else index + start
+            ids = self.sample_ids(part, seed=seed, cfg=cfg, index=at, **options)
             images.append(self.decode_ids(ids).float())
             if progress:
                 progress("generate", start + len(part), len(labels))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import Cursor
-from ..sampling import image_generator
+from ..sampling import image_streams
 from .base import ARVGModel, LinearSpec
 from .family import Family, PublishedFiles
 from .klvae import KLVAE, KLVAEConfig
@@ -63,10 +63,10 @@ class NoiseSource(Protocol):
 
 
 class ImageNoise:
-    """The noise of image i comes from a stream that depends on (seed, first_index + i) only."""
+    """The noise of every image comes from a stream that depends on its seed and index only."""
 
-    def __init__(self, images: int, seed: int, first_index: int = 0) -> None:
-        self.streams = [image_generator(seed, first_index + i) for i in range(images)]
+    def __init__(self, images: int, seed: int, index: int | Tensor = 0) -> None:
+        self.streams = image_streams(images, seed, index)
 
     def orders(self, tokens: int) -> Tensor:
         """See ``NoiseSource``."""
@@ -232,14 +232,14 @@ class MARModel(ARVGModel):
     def sample_ids(self, labels: Tensor, seed: int = 0, **options: Any) -> Tensor:
         """Tokens float32 [n, N, C] of one image per label [n], in raster order.
 
-        Options: cfg (1: no guidance), num_iter, temperature, first_index, and noise: a
+        Options: cfg (1: no guidance), num_iter, temperature, index, and noise: a
         ``NoiseSource``, by default an ``ImageNoise``.
         """
         return self._sample(labels, seed, **options)[0]
 
-    def sample_rows(self, labels: Tensor, seed: int = 0, first_index: int = 0) -> Tensor:
+    def sample_rows(self, labels: Tensor, seed: int = 0, index: int | Tensor = 0) -> Tensor:
         """Samples float32 [n, N, C + 1]: the tokens, and the place of each in the order."""
-        tokens, order = self._sample(labels, seed, first_index=first_index)
+        tokens, order = self._sample(labels, seed, index=index)
         return torch.cat([tokens, order.argsort(1)[..., None].to(tokens)], -1)
 
     @torch.inference_mode()
@@ -250,7 +250,7 @@ class MARModel(ARVGModel):
         cfg: float | None = None,
         num_iter: int | None = None,
         temperature: float | None = None,
-        first_index: int = 0,
+        index: int | Tensor = 0,
         noise: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(tokens float32 [n, N, C], order int64 [n, N]); the order's last tokens come first."""
@@ -258,7 +258,7 @@ class MARModel(ARVGModel):
         cfg = c.sampling.cfg if cfg is None else cfg
         temperature = c.temperature if temperature is None else temperature
         sizes = mask_sizes(c.tokens, c.num_iter if num_iter is None else num_iter)
-        noise = noise or ImageNoise(len(labels), seed, first_index)
+        noise = noise or ImageNoise(len(labels), seed, index)
         like, n, guided = net.fake_latent, len(labels), cfg != 1.0
         labels = self.check_labels(labels).to(like.device)
         if guided:

@@ -250,7 +250,7 @@ class PARModel(ARVGModel):
         cfg: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        first_index: int = 0,
+        index: int | Tensor = 0,
         choose: Choose | None = None,
     ) -> Tensor:
         """Token ids int64 [n, N] of one image per label [n], in raster order.
@@ -262,7 +262,7 @@ class PARModel(ARVGModel):
         strength = (defaults.cfg if cfg is None else cfg) - 1
         choose = choose or Sampler(
             len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, first_index,
+            defaults.top_p if top_p is None else top_p, index,
         )  # fmt: skip
         net, order, n = self.transformer, self.config.order, len(labels)
         rows = self.check_labels(labels).to(net.tok_embeddings.weight.device)

@@ -319,7 +319,7 @@ class RARModel(ARVGModel):
         cfg: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        first_index: int = 0,
+        index: int | Tensor = 0,
         choose: Choose | None = None,
     ) -> Tensor:
         """Token ids int64 [n, L] of one image per label [n], token after token.
@@ -332,7 +332,7 @@ class RARModel(ARVGModel):
         cfg = defaults.cfg if cfg is None else cfg
         choose = choose or Sampler(
             len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, first_index,
+            defaults.top_p if top_p is None else top_p, index,
         )  # fmt: skip
         net, n = self.transformer, len(labels)
         rows = self.check_labels(labels).to(net.cls_token.device)

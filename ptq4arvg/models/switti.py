@@ -397,7 +397,7 @@ class SwittiModel(ARVGModel):
         top_k: int | None = None,
         top_p: float | None = None,
         guided_scales: int | None = None,
-        first_index: int = 0,
+        index: int | Tensor = 0,
         choose: Choose | None = None,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
@@ -415,7 +415,7 @@ class SwittiModel(ARVGModel):
             )
         choose = choose or Sampler(
             len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, first_index,
+            defaults.top_p if top_p is None else top_p, index,
         )  # fmt: skip
         net, quantizer, n = self.transformer, self.tokenizer.quantize, len(labels)
         rows = self.check_labels(labels).to(net.pos_start.device)

@@ -323,7 +323,7 @@ class VARModel(ARVGModel):
         cfg: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        first_index: int = 0,
+        index: int | Tensor = 0,
         choose: Choose | None = None,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
@@ -334,7 +334,7 @@ class VARModel(ARVGModel):
         cfg = defaults.cfg if cfg is None else cfg
         choose = choose or Sampler(
             len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, first_index,
+            defaults.top_p if top_p is None else top_p, index,
         )  # fmt: skip
         net, quantizer = self.transformer, self.tokenizer.quantize
         n, device = len(labels), net.pos_start.device

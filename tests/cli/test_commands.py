@@ -122,6 +122,24 @@ def test_generate_writes_images_that_depend_on_seed_and_index(checkpoint, tmp_pa
     assert "ms per image" in capsys.readouterr().out
 
 
+def test_generate_draws_what_is_not_there(checkpoint, tmp_path, capsys):
+    def generate(seed=4):
+        run("generate", checkpoint, "--classes", "3,7", "--seed", seed, "--batch-size", 1,
+            "--out", tmp_path, "-q")  # fmt: skip
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    first, lost = generate(), tmp_path / "000_class3.png"
+    lost.write_bytes(b"half")
+    kept = (tmp_path / "001_class7.png").stat().st_mtime_ns
+    assert generate() == first
+    assert (tmp_path / "001_class7.png").stat().st_mtime_ns == kept
+    capsys.readouterr()
+    generate()
+    assert "nothing was left to draw" in capsys.readouterr().out
+    other = generate(seed=5)
+    assert other.keys() == first.keys() and not set(other.values()) & set(first.values())
+
+
 def test_models_and_methods_are_listed(capsys):
     run("models")
     assert "var-tiny" in capsys.readouterr().out

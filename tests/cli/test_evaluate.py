@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ptq4arvg.cli import main
+from ptq4arvg.distributed import Group
 from ptq4arvg.evaluation.protocol import find_protocol, read_result, table
 from ptq4arvg.evaluation.samples import SampleFile
 from tests.evaluation import graphs
@@ -110,3 +111,9 @@ def test_errors_say_what_to_type(arguments, message, tmp_path, monkeypatch, caps
     error = capsys.readouterr().err.strip()
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_samples_is_not_shared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ptq4arvg.distributed._current", Group(0, 2))
+    assert main(["evaluate", str(tmp_path / "s.npz"), "--quiet"]) == 2
+    assert "nothing to share in a file of samples; type" in capsys.readouterr().err

@@ -173,11 +173,14 @@ def test_an_image_depends_on_its_seed_and_index_alone(model, quantized, which):
     together = net.sample_ids(labels, seed=7)
     assert torch.equal(net.sample_ids(labels, seed=7), together)
     assert not torch.equal(net.sample_ids(labels, seed=8), together)
-    alone = torch.cat([net.sample_ids(labels[i : i + 1], seed=7, first_index=i) for i in range(4)])
-    if together.is_floating_point():
-        assert_close(alone, together, atol=1e-3 * together.abs().max().item(), rtol=0)
-    else:
-        assert torch.equal(alone, together)
+    alone = torch.cat([net.sample_ids(labels[i : i + 1], seed=7, index=i) for i in range(4)])
+    picked = torch.tensor([3, 1])
+    some = net.sample_ids(labels[picked], seed=7, index=picked)
+    for found, wanted in ((alone, together), (some, together[picked])):
+        if together.is_floating_point():
+            assert_close(found, wanted, atol=1e-3 * together.abs().max().item(), rtol=0)
+        else:
+            assert torch.equal(found, wanted)
 
 
 def test_images(model):

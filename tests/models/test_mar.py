@@ -179,7 +179,7 @@ def test_an_image_depends_on_its_index_only(case):
     labels = torch.tensor([3, 7, 0, 5, 2])
     together = model.sample_ids(labels, seed=9)
     for first, count in ((0, 1), (2, 3)):
-        alone = model.sample_ids(labels[first : first + count], seed=9, first_index=first)
+        alone = model.sample_ids(labels[first : first + count], seed=9, index=first)
         wanted = together[first : first + count]
         assert (alone - wanted).abs().max() < 1e-6 * wanted.std()
     assert torch.equal(model.sample_ids(labels, seed=9), together)
@@ -235,7 +235,7 @@ def test_guidance_of_one_is_no_guidance():
 
 
 def test_noise_of_an_image_does_not_depend_on_the_others():
-    three, last = ImageNoise(3, seed=5), ImageNoise(1, seed=5, first_index=2)
+    three, last = ImageNoise(3, seed=5), ImageNoise(1, seed=5, index=2)
     orders = three.orders(16)
     assert torch.equal(orders[2:], last.orders(16))
     assert torch.equal(orders.sort(1).values, torch.arange(16).expand(3, -1))

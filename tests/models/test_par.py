@@ -167,7 +167,7 @@ def test_an_image_depends_on_its_index_only(model):
     for first, count in ((0, 1), (2, 3), (5, 1)):
         part = labels[first : first + count]
         assert torch.equal(
-            model.sample_ids(part, seed=9, first_index=first), together[first : first + count]
+            model.sample_ids(part, seed=9, index=first), together[first : first + count]
         )
     assert not torch.equal(model.sample_ids(labels, seed=10), together)
 

@@ -57,7 +57,7 @@ def adaln_rows(model, run):
 def test_an_image_depends_on_its_index_only(model):
     together = model.sample_ids(LABELS, seed=9)
     for first, count in ((0, 1), (1, 3), (4, 1)):
-        alone = model.sample_ids(LABELS[first : first + count], seed=9, first_index=first)
+        alone = model.sample_ids(LABELS[first : first + count], seed=9, index=first)
         assert torch.equal(alone, together[first : first + count])
     assert not torch.equal(model.sample_ids(LABELS, seed=10), together)
     assert not torch.equal(together[0], together[2])  # of one class

@@ -47,7 +47,7 @@ def test_an_image_depends_on_its_index_only(model):
     labels = torch.tensor([3, 7, 11, 0, 31, 20, 5])
     together = model.sample_ids(labels, seed=9)
     for first, count in ((0, 1), (2, 3), (6, 1)):
-        alone = model.sample_ids(labels[first : first + count], seed=9, first_index=first)
+        alone = model.sample_ids(labels[first : first + count], seed=9, index=first)
         assert torch.equal(alone, together[first : first + count])
     assert not torch.equal(model.sample_ids(labels, seed=10), together)
 
