@@ -21,10 +21,7 @@ from .numerics import SCHEMES, Scheme, get_scheme
 from .plan import LayerPlan, make_plan, match
 from .sensitivity import Harm, sensitivities
 
-__all__ = ["MIXED", "Allocation", "Budget", "allocate", "assign", "choose"]
-
-# What reports call a mixture. What has no scheme of its own, the attention products, gets 8 bits.
-MIXED = Scheme("mixed", 8, 8)
+__all__ = ["Allocation", "Budget", "allocate", "assign", "choose"]
 
 LEVELS = 1 << 16  # the budget is divided into at most so many parts
 
@@ -39,6 +36,12 @@ class Budget:
     free: frozenset[str]
     sizes: dict[str, int]
     candidates: tuple[Scheme, ...]
+
+    @property
+    def scheme(self) -> Scheme:
+        """What reports call the mixture; its bits are for what has no scheme of its own, which are
+        the attention products where they are simulated."""
+        return Scheme(f"mixed-{self.target:g}", 8, 8)
 
     @classmethod
     def of(

@@ -138,14 +138,15 @@ def quantize_(
             "model again to start over"
         )
     if target_bits is not None:
-        from .allocation import MIXED, Budget, allocate  # it measures with what is defined here
+        from .allocation import Budget, allocate  # it measures with what is defined here
 
         if compat is not None:
             raise ValueError(
                 f"quantize_: compat={compat!r} has one scheme for all linears, and takes no "
                 "target_bits"
             )
-        budget, scheme = Budget.of(model, target_bits, ignore, overrides), MIXED
+        budget = Budget.of(model, target_bits, ignore, overrides)
+        scheme = budget.scheme
     scheme = get_scheme(scheme)
     if compat is None:  # what can be wrong with the method is found before any work
         method = get_method(method, **options)

@@ -33,7 +33,7 @@ __all__ = ["Harm", "sensitivities"]
 # continuous.
 Harm = dict[str, dict[str, float]]
 
-ROWS = 4  # of one pass back, which keeps every activation
+ROWS = 64  # calibration rows that gradients are taken of, one at a time: a pass back keeps all
 SAMPLE = 1024  # token vectors of each linear's input and gradient that are kept
 
 
@@ -161,12 +161,15 @@ def _gradients(
 ) -> dict[str, _Seen]:
     """Inputs and random gradients of the named linears, evenly over the calibration rows."""
     seen = {name: _Seen() for name in sorted(names)}
-    batches = calibration.batches(ROWS)
+    count = min(ROWS, len(calibration.labels))
+    rows = torch.arange(count) * len(calibration.labels) // count
     generator = torch.Generator().manual_seed(0)
-    done, scale = 0, 0.0
-    for ids, labels in batches:
+    scale = 0.0
+    for done, row in enumerate(rows.tolist()):
+        # Copies, because calibration rows may be inference tensors.
+        ids, label = (t[row : row + 1].clone() for t in (calibration.ids, calibration.labels))
         with torch.enable_grad(), _recorded(model, seen) as calls:
-            out = model.replay(ids.clone(), labels.clone())  # rows may be inference tensors
+            out = model.replay(ids, label)
         probe = torch.randn(out.shape, generator=generator).to(out)
         if model.continuous:
             scale += out.detach().double().square().sum().item()
@@ -178,7 +181,7 @@ def _gradients(
             out, [y for *_, y in calls], probe, allow_unused=True, materialize_grads=True
         )
         for (name, x, _), g in zip(calls, gradients, strict=True):
-            share = max(SAMPLE // (len(batches) * visits[name]), 1)
+            share = max(SAMPLE // (count * visits[name]), 1)
             tokens = x.shape[1] if x.ndim == 3 else 1
             flat, own = x.reshape(-1, x.shape[-1]), seen[name]
             index = torch.randperm(len(flat), generator=generator)[:share].to(flat.device)
@@ -186,9 +189,8 @@ def _gradients(
             own.gradient.append(g.reshape(-1, g.shape[-1])[index])
             own.position.append(index % tokens)
             own.count += len(flat)
-        done += len(labels)
         if progress:
-            progress("sensitivity", done, len(calibration.labels))
+            progress("sensitivity", done + 1, count)
     for own in seen.values():
         own.weight = own.count / scale
     return seen

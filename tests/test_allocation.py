@@ -136,7 +136,7 @@ def mixed(rows):
 
 def test_the_report_says_what_was_chosen(mixed):
     model, report = mixed
-    assert report.scheme == "mixed"
+    assert report.scheme == "mixed-5.5"
     chosen = report.allocation["schemes"]
     assert {layer.name: f"W{layer.w_bits}A{layer.a_bits}" for layer in report.layers} == chosen
     assert {chosen[layer.name] for layer in report.layers if layer.role == "fc2"} == {"W4A8"}
@@ -174,10 +174,10 @@ def test_the_same_bits_come_again_and_from_the_schemes_chosen(mixed, rows, tmp_p
     assert images.equal(loaded.replay(rows.ids, rows.labels))
     assert loaded.report.to_dict() == report.to_dict()
     assert ptq4arvg.save_quantized(loaded, tmp_path / "c") == hashes[0]
-    assert "mixed precision, 5." in (tmp_path / "a" / "README.md").read_text()
+    assert "quantized to mixed-5.5, 5." in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_the_research_code_has_one_scheme(rows):
     model = ptq4arvg.load_model("var-tiny")
-    with pytest.raises(ValueError, match="compat='research' has one scheme.*takes no target_bits"):
+    with pytest.raises(ValueError, match=r"compat='research' has one scheme.* no target_bits"):
         ptq4arvg.quantize_(model, calibration=rows, compat="research", target_bits=5)

@@ -49,7 +49,7 @@ def test_estimates_order_the_linears_as_quantizing_each_alone_does():
 
 
 class Doubling(Method):
-    """Scales by powers of two, which no rounding of a row of weights feels, of fc2, proj and qkv."""
+    """Some scales, powers of two, which the rounding of a row of weights does not feel."""
 
     def fit(self, layer, scheme):
         if not layer.foldable or layer.role not in ("fc2", "proj", "qkv"):

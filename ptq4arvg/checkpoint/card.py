@@ -43,7 +43,7 @@ def model_card(config: dict[str, Any], report: Any, size: int) -> str:
     kept = f" and {len(report.kept)} in floating point" if report.kept else ""
     mean = ""
     if report.allocation:
-        mean = f" precision, {report.allocation['mean_bits']:.3g} bits a weight"
+        mean = f", {report.allocation['mean_bits']:.3g} bits a weight"
     return _CARD.format(
         name=config["name"] + stress,
         scheme=report.scheme + mean,
