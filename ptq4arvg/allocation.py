@@ -23,7 +23,7 @@ from .sensitivity import Harm, sensitivities
 
 __all__ = ["Allocation", "Budget", "allocate", "assign", "choose"]
 
-LEVELS = 1 << 16  # the budget is divided into at most so many parts
+LEVELS = 1 << 17  # the budget is divided into at most so many parts
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,21 @@ def choose(
         )
     most = sum(map(max, extra))
     unit = max(math.gcd(*(cost for costs in extra for cost in costs)), -(-most // LEVELS), 1)
-    width = min(room, most) // unit + 1
+    extra = [[-(-cost // unit) for cost in costs] for costs in extra]  # rounded up, in units
+    width = (room // unit if room < most else sum(map(max, extra))) + 1
     best, picked = np.zeros(width), []  # best[c]: least harm within c units
     for costs, o in zip(extra, options, strict=True):
         order = sorted(range(len(o)), key=lambda i: (costs[i], o[i][1]))
         trials = np.full((len(o), width), np.inf)
         for row, i in enumerate(order):
-            shift = -(-costs[i] // unit)
-            if shift < width:
-                trials[row, shift:] = best[: width - shift] + o[i][1]
+            if costs[i] < width:
+                trials[row, costs[i] :] = best[: width - costs[i]] + o[i][1]
         picked.append((order, trials.argmin(0).astype(np.uint8)))
         best = trials.min(0)
     at, found = int(best.argmin()), []
     for costs, (order, rows) in zip(reversed(extra), reversed(picked), strict=True):
         found.append(order[rows[at]])
-        at -= -(-costs[found[-1]] // unit)
+        at -= costs[found[-1]]
     return found[::-1]
 
 

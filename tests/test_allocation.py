@@ -62,6 +62,7 @@ def test_sizes_without_a_divisor_keep_the_budget_and_lose_little():
     assert bits <= 5.5 * sum(sizes)
     all_ = [outcome(sizes, options, f) for f in itertools.product(range(3), repeat=5)]
     assert harm == min(harm for bits, harm in all_ if bits <= 5.5 * sum(sizes))
+    assert choose(sizes, options, 8) == [2] * 5
 
 
 def test_of_equal_harm_the_fewest_bits_are_taken():
