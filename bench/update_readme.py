@@ -3,6 +3,7 @@
 
     python bench/update_readme.py demo/report.json
     python bench/update_readme.py bench/results/ablation.csv
+    python bench/update_readme.py bench/results/mixed.csv
 
 A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/, or to
 bench/results/demo-NAME/ for another model than var-tiny, which has a table of its own, too.
@@ -53,15 +54,36 @@ def ablation_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def mixed_table(rows: list[dict[str, str]]) -> str:
+    """Mean KL over the seeds (error where there is none) and bytes of the weights, in Markdown."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"| mean of {seeds} seeds (MB) | " + " | ".join(f"`{model}`" for model in models) + " |",
+        "|---" + "|---:" * len(models) + "|",
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        cells = []
+        for model in models:
+            found = [r for r in rows if (r["model"], r["variant"]) == (model, variant)]
+            value = mean(float(r["kl"] or r["relative_error"]) for r in found)
+            size = mean(float(r["weight_bytes"]) for r in found) / 1e6
+            cells.append(f"{value:.2g} ({size:.2f})")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"ablation": ablation_table, "mixed": mixed_table}  # by the name of the CSV file
+
+
 def main(path: Path) -> None:
     """Update README.md from ``path``, and bench/results/demo/ with a demo's report."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            readme.write_text(
-                replace_table(text, "ablation", ablation_table([*csv.DictReader(file)]))
-            )
+            table = TABLES[path.stem]([*csv.DictReader(file)])
+        readme.write_text(replace_table(text, path.stem, table))
         return
     report = json.loads(path.read_text())
     name = "demo" if report["model"] == MODEL else f"demo-{report['model']}"

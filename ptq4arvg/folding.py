@@ -16,7 +16,7 @@ from .methods import LayerView, Method, Transform
 from .plan import LayerPlan
 from .statistics import SAMPLE, InputStatistics
 
-__all__ = ["apply_transform_", "fit", "fold_stage_", "stages"]
+__all__ = ["apply_transform_", "fit", "fold_stage_", "stages", "undone"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,7 +48,7 @@ def _in_fit_order(stage: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 
 @contextmanager
-def _undone(module: nn.Module) -> Iterator[None]:
+def undone(module: nn.Module) -> Iterator[None]:
     """Put back all parameters and buffers of ``module`` at the end, where others were assigned."""
     slots = [s for m in module.modules() for s in (m._parameters, m._buffers)]
     before = [dict(s) for s in slots]
@@ -77,7 +77,7 @@ def fit(
     columns: dict[str, Tensor] = {}
     count, total = 0, sum(map(len, parts))
     for stage in parts:
-        with _undone(model.transformer):
+        with undone(model.transformer):
             for p in _in_fit_order(stage):
                 linear = model.transformer.get_submodule(p.name)
                 sink = p.spec.sink if method.sink == "float" else ()

@@ -32,7 +32,10 @@ from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_inp
 from .token_scales import input_grid, position_groups, step_ranges
 from .verify import check_integer_path
 
-__all__ = ["LayerReport", "QuantReport", "input_grids", "quantize_", "scaled_statistics"]
+__all__ = [
+    "LayerReport", "QuantReport", "input_grids", "quantize_", "quantize_linear",
+    "scaled_statistics",
+]  # fmt: skip
 
 # What GPTQ's sample of all inputs may take, and how many vectors of each are enough.
 SAMPLE_BYTES, MOST_VECTORS = 2**30, 8192
@@ -58,7 +61,9 @@ class LayerReport:
 
 @dataclass
 class QuantReport:
-    """What ``quantize_`` did, layer by layer; ``kept`` names the linears left in float."""
+    """What ``quantize_`` did, layer by layer; ``kept`` names the linears left in float; allocation:
+    of mixed precision, the target, the mean bits reached, the scheme and the harms of each linear.
+    """
 
     model: str
     scheme: str
@@ -69,6 +74,7 @@ class QuantReport:
     calibration: str
     layers: list[LayerReport]
     kept: list[str]
+    allocation: dict[str, Any] | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -101,6 +107,7 @@ def quantize_(
     *,
     ignore: Iterable[str] = (),
     overrides: Mapping[str, str | Scheme] | None = None,
+    target_bits: float | None = None,
     pack: bool | None = None,
     compat: str | None = None,
     seed: int = 0,
@@ -114,10 +121,13 @@ def quantize_(
     run our blocks; its own scripts then run quantized, and ``model.ptq4arvg`` is the ARVGModel.
     scheme: "W8A8", "W6A8", "W6A6" or "W4A8"; method: a registered name or a ``Method``; ``options``
     change the method's. calibration: rows from ``calibrate`` (None: 256 samples, 128 kept, from
-    ``seed``). ignore: patterns of linears that stay in float; overrides: pattern -> scheme. pack:
-    replace the linears by integer ones (False: by their simulation in floating point; None: by
-    integer ones if the method has an integer path). compat="research": reproduce the authors' code
-    instead, in simulation only.
+    ``seed``). ignore: patterns of linears that stay in float; overrides: pattern -> scheme.
+    target_bits: 4 to 8, in place of ``scheme``: every linear without an override gets a scheme, so
+    that the quantized weights have at most so many bits on average and the outputs suffer least;
+    measuring that takes about as long as quantizing three times. pack: replace the linears by
+    integer ones (False: by their simulation in floating point; None: by integer ones if the method
+    has an integer path). compat="research": reproduce the authors' code instead, in simulation
+    only.
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
@@ -131,6 +141,16 @@ def quantize_(
             "quantize_: this model is left rotated by a run that did not end; load the float "
             "model again to start over"
         )
+    if target_bits is not None:
+        from .allocation import Budget, allocate  # it measures with what is defined here
+
+        if compat is not None:
+            raise ValueError(
+                f"quantize_: compat={compat!r} has one scheme for all linears, and takes no "
+                "target_bits"
+            )
+        budget = Budget.of(model, target_bits, ignore, overrides)
+        scheme = budget.scheme
     scheme = get_scheme(scheme)
     if compat is None:  # what can be wrong with the method is found before any work
         method = get_method(method, **options)
@@ -144,7 +164,12 @@ def quantize_(
         calibration = calibrate(model, seed=seed, progress=progress)
     if compat == "research":
         return _research(model, scheme, method, calibration, batch_size, progress, options)
-    plan = make_plan(model.linears(), scheme, ignore, overrides)
+    allocation = None
+    if target_bits is None:
+        plan = make_plan(model.linears(), scheme, ignore, overrides)
+    else:
+        allocation = allocate(model, budget, method, calibration, batch_size, progress)
+        plan = allocation.plan
     active = [p for p in plan if p.scheme]
     method = method.prepare(model, active, calibration, batch_size, progress)
     steps = {p.name: position_groups(p.spec, "step") for p in active}
@@ -164,7 +189,7 @@ def quantize_(
         for p in part:
             transform = transforms.get(p.name)
             own = scaled_statistics(stats.pop(p.name), transform)
-            q, sqnr, branch = _quantize_linear(model, p, own, grids[p.name], method)
+            q, sqnr, branch = quantize_linear(model, p, own, grids[p.name], method)
             record = {} if transform is None else dict(transform.record)
             if grids[p.name][3] is not None:
                 record["position_blend"] = grids[p.name][3]
@@ -181,6 +206,9 @@ def quantize_(
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
     )  # fmt: skip
     model.recipe = _recipe(report, list(ignore), overrides, calibration)
+    if allocation is not None:
+        model.recipe |= allocation.record()
+        report.allocation = allocation.record() | {"harm": allocation.harm}
     model.report = report
     return report
 
@@ -288,7 +316,7 @@ def input_grids(
     }  # fmt: skip
 
 
-def _quantize_linear(
+def quantize_linear(
     model: nn.Module,
     p: LayerPlan,
     stats: InputStatistics,

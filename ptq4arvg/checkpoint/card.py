@@ -41,9 +41,12 @@ def model_card(config: dict[str, Any], report: Any, size: int) -> str:
     recipe = config["recipe"]
     stress = f", stressed {report.stress:g}" if report.stress else ""
     kept = f" and {len(report.kept)} in floating point" if report.kept else ""
+    mean = ""
+    if report.allocation:
+        mean = f", {report.allocation['mean_bits']:.3g} bits a weight"
     return _CARD.format(
         name=config["name"] + stress,
-        scheme=report.scheme,
+        scheme=report.scheme + mean,
         linears=len(report.layers),
         kept=kept,
         method=report.method,

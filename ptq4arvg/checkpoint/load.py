@@ -166,6 +166,6 @@ def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str,
 
 
 def _report(data: dict[str, Any]) -> QuantReport:
-    known = {f.name: data[f.name] for f in fields(QuantReport)}
+    known = {f.name: data[f.name] for f in fields(QuantReport) if f.name in data}
     known["layers"] = [LayerReport(**layer) for layer in data["layers"]]
     return QuantReport(**known)

@@ -111,7 +111,13 @@ def calibrate(
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="Name of a model; see `ptq4arvg models`.")],
-    scheme: Annotated[str, typer.Option(help="W8A8, W6A8, W6A6 or W4A8.")] = "W6A6",
+    scheme: Annotated[
+        str | None, typer.Option(help="W8A8, W6A8, W6A6 or W4A8; default: W6A6.")
+    ] = None,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(help="Choose a scheme per linear: mean bits of the weights, 4 to 8."),
+    ] = None,
     method: Annotated[str, typer.Option(help="See `ptq4arvg methods`.")] = "ptq4arvg",
     out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
     weights: Weights = None,
@@ -144,7 +150,8 @@ def quantize(
 
     run_quantize(
         Request(
-            source=(model, weights, tokenizer, stress), scheme=scheme, method=method, out=out,
+            source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
+            method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
             calibration=calibration, samples=samples, keep=keep, select=select, seed=seed,
             dry_run=dry_run, overwrite=overwrite, quiet=quiet,

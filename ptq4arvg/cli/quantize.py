@@ -17,7 +17,8 @@ class Request:
     """What `quantize` was asked for."""
 
     source: Source
-    scheme: str
+    scheme: str | None
+    target_bits: float | None
     method: str
     out: Path | None
     ignore: list[str]
@@ -31,6 +32,18 @@ class Request:
     dry_run: bool
     overwrite: bool
     quiet: bool
+
+    @property
+    def goal(self) -> str:
+        """The scheme, or the mean bits of a mixture. ValueError if both were given."""
+        if self.target_bits is None:
+            return self.scheme or "W6A6"
+        if self.scheme is not None:
+            raise ValueError(
+                f"quantize: --scheme {self.scheme} and --target-bits {self.target_bits:g}: give "
+                "one of them; --override PATTERN=SCHEME fixes the scheme of some linears"
+            )
+        return f"{self.target_bits:g} bits"
 
 
 def run_calibrate(
@@ -89,8 +102,11 @@ def _options(texts: list[str], method: Any) -> dict[str, Any]:
     return values
 
 
-def _print_plan(model: Any, plan: list[Any]) -> None:
-    """The table of --dry-run: every linear, its bits, its bytes, what its input folds into."""
+def _print_plan(model: Any, plan: list[Any], budget: Any = None) -> None:
+    """The table of --dry-run: every linear, its bits, its bytes, what its input folds into.
+
+    budget: of a mixture, which is not measured here; its bytes are those of the target.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -106,13 +122,18 @@ def _print_plan(model: Any, plan: list[Any]) -> None:
         weight = model.transformer.get_submodule(p.name).weight
         half = 2 * weight.numel()
         packed = half * p.scheme.w_bits // 16 if p.scheme else half
+        open_ = budget is not None and p.name in budget.free
         fold = f"folds into {p.spec.fold}" if p.spec.fold else f"none: {p.spec.no_fold}"
         table.add_row(
             p.name, p.spec.role, "x".join(map(str, weight.shape)),
-            p.scheme.name if p.scheme else "float", str(half), str(packed),
+            "measured" if open_ else p.scheme.name if p.scheme else "float",
+            str(half), "" if open_ else str(packed),
             fold if p.scheme else "",
         )  # fmt: skip
         before, after = before + half, after + packed
+    if budget is not None:
+        weights = sum(budget.sizes.values())
+        after = before - 2 * weights + int(weights * budget.target / 8)
     kept = sum(p.scheme is None for p in plan)
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
@@ -120,6 +141,13 @@ def _print_plan(model: Any, plan: list[Any]) -> None:
         f"{len(plan)} linears, {len(plan) - kept} to quantize, {kept} kept in float: "
         f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB"
     )
+    if budget is not None:
+        names = ", ".join(scheme.name for scheme in budget.candidates)
+        print(
+            f"{len(budget.free)} linears get one of {names} by what each costs the outputs, for "
+            f"at most {budget.target:g} bits on average; that is measured when the model is "
+            "quantized"
+        )
 
 
 def run_quantize(request: Request) -> None:
@@ -127,7 +155,8 @@ def run_quantize(request: Request) -> None:
     r = request
     if not r.dry_run and r.out is None:
         raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
-    header(f"quantize {r.source[0]} to {r.scheme} by {r.method}", r.seed, r.quiet)
+    header(f"quantize {r.source[0]} to {r.goal} by {r.method}", r.seed, r.quiet)
+    from ..allocation import Budget
     from ..calibration import calibrate
     from ..checkpoint.save import check_target
     from ..distributed import current
@@ -147,9 +176,14 @@ def run_quantize(request: Request) -> None:
     if r.out is not None:
         check_target(r.out, r.overwrite)
     model = load(r.source)
-    plan = make_plan(model.linears(), r.scheme, r.ignore, overrides)
+    budget = None
+    if r.target_bits is None:
+        plan = make_plan(model.linears(), r.goal, r.ignore, overrides)
+    else:
+        budget = Budget.of(model, r.target_bits, r.ignore, overrides)
+        plan = budget.plan
     if r.dry_run:
-        return _print_plan(model, plan)
+        return _print_plan(model, plan, budget)
     with make_progress(r.quiet) as progress:
         if r.calibration is None:
             rows = calibrate(model, r.samples, r.keep, r.seed, r.select, progress=progress)
@@ -158,14 +192,19 @@ def run_quantize(request: Request) -> None:
 
             rows = load_calibration(r.calibration)
         report = quantize_(
-            model, r.scheme, method, rows, ignore=r.ignore, overrides=overrides, progress=progress
-        )
+            model, "W6A6" if budget else r.goal, method, rows, ignore=r.ignore,
+            overrides=overrides, target_bits=r.target_bits, progress=progress,
+        )  # fmt: skip
     if current().rank:  # all processes have the same model
         return None
     from ..checkpoint import save_quantized
 
     digest = save_quantized(model, r.out, overwrite=r.overwrite)
     before = sum(layer.bytes_before for layer in report.layers)
+    if report.allocation:
+        schemes = list(report.allocation["schemes"].values())
+        counts = ", ".join(f"{schemes.count(name)} {name}" for name in sorted(set(schemes)))
+        print(f"schemes {counts}: {report.allocation['mean_bits']:.2f} bits a weight on average")
     return closing(
         f"{r.out}   hash {digest[:12]}   {len(report.layers)} linears in integers, "
         f"{len(report.kept)} in float, weights {before / 1e6:.2f} MB -> "

@@ -37,7 +37,7 @@ def test_missing_markers_are_an_error(script, text):
 
 def test_the_readme_has_its_markers(script):
     others = [f"demo-{name}" for name in BUNDLED if name != "var-tiny"]
-    for name in ("demo", "ablation", *others):
+    for name in ("demo", *script.TABLES, *others):
         script.replace_table((ROOT / "README.md").read_text(), name, "")
 
 
@@ -51,3 +51,14 @@ def test_the_ablation_table_has_means_and_ranges(script):
     lines = script.ablation_table(rows).splitlines()
     assert lines[0] == "| KL, mean of 2 seeds (range) | plain | stressed 30 |"
     assert lines[2:] == ["| W6A6 | 0.2 (0.1 to 0.3) | 0.5 (0.5 to 0.5) |"]
+
+
+def test_the_mixed_table_has_means_and_megabytes(script):
+    def row(model, seed, kl, error):
+        return {"model": model, "seed": seed, "variant": "5 bits", "kl": kl,
+                "relative_error": error, "weight_bytes": "2000000"}  # fmt: skip
+
+    rows = [row("a", "0", "0.1", "9"), row("a", "1", "0.3", "9"), row("b", "0", "", "0.5")]
+    lines = script.mixed_table(rows).splitlines()
+    assert lines[0] == "| mean of 2 seeds (MB) | `a` | `b` |"
+    assert lines[2:] == ["| 5 bits | 0.2 (2.00) | 0.5 (2.00) |"]

@@ -1,5 +1,7 @@
 """calibrate, quantize, verify and generate, one after the other on the bundled model."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +74,37 @@ def test_dry_run_lists_layers_and_writes_nothing(capsys, tmp_path, monkeypatch):
 def test_a_pattern_that_matches_nothing_is_an_error(capsys):
     assert main(["quantize", "var-tiny", "--dry-run", "--ignore", "blocks.0.attn.prj", "-q"]) == 2
     assert "Closest: 'blocks.0.attn.proj'" in capsys.readouterr().err
+
+
+def test_a_dry_run_with_target_bits_says_what_is_measured(capsys):
+    run("quantize", "var-tiny", "--dry-run", "--target-bits", 5.5, "-q", "--override", "head=W8A8")
+    out = capsys.readouterr().out
+    assert "31 linears get one of W4A8, W6A6, W8A8" in out and "at most 5.5 bits" in out
+    assert len(re.findall("x[0-9]+ +measured ", out)) == 31 and out.count(" W8A8 ") == 2
+    assert "14.68 MB -> 5.05 MB" in out  # 5.5 sixteenths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-bits", "9"], "target_bits is 9; wanted 4 to 8"),
+        (["--target-bits", "5", "--scheme", "W6A6"], "--scheme W6A6 and --target-bits 5: give one"),
+        (["--target-bits", "4", "--override", "head=W8A8"], "with every open linear at W4A8"),
+    ],
+)
+def test_target_bits_that_cannot_be_are_found_out_before_the_work(arguments, message, capsys):
+    assert main(["quantize", "var-tiny", "--dry-run", "-q", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_target_bits_give_a_checkpoint_of_several_schemes(tmp_path, capsys):
+    folder = tmp_path / "q"
+    run("quantize", "par-tiny", "--method", "rtn", "--samples", 4, "--keep", 4, "--out", folder,
+        "--target-bits", 5.5, "-q")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "schemes " in out and " W4A8" in out and "bits a weight on average" in out
+    run("verify", folder)
+    assert "the same hash" in capsys.readouterr().out
 
 
 def test_quantize_ends_with_three_lines(checkpoint, rows, tmp_path, capsys):
