@@ -38,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 # What GPTQ's sample of all inputs may take, and how many vectors of each are enough.
-SAMPLE_BYTES, MOST_VECTORS = 2**30, 8192
+SAMPLE_BYTES, MOST_VECTORS = 2**27, 4096
 
 Progress = Callable[[str, int, int], None]
 

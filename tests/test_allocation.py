@@ -88,7 +88,7 @@ def test_overrides_stay_and_count_and_ignored_linears_do_not():
     model = fake_model(a=10, b=10, c=1000)
     budget = Budget.of(model, 6, ignore=["c"], overrides={"a": "W8A8"})
     assert budget.free == {"b"} and budget.sizes == {"a": 10, "b": 10}
-    found = assign(budget, {"b": {"W4A8": 0.3, "W6A6": 0.2, "W8A8": 0.1}})
+    found = assign(budget, {"b": {"W4A8": 0.3, "W6A8": 0.2, "W8A8": 0.1}})
     assert [p.scheme and p.scheme.name for p in found.plan] == ["W8A8", "W4A8", None]
     assert (found.mean_bits, found.predicted) == (6.0, 0.3)
     assert found.record() == {

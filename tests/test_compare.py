@@ -57,7 +57,7 @@ def test_a_second_run_measures_what_is_missing_only(measured, monkeypatch):
     again = run_comparison(small(), out, on_cell=seen.append)
     assert look.stat().st_mtime_ns == before
     assert [c["method"] for c in seen] == ["ptq4arvg"]
-    timing = {"seconds_per_image": 0, "quantize_seconds": 0}
+    timing = {"seconds_per_image": 0, "quantize_seconds": 0, "cell_seconds": 0}
     assert [c | timing for c in again] == [c | timing for c in cells]
 
 

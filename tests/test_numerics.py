@@ -10,7 +10,7 @@ from ptq4arvg.numerics import SCHEMES, affine_grid, get_scheme, quantize_weight,
 
 def test_schemes_have_the_published_widths():
     widths = {name: (s.w_bits, s.a_bits) for name, s in SCHEMES.items()}
-    assert widths == {"W8A8": (8, 8), "W6A6": (6, 6), "W4A8": (4, 8)}
+    assert widths == {"W8A8": (8, 8), "W6A8": (6, 8), "W6A6": (6, 6), "W4A8": (4, 8)}
     assert get_scheme("w6a6") is SCHEMES["W6A6"]
 
 

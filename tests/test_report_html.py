@@ -49,7 +49,8 @@ def png(seed, width=64, height=8, large=False):
 
 def transform(i):
     return {"gain_predicted": 2.0 + i, "error_before": 0.01, "error_after": 0.009 - 1e-4 * i,
-            "error_whole_step": 0.008 + 3e-3 * i, "gps_share": 0.5}  # fmt: skip
+            "error_whole_step": 0.008 + 3e-3 * i, "gps_share": 0.5,
+            "expected_before": 0.02, "expected_whole_step": 0.019 + 6e-3 * i}  # fmt: skip
 
 
 def make_folder(out, models=("m",), methods=("rtn", "ptq4arvg"), schemes=("W6A6", "W8A8"),
@@ -275,11 +276,10 @@ def test_figures_are_those_of_the_cells(folder):
     page = Checker(make_page(folder))
     assert "ptq4arvg at W6A6: 25.5 dB on average; the weakest is blocks.0.fc with 20.0 dB" \
         in page.text  # fmt: skip
-    # half the summed error of 10^4 outputs: 2 * 2 / 10^4 of 0.01 is 4 %
-    note = "blocks.0.fc: predicted 4.0 %, whole step 20.0 %, taken 10.0 % with share 0.5"
+    note = "blocks.0.fc: predicted 5.0 %, whole step 20.0 %, taken 10.0 % with share 0.5"
     assert note in page.text
     assert "lowers the measured error of 12 of 12 linears; rank correlation of prediction and " \
-        "whole step -1.00" in page.text  # fmt: skip
+        "whole step 1.00, of the closed form's gain and whole step -1.00" in page.text  # fmt: skip
     assert "below -100 %" in page.text
     assert "the largest channel is 4 times the median before scaling, 1 times after" in page.text
     assert "3 grids follow the range of 3 positions, 50 % of the way" in page.text

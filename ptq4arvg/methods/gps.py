@@ -9,6 +9,10 @@ Second-order expansion of the loss gives, for input channel k with scale ``s_k``
 which is concave and largest at ``s_k = s_a (B_k / A_k)^(1/4)``; ``s_a = sqrt(R_x[a] / R_W[a])``
 makes the two ranges of the anchor equal. ``dx`` is the rounding error on the anchor's grid, ``dW``
 that of the per-row weight grid. The paper prints the L1 cousin of this; both are here.
+
+The gain takes the grids to stay as they are, but they move with the scales, so that it does not
+tell how the measured error changes. The expansion itself does once the grids are those of the
+scaled tensors: see ``expected_error``.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import Scheme, affine_grid, quantize_weight
+from ..numerics import Scheme, affine_grid, quantize_weight, weight_grid, weight_range
 from ..statistics import InputStatistics
 from .base import LayerView, Method, Transform, register
 from .smoothquant import EXPONENTS, smooth_scale
 
-__all__ = ["GPSResult", "PTQ4ARVG", "center", "gain_projected_scaling"]
+__all__ = ["GPSResult", "PTQ4ARVG", "center", "expected_error", "gain_projected_scaling"]
 
 
 COLUMNS = 256  # taken at a time where float64 copies of a whole weight would take gigabytes
@@ -82,6 +86,34 @@ def _column_sums(weight: Tensor, weight_hat: Tensor, norm: str) -> tuple[Tensor,
     dw = w - weight.double()
     size = torch.square if norm == "l2" else torch.abs
     return size(w).sum(0), size(dw).sum(0), w.amax(0) - w.amin(0)
+
+
+def expected_error(
+    layer: LayerView, transform: Transform, scheme: Scheme, one_grid: bool = False
+) -> float:
+    """Mean squared output error of the linear, from the ranges and the sample without rounding.
+
+    Rounding errors of inputs and weights taken as uniform on their grids and unrelated: with step
+    ``d`` of an input grid and ``e_n`` of the weight's row n, both of the transformed tensors,
+
+        sum_k W_nk^2 d^2 / 12 + sum_k x_k^2 e_n^2 / 12, averaged over rows and token vectors,
+
+    where a value so small that it becomes zero has itself as its error at most.
+    There is one input grid per step, or one for all (``one_grid``), as in ``Method.output_error``,
+    which measures the same.
+    """
+    stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
+    lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
+    if one_grid:
+        lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
+    step, _ = affine_grid(lo, hi, scheme.a_bits)
+    weight = transform.weight(layer.weight).float()
+    row, _ = weight_grid(*weight_range(weight, scheme.w_bits, search=False), scheme.w_bits)
+    step = step[stats.step[stats.sample_position], None]
+    x, w = stats.sample.square(), weight.square()
+    of_input = torch.minimum(x, step.square() / 12).double().mean(0)  # [K]
+    of_weight = torch.minimum(w, row.square()[:, None] / 12).double().mean(0)
+    return (of_input @ w.double().mean(0) + of_weight @ x.double().mean(0)).item()
 
 
 def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
@@ -145,8 +177,13 @@ class PTQ4ARVG(Method):
         steps = {share: base.then(result.scale.pow(share)) for share in SHARES}
         after = {share: self.output_error(layer, t, scheme) for share, t in steps.items()}
         share = min(after, key=after.__getitem__)
-        record |= {"anchor": result.anchor, "gain_predicted": result.gain,
-                   "error_after": after[share], "error_whole_step": after[1.0]}  # fmt: skip
+        one = self.granularity == "tensor"
+        record |= {
+            "anchor": result.anchor, "gain_predicted": result.gain,
+            "error_after": after[share], "error_whole_step": after[1.0],
+            "expected_before": expected_error(layer, base, scheme, one),
+            "expected_whole_step": expected_error(layer, steps[1.0], scheme, one),
+        }  # fmt: skip
         if after[share] >= before:
             return Transform(base.scale, base.shift, record | {"gps_share": 0.0})
         chosen = steps[share]

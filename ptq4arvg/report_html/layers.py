@@ -62,10 +62,10 @@ def gains(record: Record) -> Markup:
     """What GPS expected of its step, against what the sample says."""
     note = (
         "Each mark is a linear whose input GPS scales, in per cent of its mean squared output "
-        "error after smoothing and centring. The second-order model behind GPS takes one "
-        "grid for all positions, and it as fixed; the measurement has a grid per step, which moves "
-        "with the scales. That is why a shorter step may be taken, or none. On the diagonal the "
-        "prediction holds."
+        "error after smoothing and centring. Predicted is the second-order expansion behind GPS on "
+        "the grids that the scaled tensors have; on the diagonal it holds. The gain of the closed "
+        "form takes the grids as fixed, and does not tell how the error changes: that is why a "
+        "shorter step may be taken, or none."
     )
     body = each_pair(record, lambda pair: _gains(record, pair))
     return section("gps", "GPS: predicted against measured gain",
@@ -89,36 +89,42 @@ def _gain_plot(scheme: str, cell: Mapping[str, Any], outputs: Mapping[str, int])
     for name, record in cell["transforms"].items():
         if "gain_predicted" in record and record["error_before"] > 0 and name in outputs:
             before = record["error_before"]
+            predicted = 100 * (1 - record["expected_whole_step"] / record["expected_before"])
             # The derivation's gain is of half the summed squared error.
-            predicted = 200 * record["gain_predicted"] / outputs[name] / before
+            derived = 200 * record["gain_predicted"] / outputs[name] / before
             whole = 100 * (1 - record["error_whole_step"] / before)
             taken = max(0.0, 100 * (1 - record["error_after"] / before))
-            found.append((name, predicted, whole, taken, record.get("gps_share", 1.0)))
+            found.append((name, predicted, whole, taken, record.get("gps_share", 1.0), derived))
     if not found:
         return missing(f"At {scheme} GPS scaled no linear.")
-    order = _rank_correlation([f[1] for f in found], [f[2] for f in found])
-    shown = [max(whole, LOWEST) for _, _, whole, _, _ in found]
-    values = shown + [taken for *_, taken, _ in found]
-    x = Axis.over("predicted reduction of the squared error, %", [f[1] for f in found], zero=True)
-    y = Axis.over("measured reduction, %", [*values, 0.0, 0.3 * x.hi])
-    helped = sum(taken > 0 for *_, taken, _ in found)
+    predictions, wholes, takens = ([f[i] for f in found] for i in (1, 2, 3))
+    shown = [[max(value, LOWEST) for value in values] for values in (predictions, wholes)]
+    x = Axis.over("predicted reduction of the squared error, %", shown[0], zero=True)
+    y = Axis.over("measured reduction, %", [*shown[1], *takens, 0.0, 0.3 * x.hi])
+    helped = sum(taken > 0 for taken in takens)
     plot = Plot(
         f"{scheme}: GPS lowers the measured error of {helped} of {len(found)} linears; rank "
-        f"correlation of prediction and whole step "
-        + ("undefined" if order is None else f"{order:.2f}"),
+        f"correlation of prediction and whole step {_order(predictions, wholes)}, of the closed "
+        f"form's gain and whole step {_order([f[5] for f in found], wholes)}",
         x, y, height=310,
         note=legend([("h4", 0, "whole step"), ("f0", 0, "step taken"), ("s1", -1, "as predicted"),
-                     *([("h1", 3, f"below {LOWEST:.0f} %")] if min(shown) == LOWEST else [])]),
+                     *([("h1", 3, f"below {LOWEST:.0f} %")] if min(shown[1]) == LOWEST else [])]),
     )  # fmt: skip
     end = min(x.hi, y.hi)
     plot.line([(max(x.lo, y.lo), max(x.lo, y.lo)), (end, end)], "s1 dash")
-    for name, predicted, whole, taken, share in found:
+    for name, predicted, whole, taken, share, _ in found:
         low = whole <= LOWEST
         note = f"{name}: predicted {predicted:.1f} %, whole step {whole:.1f} %, taken {taken:.1f} %"
         note += f" with share {share:g}"
-        plot.mark(predicted, max(whole, LOWEST), "h1" if low else "h4", note, 3 if low else 0)
-        plot.mark(predicted, taken, "f0", note)
+        at = max(predicted, LOWEST)
+        plot.mark(at, max(whole, LOWEST), "h1" if low else "h4", note, 3 if low else 0)
+        plot.mark(at, taken, "f0", note)
     return plot.render()
+
+
+def _order(a: Sequence[float], b: Sequence[float]) -> str:
+    order = _rank_correlation(a, b)
+    return "undefined" if order is None else f"{order:.2f}"
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:

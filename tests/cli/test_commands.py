@@ -79,7 +79,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(capsys):
 def test_a_dry_run_with_target_bits_says_what_is_measured(capsys):
     run("quantize", "var-tiny", "--dry-run", "--target-bits", 5.5, "-q", "--override", "head=W8A8")
     out = capsys.readouterr().out
-    assert "31 linears get one of W4A8, W6A6, W8A8" in out and "at most 5.5 bits" in out
+    assert "31 linears get one of W4A8, W6A8, W8A8" in out and "at most 5.5 bits" in out
     assert len(re.findall("x[0-9]+ +measured ", out)) == 31 and out.count(" W8A8 ") == 2
     assert "14.68 MB -> 5.05 MB" in out  # 5.5 sixteenths
 

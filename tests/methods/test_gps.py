@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ptq4arvg.methods import LayerView, get_method
-from ptq4arvg.methods.gps import gain_projected_scaling
+from ptq4arvg.methods import LayerView, Transform, get_method
+from ptq4arvg.methods.gps import expected_error, gain_projected_scaling
 from ptq4arvg.methods.smoothquant import EXPONENTS
 from ptq4arvg.numerics import get_scheme, quantize_weight
 from tests.methods.layers import view_of
@@ -91,6 +91,21 @@ def test_transform_reduces_the_output_error_and_reports_both_gains():
     record = transform.record
     assert record["gain_predicted"] > 0
     assert full == pytest.approx(min(record["error_before"], record["error_after"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W6A6", "W4A8"])
+@pytest.mark.parametrize("one_grid", [False, True])
+def test_the_expansion_on_moved_grids_is_what_is_measured(scheme, one_grid):
+    """Whatever the scales: also such as make the error several times larger."""
+    method = get_method("ptq4arvg", granularity="tensor" if one_grid else "step")
+    view, g = layer(), torch.Generator().manual_seed(3)
+    k = view.weight.shape[1]
+    for spread in (0.0, 0.5, 1.5):  # dead channels and outliers, too
+        scale = (spread * torch.randn(k, generator=g, dtype=torch.float64)).exp()
+        transform = Transform(scale, torch.zeros_like(scale))
+        expected = expected_error(view, transform, get_scheme(scheme), one_grid)
+        measured = method.output_error(view, transform, get_scheme(scheme))
+        assert expected == pytest.approx(measured, rel=0.3)
 
 
 def test_a_step_that_measures_worse_is_not_taken():
