@@ -41,10 +41,19 @@ MODEL, STRESS, EVALUATION_SEED = "var-tiny", (0.0, 30.0), 1000
 COLUMNS = ("stress", "seed", "variant", "kl", "top1_agreement", "logit_error", "sqnr_db",
            "worst_sqnr_db", "worst_layer", "fd", "fd_low", "fd_high")  # fmt: skip
 
+# SmoothQuant, said with this method's options: the paper adds its three parts to it in turn.
+SMOOTHQUANT = {
+    "smooth": 0.5, "center": False, "gps": False, "granularity": "tensor", "rounding": "nearest",
+    "activation_range": "minmax", "weight_range": "minmax", "bias_correction": False,
+}  # fmt: skip
+WITH_GPS = SMOOTHQUANT | {"gps": True}
+WITH_STWQ = WITH_GPS | {"granularity": "group"}
+
 # name -> (scheme, selection of calibration rows, images are drawn, options of quantize_)
 VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W8A8": ("W8A8", "dgc", True, {}),
     "W4A8": ("W4A8", "dgc", True, {}),
+    "W6A8": ("W6A8", "dgc", True, {}),
     "W6A6": ("W6A6", "dgc", True, {}),
     "W6A6 without GPS": ("W6A6", "dgc", False, {"gps": False}),
     "W6A6 without smoothing": ("W6A6", "dgc", False, {"smooth": 0.0}),
@@ -56,6 +65,8 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W6A6 without DGC (random rows)": ("W6A6", "random", False, {}),
     "W6A6 without range search": ("W6A6", "dgc", False, {"activation_range": "minmax"}),
     "W6A6 without bias correction": ("W6A6", "dgc", False, {"bias_correction": False}),
+    "W6A6 without GPTQ": ("W6A6", "dgc", False, {"rounding": "nearest"}),
+    "W4A8 without GPTQ": ("W4A8", "dgc", False, {"rounding": "nearest"}),
     "W6A6 sinks in float": ("W6A6", "dgc", False, {"sink": "float"}),
     "W6A6 attention products quantized": (
         "W6A6", "dgc", False, {"attention": "simulated", "pack": False},
@@ -63,6 +74,10 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W6A6 research code": (
         "W6A6", "research_code", False, {"compat": "research", "attention": "float"},
     ),
+    "W6A6 SmoothQuant": ("W6A6", "random", False, SMOOTHQUANT),
+    "W6A6 SmoothQuant + GPS": ("W6A6", "random", False, WITH_GPS),
+    "W6A6 SmoothQuant + GPS + STWQ": ("W6A6", "random", False, WITH_STWQ),
+    "W6A6 SmoothQuant + GPS + STWQ + DGC": ("W6A6", "dgc", False, WITH_STWQ),
     "W6A6 round to nearest": ("W6A6", "dgc", True, {"method": "rtn"}),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@
     python bench/update_readme.py demo/report.json
     python bench/update_readme.py bench/results/ablation.csv
     python bench/update_readme.py bench/results/mixed.csv
+    python bench/update_readme.py bench/results/compare.csv
 
 A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/, or to
 bench/results/demo-NAME/ for another model than var-tiny, which has a table of its own, too.
@@ -17,9 +18,11 @@ import shutil
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from ptq4arvg.demo import MODEL
 from ptq4arvg.report import markdown_table
+from ptq4arvg.tables import markdown_pivot
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,7 +76,37 @@ def mixed_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"ablation": ablation_table, "mixed": mixed_table}  # by the name of the CSV file
+def compare_table(rows: list[dict[str, str]]) -> str:
+    """A table per scheme of a comparison's summary: what ``markdown_pivot`` shows, and the bytes of
+    the weights, of all models together, over those of the first method."""
+    tables = []
+    for scheme in dict.fromkeys(row["scheme"] for row in rows if row["scheme"] != "float"):
+        here = [_typed(row) for row in rows if row["scheme"] == scheme]
+        sizes: dict[str, float] = {}
+        for row in here:
+            sizes[row["method"]] = sizes.get(row["method"], 0.0) + row.get("weight_bytes", 0.0)
+        lines = markdown_pivot(here, scheme).splitlines()
+        first = next(iter(sizes.values()))
+        ends = [" bytes |", "---:|", *(f" {size / first:.2f} |" for size in sizes.values())]
+        tables.append("\n".join(line + end for line, end in zip(lines, ends, strict=True)))
+    return "\n\n".join(tables) + "\n"
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    """A row of a comparison's summary.csv with numbers for their texts."""
+    typed: dict[str, Any] = {name: row[name] for name in ("model", "scheme", "method")}
+    typed["stress"] = float(row["stress"])
+    if row["refused"]:
+        return typed | {"refused": row["refused"]}
+    return typed | {
+        "closeness": float(row["closeness"]), "integer": row["integer"] != "False",
+        "weight_bytes": float(row["weight_bytes"]),
+    }  # fmt: skip
+
+
+TABLES = {  # by the name of the CSV file
+    "ablation": ablation_table, "mixed": mixed_table, "compare": compare_table,
+}  # fmt: skip
 
 
 def main(path: Path) -> None:

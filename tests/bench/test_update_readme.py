@@ -62,3 +62,25 @@ def test_the_mixed_table_has_means_and_megabytes(script):
     lines = script.mixed_table(rows).splitlines()
     assert lines[0] == "| mean of 2 seeds (MB) | `a` | `b` |"
     assert lines[2:] == ["| 5 bits | 0.2 (2.00) | 0.5 (2.00) |"]
+
+
+def test_the_comparison_has_a_table_per_scheme_with_bytes(script):
+    def row(method, scheme="W6A6", closeness="0.25", integer="True", size="100", refused=""):
+        return {"model": "m", "stress": "0.0", "scheme": scheme, "method": method,
+                "closeness": closeness, "integer": integer, "weight_bytes": size,
+                "refused": refused}  # fmt: skip
+
+    rows = [
+        row("float", "float", "0.0", ""), row("rtn"), row("svdquant", closeness="0.125",
+        integer="False", size="150"), row("quarot", closeness="", refused="no factor"),
+        row("rtn", "W8A8"),
+    ]  # fmt: skip
+    six, eight = script.compare_table(rows).split("\n\n")
+    assert six.splitlines() == [
+        "| W6A6 | m | bytes |",
+        "|---|---:|---:|",
+        "| rtn | 0.25 | 1.00 |",
+        "| svdquant | **0.12*** | 1.50 |",
+        "| quarot | - | 0.00 |",
+    ]
+    assert eight.splitlines()[0] == "| W8A8 | m | bytes |"
