@@ -71,6 +71,9 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W6A6 attention products quantized": (
         "W6A6", "dgc", False, {"attention": "simulated", "pack": False},
     ),
+    "W6A6 attention products quantized, uniform softmax": (
+        "W6A6", "dgc", False, {"attention": "simulated", "softmax": "uniform", "pack": False},
+    ),
     "W6A6 research code": (
         "W6A6", "research_code", False, {"compat": "research", "attention": "float"},
     ),

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from .checkpoint import load_quantized, save_quantized
     from .models import ARVGModel, list_models, load_model
     from .originals import adopt
-    from .pipeline import QuantReport, quantize_
+    from .pipeline import quantize_
+    from .quant_report import QuantReport
 
 # public name -> the module that defines it
 _HOME = {
     "ARVGModel": "models",
     "Calibration": "calibration",
-    "QuantReport": "pipeline",
+    "QuantReport": "quant_report",
     "adopt": "originals",
     "calibrate": "calibration",
     "list_models": "models",

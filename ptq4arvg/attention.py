@@ -54,12 +54,14 @@ def quantize_attention_(
     bits: int,
     batch_size: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
+    softmax: str = "best",
 ) -> dict[str, str]:
     """Replace the attention cores of ``model`` by simulations at ``bits`` bits.
 
-    Ranges come from the calibration rows; the kind of softmax grid of each core is the one of
-    lower output error over them. Returns core -> kind. The integer path of this package keeps the
-    attention products in float; this exists to measure what quantizing them would cost.
+    Ranges come from the calibration rows. softmax: the grid of the probabilities, "uniform" or
+    "log_sqrt2" (powers of the square root of two), or "best", the one of lower output error of each
+    core. Returns core -> kind. The integer path of this package keeps the attention products in
+    float; this exists to measure what quantizing them would cost.
     """
     names = model.attention_cores()
     if not names:
@@ -67,15 +69,16 @@ def quantize_attention_(
             f"quantize_attention_: {model.name} keeps its attention products in floating point; "
             "wanted attention='float'"
         )
+    wanted = SOFTMAX_KINDS if softmax == "best" else (softmax,)
     ranges = {name: _Ranges() for name in names}
     _replay(model, calibration, batch_size,
             {name: lambda m, a, _o, r=r: r(m, a) for name, r in ranges.items()})  # fmt: skip
     candidates = {
         name: [QuantAttention(ranges[name].grids(bits), bits, kind, model.cursor)
-               for kind in SOFTMAX_KINDS]
+               for kind in wanted]
         for name in names
     }  # fmt: skip
-    errors = {name: [0.0] * len(SOFTMAX_KINDS) for name in names}
+    errors = {name: [0.0] * len(wanted) for name in names}
 
     def compare(name: str):
         def hook(_module: AttentionCore, args, output: Tensor) -> None:
@@ -87,9 +90,9 @@ def quantize_attention_(
     _replay(model, calibration, batch_size, {name: compare(name) for name in names})
     kinds = {}
     for number, name in enumerate(names):
-        best = min(range(len(SOFTMAX_KINDS)), key=errors[name].__getitem__)
+        best = min(range(len(wanted)), key=errors[name].__getitem__)
         model.replace_(name, candidates[name][best])
-        kinds[name] = SOFTMAX_KINDS[best]
+        kinds[name] = wanted[best]
         if progress:
             progress("attention", number + 1, len(names))
     return kinds

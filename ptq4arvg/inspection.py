@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .folding import fit, fold_stage_, stages
+from .layer import input_grids, scaled_statistics
 from .methods import Method, Transform, get_method
 from .models import ARVGModel
 from .numerics import Scheme, expand_groups
-from .pipeline import input_grids, scaled_statistics
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_inputs
 from .token_scales import position_groups

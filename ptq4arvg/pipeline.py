@@ -3,99 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .allocation import Budget, allocate
 from .attention import quantize_attention_
 from .calibration import Calibration, calibrate
+from .compat import quantize_like_research_
 from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
+from .layer import input_grids, quantize_linear, sample_size, scaled_statistics
 from .memory import release_mapped, return_freed_memory
-from .methods import Method, Transform, get_method
-from .methods.research import research_pipeline_
+from .methods import Method, get_method
 from .nn import PackedLinear, QuantLinear
-from .numerics import (
-    LinearQuantization,
-    Scheme,
-    get_scheme,
-    round_to_grid,
-    round_weight,
-    weight_grid,
-)
+from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
 from .plan import LayerPlan, make_plan
-from .rounding import compensated_codes
-from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_inputs
-from .token_scales import input_grid, position_groups, step_ranges
+from .quant_report import LayerReport, QuantReport, make_recipe
+from .statistics import collect_inputs
+from .token_scales import position_groups
 from .verify import check_integer_path
 
-__all__ = [
-    "LayerReport", "QuantReport", "input_grids", "quantize_", "quantize_linear",
-    "scaled_statistics",
-]  # fmt: skip
-
-# What GPTQ's sample of all inputs may take, and how many vectors of each are enough.
-SAMPLE_BYTES, MOST_VECTORS = 2**27, 4096
+__all__ = ["quantize_"]
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass
-class LayerReport:
-    """What became of one linear. sqnr_db: of its output over the calibration sample, with the
-    float model's inputs; bytes_before: the weight in half precision; bytes_after: as packed."""
-
-    name: str
-    role: str
-    w_bits: int
-    a_bits: int
-    kernel: str
-    sqnr_db: float
-    bytes_before: int
-    bytes_after: int
-    transform: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class QuantReport:
-    """What ``quantize_`` did, layer by layer; ``kept`` names the linears left in float; allocation:
-    of mixed precision, the target, the mean bits reached, the scheme and the harms of each linear.
-    """
-
-    model: str
-    scheme: str
-    method: str
-    options: dict[str, Any]
-    seed: int
-    stress: float
-    calibration: str
-    layers: list[LayerReport]
-    kept: list[str]
-    allocation: dict[str, Any] | None = None
-
-    @property
-    def sqnr_db(self) -> float:
-        """Mean over the layers, in dB."""
-        return sum(layer.sqnr_db for layer in self.layers) / max(len(self.layers), 1)
-
-    @property
-    def worst(self) -> LayerReport:
-        """The layer of lowest SQNR."""
-        return min(self.layers, key=lambda layer: layer.sqnr_db)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the packed weights in memory."""
-        return sum(layer.bytes_after for layer in self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, with the sums added."""
-        sums = {"sqnr_db": self.sqnr_db, "worst_sqnr_db": self.worst.sqnr_db,
-                "worst_layer": self.worst.name, "weight_bytes": self.weight_bytes}  # fmt: skip
-        return asdict(self) | sums
 
 
 @torch.no_grad()  # not inference mode: what is made here also runs outside of it
@@ -142,8 +75,6 @@ def quantize_(
             "model again to start over"
         )
     if target_bits is not None:
-        from .allocation import Budget, allocate  # it measures with what is defined here
-
         if compat is not None:
             raise ValueError(
                 f"quantize_: compat={compat!r} has one scheme for all linears, and takes no "
@@ -163,7 +94,9 @@ def quantize_(
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
     if compat == "research":
-        return _research(model, scheme, method, calibration, batch_size, progress, options)
+        return quantize_like_research_(
+            model, scheme, method, calibration, batch_size, progress, options
+        )
     allocation = None
     if target_bits is None:
         plan = make_plan(model.linears(), scheme, ignore, overrides)
@@ -174,7 +107,7 @@ def quantize_(
     method = method.prepare(model, active, calibration, batch_size, progress)
     steps = {p.name: position_groups(p.spec, "step") for p in active}
     visits = {p.name: model.visits(p.name) for p in active}
-    stats = collect_inputs(model, calibration, steps, visits, _sample_size(model, active, method),
+    stats = collect_inputs(model, calibration, steps, visits, sample_size(model, active, method),
                            batch_size, progress)  # fmt: skip
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
@@ -185,7 +118,8 @@ def quantize_(
     for part in [active] if attention else parts:
         fold_stage_(model, part, transforms)
         if attention:  # needs the whole model folded: that changes v
-            quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress)
+            quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress,
+                                method.softmax)  # fmt: skip
         for p in part:
             transform = transforms.get(p.name)
             own = scaled_statistics(stats.pop(p.name), transform)
@@ -205,155 +139,12 @@ def quantize_(
         model.name, scheme.name, method.name, method.options(), calibration.seed,
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
     )  # fmt: skip
-    model.recipe = _recipe(report, list(ignore), overrides, calibration)
+    model.recipe = make_recipe(report, calibration, list(ignore), overrides)
     if allocation is not None:
         model.recipe |= allocation.record()
         report.allocation = allocation.record() | {"harm": allocation.harm}
     model.report = report
     return report
-
-
-def _research(model, scheme, method, calibration, batch_size, progress, options) -> QuantReport:
-    """The authors' pipeline in simulation, reported like any other."""
-    if not model.compat_research:
-        raise ValueError(
-            f"quantize_: compat='research' does not reproduce the authors' code for the family "
-            f"{model.family!r} of {model.name}"
-        )
-    if method != "ptq4arvg":
-        raise ValueError(
-            f"quantize_: compat='research' reproduces the method 'ptq4arvg'; method is {method!r}"
-        )
-    unknown = sorted(set(options) - {"attention"})
-    if unknown:
-        raise ValueError(
-            f"quantize_: compat='research' takes no option {unknown[0]!r}; only attention='float' "
-            "or 'simulated'"
-        )
-    attention = options.get("attention", "simulated")
-    specs = {spec.name: spec for spec in model.linears()}
-    _, sqnr = research_pipeline_(
-        model, scheme, calibration, batch_size, attention == "simulated", progress
-    )
-    layers = []
-    for name, spec in specs.items():
-        half = 2 * model.transformer.get_submodule(name).weight.numel()
-        layers.append(LayerReport(name, spec.role, scheme.w_bits, scheme.a_bits, "simulated",
-                                  sqnr[name], half, half * scheme.w_bits // 16))  # fmt: skip
-    report = QuantReport(
-        model.name, scheme.name, "ptq4arvg", {"compat": "research", "attention": attention},
-        calibration.seed, model.stress, calibration.hash, layers, [],
-    )  # fmt: skip
-    model.recipe = _recipe(report, [], None, calibration)
-    model.report = report
-    return report
-
-
-def _recipe(report, ignore, overrides, calibration) -> dict[str, Any]:
-    from . import __version__
-
-    named = {k: get_scheme(v).name for k, v in (overrides or {}).items()}
-    return {
-        "model": report.model, "stress": report.stress, "scheme": report.scheme,
-        "method": report.method, "options": report.options, "ignore": ignore, "overrides": named,
-        "calibration": {"seed": calibration.seed, "select": calibration.select,
-                        "rows": len(calibration.labels), "hash": report.calibration},
-        "version": __version__,
-    }  # fmt: skip
-
-
-def _sample_size(model: nn.Module, plan: list[LayerPlan], method: Method) -> int:
-    """Token vectors to keep of each input: more where weights are fitted to them, if they fit."""
-    if method.rounding != "gptq":
-        return SAMPLE
-    weights = [model.transformer.get_submodule(p.name).weight for p in plan]
-    vector = sum(w.shape[1] * (2 if w.element_size() == 2 else 4) for w in weights)
-    return max(SAMPLE, min(SAMPLE_BYTES // max(vector, 1), MOST_VECTORS))
-
-
-def scaled_statistics(stats: InputStatistics, transform: Transform | None) -> InputStatistics:
-    """float32 statistics of a linear's input once ``transform`` is folded."""
-    return stats.float() if transform is None else stats.transformed(*_affine(transform))
-
-
-def _affine(transform: Transform) -> tuple[Tensor, Tensor]:
-    return transform.scale.float(), transform.shift.float()
-
-
-def input_grids(
-    model: nn.Module,
-    plan: list[LayerPlan],
-    stats: dict[str, InputStatistics],
-    transforms: dict[str, Transform],
-    columns: dict[str, Tensor],
-    method: Method,
-    calibration: Calibration,
-    batch_size: int,
-    progress: Progress | None,
-) -> dict[str, tuple[Tensor, Tensor, Tensor, float | None]]:
-    """(scale [G], zero [G], position_group [T], blend) of every planned linear's input."""
-    # Without the samples, which take most of the memory.
-    ranges = {
-        p.name: scaled_statistics(replace(stats[p.name], sample=stats[p.name].sample[:0]),
-                             transforms.get(p.name))
-        for p in plan
-    }  # fmt: skip
-    histograms: dict[str, Tensor] = {}
-    if method.activation_range == "mse":
-        # An error in channel k reaches the output multiplied by column k of the weight.
-        over = {p.name: (*step_ranges(ranges[p.name]), columns[p.name]) for p in plan}
-        bins = 4 * 2 ** max(p.scheme.a_bits for p in plan)
-        affine = {name: _affine(transform) for name, transform in transforms.items()}
-        histograms = collect_histograms(
-            model, calibration, over, bins, affine, batch_size=batch_size, progress=progress
-        )
-    return {
-        p.name: input_grid(
-            p.spec, ranges[p.name], histograms.pop(p.name, None), p.scheme.a_bits,
-            method.granularity,
-        )
-        for p in plan
-    }  # fmt: skip
-
-
-def quantize_linear(
-    model: nn.Module,
-    p: LayerPlan,
-    stats: InputStatistics,
-    grid: tuple[Tensor, Tensor, Tensor, float | None],
-    method: Method,
-) -> tuple[LinearQuantization, float, tuple[Tensor, Tensor] | None]:
-    """Quantize one linear's weight; returns it, the SQNR of its output in dB, its float branch."""
-    linear = model.transformer.get_submodule(p.name)
-    weight = linear.weight.detach().float()
-    scale, zero, group, _ = grid
-    x = stats.sample
-    bits, exact, branch = p.scheme.w_bits, nn.functional.linear(x, weight), method.branch(weight)
-    rest = exact
-    if branch is not None:
-        weight = weight - branch[0] @ branch[1]
-        rest = nn.functional.linear(x, weight)
-    w_scale, w_zero = weight_grid(*method.row_range(p.name, weight, x, bits), bits)
-    at = group[stats.sample_position]
-    x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
-    if method.rounding == "gptq":
-        codes = compensated_codes(weight, w_scale, w_zero, bits, x_hat)
-    else:
-        codes = round_weight(weight, w_scale, w_zero, bits)
-    error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - rest
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    if bias is not None:
-        exact = exact + bias
-    if method.bias_correction:
-        mean = error.double().mean(0).float()
-        error = error - mean
-        bias = -mean if bias is None else bias - mean
-    signal, noise = exact.double().square().sum(), error.double().square().sum()
-    sqnr = (10 * torch.log10(signal / noise.clamp_min(1e-300))).item()
-    sink = p.spec.sink if method.sink == "float" else ()
-    q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,
-                           p.scheme.w_bits, p.scheme.a_bits, tuple(sink))  # fmt: skip
-    return q, sqnr, branch
 
 
 def _install(model, p: LayerPlan, q: LinearQuantization, sqnr, pack: bool, record, branch=None):

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from .calibration import Calibration
 from .folding import Progress, fit, fold_stage_, stages, undone
+from .layer import input_grids, quantize_linear, scaled_statistics
 from .methods import Method, Transform
 from .numerics import LinearQuantization, Scheme, round_to_grid
-from .pipeline import input_grids, quantize_linear, scaled_statistics
 from .plan import LayerPlan
 from .statistics import collect_inputs
 from .token_scales import position_groups

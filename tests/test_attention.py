@@ -6,6 +6,7 @@ import torch
 from ptq4arvg import load_model
 from ptq4arvg.attention import SOFTMAX_KINDS, quantize_attention_
 from ptq4arvg.calibration import Calibration
+from ptq4arvg.methods import get_method
 from ptq4arvg.nn import QuantAttention
 
 
@@ -55,6 +56,21 @@ def test_eight_bits_change_the_logits_little(attended):
     exact = plain.replay(calibration.ids, calibration.labels)
     error = (model.replay(calibration.ids, calibration.labels) - exact).square().sum()
     assert 0 < error / exact.square().sum() < 1e-3
+
+
+@pytest.mark.parametrize("kind", SOFTMAX_KINDS)
+def test_the_grid_of_the_softmax_can_be_given(kind):
+    model = load_model("var-tiny")
+    kinds = quantize_attention_(model, rows(model, 1), 6, softmax=kind)
+    assert set(kinds.values()) == {kind}
+    assert {model.transformer.get_submodule(name).softmax for name in kinds} == {kind}
+
+
+def test_methods_name_the_grid_of_the_softmax():
+    assert get_method("repq").softmax == "log_sqrt2"
+    assert get_method("ptq4arvg").softmax == "best"
+    with pytest.raises(ValueError, match=r"softmax is 'log2'; wanted one of best, uniform, log_sq"):
+        get_method("rtn", softmax="log2")
 
 
 def test_hooks_are_removed_when_a_pass_fails():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..fuse import fuse_
 from ..memory import return_freed_memory
 from ..nn import PackedLinear, QuantAttention
-from ..pipeline import LayerReport, QuantReport
+from ..quant_report import LayerReport, QuantReport
 from .architecture import build, compute_dtype
 from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
 from .hashing import content_hash, text_hash

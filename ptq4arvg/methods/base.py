@@ -61,7 +61,8 @@ class Method:
     "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones.
     bias_correction: add the mean output error over the calibration sample to the bias. sink:
     "integer" or "float", how sink positions are computed. attention: "float", or "simulated"
-    quantization of both attention products (never in the integer path).
+    quantization of both attention products (never in the integer path); softmax: the grid of the
+    probabilities there, "uniform", "log_sqrt2", or the "best" of both for every block.
     """
 
     name: ClassVar[str] = ""
@@ -76,6 +77,7 @@ class Method:
     bias_correction: bool = False
     sink: str = "integer"
     attention: str = "float"
+    softmax: str = "best"
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "granularity": GRANULARITIES,
@@ -84,6 +86,7 @@ class Method:
         "rounding": ("nearest", "gptq"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
+        "softmax": ("best", "uniform", "log_sqrt2"),
     }
 
     def __post_init__(self) -> None:

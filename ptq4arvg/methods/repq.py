@@ -5,6 +5,8 @@ Transformers" (2023), sec. 3.2: a norm's output is given the grid (step s_k, zer
 channel; dividing channel k by r_k = s_k / mean(s) and moving its zero point to the mean one puts
 all channels on one grid, (mean(s), mean(z)), and both fold into the norm and the next weight. The
 zero points of the channels are not rounded here, since a shift need not be a whole number of steps.
+Softmax outputs, where their quantization is simulated, have a grid of powers of the square root of
+two (sec. 3.3).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class RepQ(Method):
 
     name: ClassVar[str] = "repq"
     summary: ClassVar[str] = "ranges of a norm's channels made equal, other inputs as they are"
+
+    softmax: str = "log_sqrt2"
 
     def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
         """Every channel's range over all positions becomes the grid of mean step and zero."""
