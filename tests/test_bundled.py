@@ -47,7 +47,7 @@ def quantized(name):
 def test_samples_look_like_their_class(drawn):
     _, yardstick, images = drawn
     predicted = load_features()(images).argmax(1)
-    assert (predicted == yardstick.labels).double().mean() > 0.3  # by chance 1 of 32
+    assert (predicted == yardstick.labels).double().mean() > 0.4  # by chance 1 of 32
 
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W6A6", "W4A8"])
