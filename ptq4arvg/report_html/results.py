@@ -14,7 +14,7 @@ from .svg import Axis, Plot, legend, plain_number
 
 __all__ = ["results", "tradeoff"]
 
-COLUMN = 84  # width of one scheme's marks, units of the viewBox
+COLUMN = 40.0  # width of one scheme's marks, units of the viewBox
 UNITS = {"kl": "KL from float, nats", "relative_error": "relative error"}
 
 
