@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ CSV_COLUMNS = (
 def model_name(row: Row) -> str:
     """The model, with its stress if there is any."""
     return f"{row['model']}, stressed {row['stress']:g}" if row["stress"] else row["model"]
+
+
+def _rounded(row: Row) -> float:
+    return float(f"{row['closeness']:.2g}")
 
 
 def closeness_text(row: Row) -> str:
@@ -44,7 +49,8 @@ def pivot(
 ) -> tuple[list[str], list[tuple[str, list[str], list[bool]]]]:
     """(models, (method, cell per model, whether it is the model's best)) at one scheme.
 
-    Best: the least closeness among the methods; a tie after rounding is a tie.
+    Best: the least closeness among the methods that run in integers, and any simulated one that is
+    no farther; a tie after rounding is a tie.
     """
     here = [row for row in rows if row["scheme"] == scheme]
     models = list(dict.fromkeys(model_name(row) for row in here))
@@ -52,9 +58,10 @@ def pivot(
     found = {(row["method"], model_name(row)): row for row in here}
     best = {
         model: min(
-            (float(f"{found[m, model]['closeness']:.2g}") for m in methods
-             if "closeness" in found.get((m, model), {})),
-            default=None,
+            (_rounded(found[m, model]) for m in methods
+             if "closeness" in found.get((m, model), {})
+             and found[m, model]["integer"] is not False),
+            default=math.inf,
         )
         for model in models
     }  # fmt: skip
@@ -64,14 +71,14 @@ def pivot(
         for model in models:
             row = found.get((method, model))
             cells.append("" if row is None else text(row))
-            value = None if row is None or "refused" in row else float(f"{row['closeness']:.2g}")
-            first.append(value is not None and value == best[model])
+            measured = row is not None and "refused" not in row
+            first.append(measured and _rounded(row) <= best[model])
         lines.append((method, cells, first))
     return models, lines
 
 
 def markdown_pivot(rows: Sequence[Row], scheme: str) -> str:
-    """Methods by models at one scheme, the best of a model in bold."""
+    """Methods by models at one scheme, the best of a model in bold (see ``pivot``)."""
     models, lines = pivot(rows, scheme)
     out = [
         f"| {scheme} | " + " | ".join(models) + " |",

@@ -148,7 +148,7 @@ def test_the_command_goes_on_and_writes_its_tables(measured, capsys, monkeypatch
             "30"]  # fmt: skip
     assert main(argv) == 0
     text = capsys.readouterr().out
-    assert "look   ptq4arvg is first on 1 of 1 at W6A6" in text
+    assert "look   of the methods that run in integers ptq4arvg is first on 1 of 1 at W6A6" in text
     assert "| **" in (out / "summary.md").read_text()
     assert r"\begin{tabular}" in (out / "summary.tex").read_text()
     assert (out / "summary.csv").read_text().count("\n") == 4

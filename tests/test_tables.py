@@ -35,6 +35,16 @@ def test_the_best_of_every_model_is_marked_and_ties_after_rounding_are_ties():
     ]
 
 
+def test_a_simulated_method_takes_no_first_place_from_those_that_run():
+    rows = [
+        row("rtn", 0.07), row("quarot", 0.04, integer=False), row("svdquant", 0.01, integer=False),
+        row("ptq4arvg", 0.03),
+    ]  # fmt: skip
+    assert [first for *_, first in pivot(rows, "W6A6")[1]] == [[False], [False], [True], [True]]
+    only = [row("svdquant", 0.01, integer=False)]
+    assert pivot(only, "W6A6")[1] == [("svdquant", ["0.01*"], [True])]
+
+
 def test_markdown_and_latex_hold_the_cells():
     lines = markdown_pivot(ROWS, "W6A6").splitlines()
     assert lines[0] == "| W6A6 | var-tiny | var-tiny, stressed 30 |"

@@ -29,7 +29,8 @@ def results(record: Record) -> Markup:
            continuous else "")
         + f". Mean of {seeds} calibration {'seed' if seeds == 1 else 'seeds'}. Small: Frechet "
         "distance in the bundled feature space with its 95 % bootstrap interval. Marked: closest "
-        "to the float model. *: simulated, there is no integer path."
+        "of those that run in integers, and what is no farther. *: simulated, there is no integer "
+        "path."
     )  # fmt: skip
     parts: list[object] = [tag("p", note, class_="faint")]
     parts += [_table(record, scheme) for scheme in (FLOAT, *record.schemes)]

@@ -79,7 +79,7 @@ def test_the_comparison_has_a_table_per_scheme_with_bytes(script):
     assert six.splitlines() == [
         "| W6A6 | m | bytes |",
         "|---|---:|---:|",
-        "| rtn | 0.25 | 1.00 |",
+        "| rtn | **0.25** | 1.00 |",
         "| svdquant | **0.12*** | 1.50 |",
         "| quarot | - | 0.00 |",
     ]
