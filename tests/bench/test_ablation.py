@@ -41,9 +41,10 @@ def test_the_summary_has_means_over_seeds():
 
 def test_every_variant_is_accepted_by_the_library():
     from ptq4arvg.methods import get_method
+    from ptq4arvg.numerics import SCHEMES
 
     for scheme, _select, _draws, options in ablation.VARIANTS.values():
-        assert scheme in ("W8A8", "W6A6", "W4A8")
+        assert scheme in SCHEMES
         method = options.get("method", "ptq4arvg")
         get_method(method, **{k: v for k, v in options.items()
                               if k not in ("pack", "method", "compat")})  # fmt: skip
