@@ -20,7 +20,7 @@ from .models import ARVGModel
 from .numerics import Scheme, expand_groups
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_inputs
-from .token_scales import position_groups
+from .token_scales import collect_steps, position_groups
 
 __all__ = ["inspect_"]
 
@@ -44,9 +44,7 @@ def inspect_(
     """
     method = get_method(method)
     plan = make_plan(model.linears(), scheme)
-    steps = {p.name: position_groups(p.spec, "step") for p in plan}
-    visits = {p.name: model.visits(p.name) for p in plan}
-    stats = collect_inputs(model, calibration, steps, visits, progress=progress)
+    stats = collect_steps(model, plan, calibration, progress=progress)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
     }  # fmt: skip

@@ -22,8 +22,7 @@ from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
 from .plan import LayerPlan, make_plan
 from .quant_report import LayerReport, QuantReport, make_recipe
-from .statistics import collect_inputs
-from .token_scales import position_groups
+from .token_scales import collect_steps
 from .verify import check_integer_path
 
 __all__ = ["quantize_"]
@@ -105,10 +104,8 @@ def quantize_(
         plan = allocation.plan
     active = [p for p in plan if p.scheme]
     method = method.prepare(model, active, calibration, batch_size, progress)
-    steps = {p.name: position_groups(p.spec, "step") for p in active}
-    visits = {p.name: model.visits(p.name) for p in active}
-    stats = collect_inputs(model, calibration, steps, visits, sample_size(model, active, method),
-                           batch_size, progress)  # fmt: skip
+    size = sample_size(model, active, method)
+    stats = collect_steps(model, active, calibration, size, batch_size, progress)
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,

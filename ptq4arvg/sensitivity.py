@@ -24,8 +24,7 @@ from .layer import input_grids, quantize_linear, scaled_statistics
 from .methods import Method, Transform
 from .numerics import LinearQuantization, Scheme, round_to_grid
 from .plan import LayerPlan
-from .statistics import collect_inputs
-from .token_scales import position_groups
+from .token_scales import collect_steps
 
 __all__ = ["Harm", "sensitivities"]
 
@@ -54,11 +53,9 @@ def sensitivities(
     costs about as much as quantizing the model once per candidate. What ``method.prepare`` would
     learn or rotate is left out.
     """
-    steps = {p.name: position_groups(p.spec, "step") for p in active}
-    visits = {p.name: model.visits(p.name) for p in active}
-    stats = collect_inputs(model, calibration, steps, visits, batch_size=batch_size,
-                           progress=progress)  # fmt: skip
-    seen = _gradients(model, free, visits, calibration, progress)
+    stats = collect_steps(model, active, calibration, batch_size=batch_size, progress=progress)
+    visits = {name: model.visits(name) for name in free}
+    seen = _gradients(model, visits, calibration, progress)
     harm: Harm = {p.name: {} for p in active if p.name in free}
     for scheme in candidates:
         trial = [replace(p, scheme=scheme) if p.name in free else p for p in active]
@@ -154,13 +151,13 @@ def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[list[tuple[str
 
 def _gradients(
     model: nn.Module,
-    names: Iterable[str],
     visits: Mapping[str, int],
     calibration: Calibration,
     progress: Progress | None,
 ) -> dict[str, _Seen]:
-    """Inputs and random gradients of the named linears, evenly over the calibration rows."""
-    seen = {name: _Seen() for name in sorted(names)}
+    """Inputs and random gradients of the linears that ``visits`` names, evenly over the calibration
+    rows; visits: how often a replay runs each."""
+    seen = {name: _Seen() for name in sorted(visits)}
     count = min(ROWS, len(calibration.labels))
     rows = torch.arange(count) * len(calibration.labels) // count
     generator = torch.Generator().manual_seed(0)

@@ -9,13 +9,17 @@ their decoding step by the factor that does best on rows it was not fitted on.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .calibration import Calibration
 from .numerics import affine_grid, grid_error, search_range
-from .statistics import InputStatistics
+from .statistics import SAMPLE, InputStatistics, collect_inputs
 
-__all__ = ["GRANULARITIES", "input_grid", "position_groups"]
+__all__ = ["GRANULARITIES", "collect_steps", "input_grid", "position_groups"]
 
 GRANULARITIES = ("tensor", "group", "step", "position", "auto")
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -38,6 +42,20 @@ def position_groups(spec, granularity: str) -> Tensor:
         "auto": each,
     }[granularity]
     return torch.tensor(groups, dtype=torch.int64)
+
+
+def collect_steps(
+    model: torch.nn.Module,
+    plan: Sequence[Any],
+    calibration: Calibration,
+    sample: int = SAMPLE,
+    batch_size: int = 16,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, InputStatistics]:
+    """``collect_inputs`` of the planned linears of ``model``, with ranges by decoding step."""
+    steps = {p.name: position_groups(p.spec, "step") for p in plan}
+    visits = {name: model.visits(name) for name in steps}
+    return collect_inputs(model, calibration, steps, visits, sample, batch_size, progress)
 
 
 def step_ranges(stats: InputStatistics) -> Range:

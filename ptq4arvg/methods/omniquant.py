@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..calibration import Calibration
 from ..numerics import Scheme
-from ..statistics import InputStatistics, collect_inputs
-from ..token_scales import position_groups
+from ..statistics import InputStatistics
+from ..token_scales import collect_steps
 from .base import LayerView, Method, Transform, register
 from .reconstruction import CLIP_START, Budget, LearnedLinear, reconstruct
 from .smoothquant import smooth_scale
@@ -66,9 +66,7 @@ class OmniQuant(Method):
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Method:  # fmt: skip
         """Learn every block; the method that comes back knows what was learned."""
-        steps = {p.name: position_groups(p.spec, "step") for p in plan}
-        visits = {name: model.visits(name) for name in steps}
-        stats = collect_inputs(model, calibration, steps, visits, SAMPLE, batch_size)
+        stats = collect_steps(model, plan, calibration, SAMPLE, batch_size)
 
         def make(p: Any, linear: nn.Linear) -> LearnedLinear:
             seen, weight, initial = stats[p.name], linear.weight.float(), None
