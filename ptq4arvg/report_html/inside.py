@@ -7,19 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .markup import Markup, join, tag
-from .parts import each_pair, missing, no_inspection, plots, section
+from .parts import inspected_part, missing, plots, section_of_pairs
 from .record import Pair, Record
 from .svg import Axis, Plot, legend, plain_number
 
 __all__ = ["channels", "positions", "selection"]
-
-
-def _part(record: Record, pair: Pair, key: str, without: str) -> Mapping[str, Any] | Markup:
-    """One part of what was collected of a model, or what to say in its place."""
-    inspection = record.inspections.get(pair)
-    if inspection is None:
-        return missing(no_inspection(record))
-    return inspection[key] or missing(without)
 
 
 def channels(record: Record) -> Markup:
@@ -29,13 +21,13 @@ def channels(record: Record) -> Markup:
         "whose factors differ most between channels; channels are ordered by their maximum before "
         "scaling."
     )
-    body = each_pair(record, lambda pair: _channels(record, pair))
-    return section("channels", "Channels before and after scaling",
-                   tag("p", note, class_="faint"), body)  # fmt: skip
+    return section_of_pairs(
+        record, "channels", "Channels before and after scaling", note, _channels
+    )
 
 
 def _channels(record: Record, pair: Pair) -> Markup:
-    found = _part(record, pair, "channels", "No input of this model was scaled.")
+    found = inspected_part(record, pair, "channels", "No input of this model was scaled.")
     if isinstance(found, Markup):
         return found
     figures = [
@@ -81,13 +73,13 @@ def positions(record: Record) -> Markup:
         "input differs most from one decoding step to another, after scaling: the band is what "
         "the calibration rows hold, the lines what the grid reaches; what lies outside is clipped."
     )
-    body = each_pair(record, lambda pair: _positions(record, pair))
-    return section("positions", "Static ranges along the sequence",
-                   tag("p", note, class_="faint"), body)  # fmt: skip
+    return section_of_pairs(
+        record, "positions", "Static ranges along the sequence", note, _positions
+    )
 
 
 def _positions(record: Record, pair: Pair) -> Markup:
-    found = _part(record, pair, "positions",
+    found = inspected_part(record, pair, "positions",
                   "No linear of this model reads more than one position.")  # fmt: skip
     if isinstance(found, Markup):
         return found
@@ -140,15 +132,14 @@ def selection(record: Record) -> Markup:
         "(Mahalanobis distance of the last block's output), at least a quarter of the kept rows "
         "of each kind."
     )
-    body = each_pair(record, lambda pair: _selection(record, pair))
-    return section("dgc", "DGC: rows kept for calibration", tag("p", note, class_="faint"), body)
+    return section_of_pairs(record, "dgc", "DGC: rows kept for calibration", note, _selection)
 
 
 def _selection(record: Record, pair: Pair) -> Markup:
     c = record.comparison
     without = f"Rows were not chosen by distance: select is {c['select']}, {c['keep']} of " \
               f"{c['samples']} rows kept."  # fmt: skip
-    found = _part(record, pair, "selection", without)
+    found = inspected_part(record, pair, "selection", without)
     if isinstance(found, Markup):
         return found
     distance, kept = found["distance"], found["kept"]

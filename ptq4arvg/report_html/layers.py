@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .markup import Markup, join, tag
-from .parts import each_pair, missing, no_inspection, plots, section, shown_scheme
+from .parts import inspected_part, missing, plots, section_of_pairs, shown_scheme
 from .record import OURS, Pair, Record
 from .svg import Axis, Plot, legend
 
@@ -22,8 +22,7 @@ def layers(record: Record) -> Markup:
         "Signal to quantization noise of each linear's output over the calibration sample, given "
         "the float model's inputs, in the order of computation."
     )
-    body = each_pair(record, lambda pair: _layers(record, pair))
-    return section("layers", "Where the noise is", tag("p", note, class_="faint"), body)
+    return section_of_pairs(record, "layers", "Where the noise is", note, _layers)
 
 
 def _layers(record: Record, pair: Pair) -> Markup:
@@ -67,17 +66,15 @@ def gains(record: Record) -> Markup:
         "form takes the grids as fixed, and does not tell how the error changes: that is why a "
         "shorter step may be taken, or none."
     )
-    body = each_pair(record, lambda pair: _gains(record, pair))
-    return section("gps", "GPS: predicted against measured gain",
-                   tag("p", note, class_="faint"), body)  # fmt: skip
+    return section_of_pairs(record, "gps", "GPS: predicted against measured gain", note, _gains)
 
 
 def _gains(record: Record, pair: Pair) -> Markup:
-    inspection = record.inspections.get(pair)
-    if inspection is None:
-        return missing(no_inspection(record))
+    outputs = inspected_part(record, pair, "outputs", "This model has no quantized linear.")
+    if isinstance(outputs, Markup):
+        return outputs
     figures = [
-        _gain_plot(scheme, cell, inspection["outputs"])
+        _gain_plot(scheme, cell, outputs)
         for scheme in record.schemes
         if (cell := record.cell(pair, OURS, scheme))
     ]

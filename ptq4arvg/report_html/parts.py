@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..tables import model_name
 from .markup import Markup, join, tag
@@ -11,12 +12,13 @@ from .svg import COLOURS, SHAPES
 
 __all__ = [
     "each_pair",
+    "inspected_part",
     "method_mark",
     "missing",
-    "no_inspection",
     "pair_name",
     "plots",
     "section",
+    "section_of_pairs",
     "shown_scheme",
 ]
 
@@ -49,6 +51,14 @@ def each_pair(record: Record, draw: Callable[[Pair], object]) -> Markup:
     ))  # fmt: skip
 
 
+def section_of_pairs(
+    record: Record, name: str, title: str, note: str, draw: Callable[[Record, Pair], object]
+) -> Markup:
+    """A section with a note of what it shows, and a part per model."""
+    body = each_pair(record, lambda pair: draw(record, pair))
+    return section(name, title, tag("p", note, class_="faint"), body)
+
+
 def shown_scheme(record: Record) -> str:
     """The scheme that layers are shown at: the one that was looked into, or the first."""
     inspected = record.comparison.get("inspected")
@@ -66,8 +76,18 @@ def method_mark(record: Record, method: str) -> tuple[int, int]:
     return 1 + place, (1 + place + turn) % SHAPES
 
 
-def no_inspection(record: Record) -> str:
+def _no_inspection(record: Record) -> str:
     """Why nothing of a model was collected beside its cells."""
     if OURS not in record.comparison["methods"]:
         return f"{OURS} was not compared: there is nothing to look into."
     return "The folder holds no inspection/ of this model: repeat the command below to add it."
+
+
+def inspected_part(
+    record: Record, pair: Pair, key: str, without: str
+) -> Mapping[str, Any] | Markup:
+    """One part of what was collected of a model, or what to say in its place."""
+    inspection = record.inspections.get(pair)
+    if inspection is None:
+        return missing(_no_inspection(record))
+    return inspection[key] or missing(without)
