@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from ..errors import closest
 from ..nn import Cursor
+from ..sampling import Sampler
 
-__all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
+__all__ = ["ADALN_ROWS", "ARVGModel", "LinearSpec", "SamplingDefaults"]
+
+# Row blocks of VAR's and Switti's AdaLN linears: gate1, gate2, scale1, scale2, shift1, shift2; of
+# the head's: scale, shift. Role of the modulated linear -> (its scale, its shift).
+ADALN_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,20 @@ class ARVGModel(nn.Module):
                 f"(the model has {self.num_classes} classes)"
             )
         return labels
+
+    def _sampler(
+        self, images: int, seed: int, top_k: int | None, top_p: float | None, index: int | Tensor
+    ) -> Sampler:
+        """What draws the tokens of ``images`` images; None takes the model's default."""
+        defaults = self.config.sampling
+        top_k = defaults.top_k if top_k is None else top_k
+        return Sampler(images, seed, top_k, defaults.top_p if top_p is None else top_p, index)
+
+    def _label_rows(self, labels: Tensor, guided: bool) -> Tensor:
+        """Labels [n] or, guided, [2 n] of the rows that are computed, on the model's device: the
+        conditional ones first, then as many unconditional ones."""
+        rows = self.check_labels(labels).to(self.cursor.position.device)
+        return torch.cat([rows, torch.full_like(rows, self.null_label)]) if guided else rows
 
     @torch.inference_mode()
     def generate(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
+from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import GatedFeedForward, ModulatedNorm, add_gated, divide_rows_, rotate
@@ -258,17 +258,11 @@ class PARModel(ARVGModel):
         cfg: guided logits are ``u + cfg (c - u)``; 1 and less is no guidance, which then costs
         nothing. choose: (guided logits [n, t, V], step) -> ids [n, t]; by default a ``Sampler``.
         """
-        defaults = self.config.sampling
-        strength = (defaults.cfg if cfg is None else cfg) - 1
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        strength = (self.config.sampling.cfg if cfg is None else cfg) - 1
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, order, n = self.transformer, self.config.order, len(labels)
-        rows = self.check_labels(labels).to(net.tok_embeddings.weight.device)
         copies = 2 if strength > 0 else 1
-        if copies == 2:
-            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        rows = self._label_rows(labels, copies == 2)
         x, begin, ids = net.embed_class(rows), 0, []
         self._open_cache(len(rows), x)
         try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
+from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
@@ -328,16 +328,11 @@ class RARModel(ARVGModel):
         (guided logits over the temperature [n, 1, V], step) -> ids [n, 1]; a ``Sampler`` by
         default.
         """
-        c, defaults = self.config, self.config.sampling
-        cfg = defaults.cfg if cfg is None else cfg
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        c = self.config
+        cfg = c.sampling.cfg if cfg is None else cfg
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, n = self.transformer, len(labels)
-        rows = self.check_labels(labels).to(net.cls_token.device)
-        if cfg:
-            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        rows = self._label_rows(labels, bool(cfg))
         position, ids = net.positions(), []
         inputs = torch.cat([net.cls_token.expand(len(rows), -1, -1), net.class_embedding(rows)], 1)
         width = (6 * c.depth + 2) * c.embed_dim * inputs.element_size()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
-from .base import ARVGModel, LinearSpec, SamplingDefaults
+from ..sampling import Choose, guide
+from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
@@ -30,10 +30,6 @@ from .layers import (
 from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["FAMILY", "VAR", "VARConfig", "VARModel"]
-
-# Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
-# shift. Role of the modulated linear -> (its scale, its shift).
-MODULATION_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -297,7 +293,7 @@ class VARModel(ARVGModel):
             old = 0.0 if norm.post_shift is None else norm.post_shift.double()
             norm.post_shift = (old / scale - shift).to(like.dtype)
             return
-        of_scale, of_shift = map(self._rows, MODULATION_ROWS[spec.role])
+        of_scale, of_shift = map(self._rows, ADALN_ROWS[spec.role])
         linear = self.transformer.get_submodule(spec.fold)
         fold_modulation_(norm, linear, of_scale, of_shift, scale, shift)
 
@@ -305,7 +301,7 @@ class VARModel(ARVGModel):
         spec = {spec.name: spec for spec in self.linears()}[name]
         if spec.norm and not spec.fold.endswith(".norm"):
             norm, linear = map(self.transformer.get_submodule, (spec.norm, spec.fold))
-            absorb_constant_(norm, linear, self._rows(MODULATION_ROWS[spec.role][0]))
+            absorb_constant_(norm, linear, self._rows(ADALN_ROWS[spec.role][0]))
 
     def _rows(self, block: int) -> slice:
         """The rows of the block-th vector that a linear with several outputs of width C makes."""
@@ -330,17 +326,11 @@ class VARModel(ARVGModel):
 
         choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``.
         """
-        defaults = self.config.sampling
-        cfg = defaults.cfg if cfg is None else cfg
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        cfg = self.config.sampling.cfg if cfg is None else cfg
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, quantizer = self.transformer, self.tokenizer.quantize
-        n, device = len(labels), net.pos_start.device
-        labels = self.check_labels(labels).to(device)
-        both = torch.cat([labels, torch.full_like(labels, self.null_label)])
-        embedding, condition = net.condition(both)
+        n = len(labels)
+        embedding, condition = net.condition(self._label_rows(labels, guided=True))
         # The condition is the same for all scales, so its modulations are too.
         modulations = [block.modulation(condition) for block in net.blocks]
         head_modulation = net.head_nm.modulation(embedding)
