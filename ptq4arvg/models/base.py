@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import closest
+from ..graphs import CapturedSteps, EagerSteps, StepGraphs
 from ..nn import Cursor
 from ..sampling import Sampler
 
@@ -66,7 +68,7 @@ class ARVGModel(nn.Module):
 
     tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
     the function-preserving stress applied to the weights (0: none). sampling_options: what
-    ``sample_ids`` takes apart from labels, seed, cfg and index.
+    ``sample_ids`` takes apart from labels, seed, cfg and index. graphs: the captured steps.
     """
 
     family = ""
@@ -77,6 +79,8 @@ class ARVGModel(nn.Module):
     # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
+    # Why no step of this family is captured; "" if ``sample_ids`` takes ``graphs``.
+    not_captured: ClassVar[str] = ""
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -88,6 +92,7 @@ class ARVGModel(nn.Module):
         self.stress = 0.0
         self.recipe: dict[str, Any] | None = None
         self.report: Any = None
+        self.graphs = StepGraphs()
 
     @property
     def tokens(self) -> int:
@@ -130,6 +135,7 @@ class ARVGModel(nn.Module):
         """Put ``module`` in the place of the linear or attention core ``name``."""
         parent, _, leaf = name.rpartition(".")
         setattr(self.transformer.get_submodule(parent), leaf, module)
+        self.graphs.drop()
 
     def attention_cores(self) -> list[str]:
         """Module paths of the attention products inside ``transformer``."""
@@ -212,6 +218,60 @@ class ARVGModel(nn.Module):
         rows = self.check_labels(labels).to(self.cursor.position.device)
         return torch.cat([rows, torch.full_like(rows, self.null_label)]) if guided else rows
 
+    def _captures(self, graphs: bool | None) -> bool:
+        """Whether ``generate`` captures steps when asked for ``graphs``."""
+        why = self.not_captured or self.graphs.refusal(self.cursor.position.device)
+        if graphs and why:
+            raise ValueError(f"{self.name}: graphs=True, but {why}; wanted graphs=None or False")
+        self.graphs.eager = "graphs=False" if graphs is False else why
+        return not self.graphs.eager
+
+    @contextmanager
+    def _decoding(
+        self, rows: int, like: Tensor, graphs: bool
+    ) -> Iterator[EagerSteps | CapturedSteps]:
+        """What runs steps of ``rows`` rows; within, all attentions have caches, of the dtype and on
+        the device of ``like``."""
+        c, net, steps = self.config, self.transformer, EagerSteps()
+        if graphs:
+            positions = (cursor.position for cursor in self.cursors)
+            steps = self.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
+        shape = rows, c.num_heads, self.positions, c.embed_dim // c.num_heads
+        attentions = [net.get_submodule(n.rpartition(".")[0]) for n in self.attention_cores()]
+        keys, values = (steps.buffers(k, len(attentions), shape, like) for k in ("keys", "values"))
+        try:
+            for attention, *cache in zip(attentions, keys, values, strict=True):
+                attention.cache = tuple(cache)
+            yield steps
+        finally:
+            for attention in attentions:
+                attention.cache = None
+
+    def _anywhere(self, steps: EagerSteps | CapturedSteps) -> Callable[..., Tensor]:
+        """``steps.run`` for steps that are captured once for all positions of the cursor.
+
+        Positions up to the last one that a linear computes from float inputs run eagerly: which of
+        a step's rows these are would be fixed in a captured one.
+        """
+        if not steps.captured:
+            return steps.run
+        cursor, length = self.cursor, self.positions
+        sinks = [s for m in self.transformer.modules() for s in getattr(m, "sink", ())]
+        if sinks:
+            self.graphs.eager = f"positions to {max(sinks)}: some are computed from float inputs"
+
+        def run(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+            if cursor.begin <= max(sinks, default=-1):
+                return function(*inputs)
+
+            def on_device(*fixed: Tensor) -> Tensor:
+                with cursor.on_device(length, fixed[0].dtype):
+                    return function(*fixed)
+
+            return steps.run(name, on_device, *inputs)
+
+        return run
+
     @torch.inference_mode()
     def generate(
         self,
@@ -223,6 +283,7 @@ class ARVGModel(nn.Module):
         index: int | Tensor = 0,
         batch_size: int = 16,
         progress: Callable[[str, int, int], None] | None = None,
+        graphs: bool | None = None,
         **options: Any,
     ) -> Tensor:
         """Images float32 [n, 3, H, W] in [0, 1], one per label.
@@ -231,6 +292,10 @@ class ARVGModel(nn.Module):
         the i of the first image, or int64 [n], of each. cfg, top_k, top_p: None takes the model's
         defaults (``config.sampling``); 0 switches one off.
         options: others that the family has. ValueError for one that it does not.
+
+        graphs: whether decoding steps are captured as CUDA graphs, for each batch size anew, and
+        replayed; None: on a CUDA device, where the family's steps can be; True: ValueError where
+        they cannot. ``model.graphs`` says what was. Forward hooks do not run in a replay.
         """
         labels = self.check_labels(labels)
         options |= {"top_k": top_k, "top_p": top_p}
@@ -241,6 +306,8 @@ class ARVGModel(nn.Module):
                     f"{self.name}: no sampling option {name!r}; wanted cfg or one of "
                     f"{', '.join(self.sampling_options)}. {closest(name, self.sampling_options)}"
                 )
+        if self._captures(graphs):
+            options["graphs"] = True
         images = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
@@ -258,6 +325,7 @@ class ARVGModel(nn.Module):
         save_quantized(self, folder, overwrite=overwrite)
 
     def _apply(self, fn, recurse: bool = True):
+        self.graphs.drop()
         super()._apply(fn, recurse)
         # A cursor is no module, but its tensor has to follow the weights to their device.
         for cursor in self.cursors:

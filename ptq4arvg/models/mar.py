@@ -84,6 +84,7 @@ class MARModel(ARVGModel):
     family = "mar"
     continuous = True
     sampling_options = ("num_iter", "temperature")
+    not_captured = "every iteration of MAR has another number of tokens"
     # Linears that stay in float, with the reason.
     kept_in_float: ClassVar = {
         "z_proj": "it reads the few channels of a token",

@@ -284,6 +284,7 @@ class SwittiModel(ARVGModel):
 
     family = "switti"
     sampling_options = ("top_k", "top_p", "guided_scales")
+    not_captured = "the steps of Switti are not written for it"
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",

@@ -6,6 +6,7 @@ Shapes: B rows, T positions (all scales), C width, H heads, d = C / H.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -220,6 +221,19 @@ class VAR(nn.Module):
         six = self.shared_ada_lin(embedding)
         return embedding, six.view(len(labels), 1, 6, -1)  # [B, 6 C] -> [B, 1, 6, C]
 
+    def modulations(self, labels: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """(class embedding [B, C], the modulation of every block and of the head)."""
+        embedding, condition = self.condition(labels)
+        blocks = [block.modulation(condition) for block in self.blocks]
+        return embedding, [*blocks, self.head_nm.modulation(embedding)]
+
+    def step(self, x: Tensor, modulations: list[tuple[Tensor, ...]]) -> Tensor:
+        """One scale with a cache, at the cursor: inputs [B, t, C] -> logits [B, t, V]."""
+        *own, last = modulations
+        for block, modulation in zip(self.blocks, own, strict=True):
+            x = block(x, None, modulation=modulation)
+        return self.head(self.head_nm(x, last))
+
     def forward(self, labels: Tensor, x_BLCv_wo_first_l: Tensor) -> Tensor:
         """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
         logits [B, T, V]."""
@@ -321,29 +335,28 @@ class VARModel(ARVGModel):
         top_p: float | None = None,
         index: int | Tensor = 0,
         choose: Choose | None = None,
+        graphs: bool = False,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
 
-        choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``.
+        choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``. graphs:
+        replay every scale as a CUDA graph.
         """
         cfg = self.config.sampling.cfg if cfg is None else cfg
         choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, quantizer = self.transformer, self.tokenizer.quantize
         n = len(labels)
-        embedding, condition = net.condition(self._label_rows(labels, guided=True))
-        # The condition is the same for all scales, so its modulations are too.
-        modulations = [block.modulation(condition) for block in net.blocks]
-        head_modulation = net.head_nm.modulation(embedding)
         positions, scales = net.positions(), self.config.patch_nums
         f_hat, begin, ids = quantizer.empty(n), 0, []
-        x = embedding[:, None] + net.pos_start + positions[:, : scales[0] ** 2]
-        self._open_cache(2 * n, embedding)
-        try:
+        rows = self._label_rows(labels, guided=True)
+        with self._decoding(len(rows), net.pos_start, graphs) as steps:
+            # The same for all scales, which read it where it is.
+            embedding, modulations = steps.run("class", net.modulations, rows)
+            step = functools.partial(net.step, modulations=modulations)
+            x = embedding[:, None] + net.pos_start + positions[:, : scales[0] ** 2]
             for scale, side in enumerate(scales):
                 net.cursor.set(begin, side * side)
-                for block, modulation in zip(net.blocks, modulations, strict=True):
-                    x = block(x, None, modulation=modulation)
-                logits = net.head(net.head_nm(x, head_modulation))  # [2 n, t, V]
+                logits = steps.run(f"scale {scale}", step, x)  # [2 n, t, V]
                 strength = cfg * scale / max(len(scales) - 1, 1)
                 ids.append(choose(guide(logits[:n], logits[n:], strength), scale))
                 f_hat, following = quantizer.step(scale, f_hat, ids[-1])
@@ -351,16 +364,7 @@ class VARModel(ARVGModel):
                 if following is not None:
                     x = net.word_embed(following) + positions[:, begin : begin + following.shape[1]]
                     x = torch.cat([x, x])  # conditional and unconditional rows read the same tokens
-        finally:
-            for block in net.blocks:
-                block.attn.cache = None
         return torch.cat(ids, 1)
-
-    def _open_cache(self, rows: int, like: Tensor) -> None:
-        c = self.config
-        shape = rows, c.num_heads, c.tokens, c.embed_dim // c.num_heads
-        for block in self.transformer.blocks:
-            block.attn.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         return self.tokenizer.decode(ids.long()).add(1).mul(0.5)
