@@ -7,8 +7,8 @@ was then, results are written to the same memory, and what would need the host i
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 # Waiting for a value of the device, and copying one to it.
