@@ -7,6 +7,7 @@ the host: what it computes in Python is computed once. Drawing tokens happens be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,6 +35,12 @@ class Backend(Protocol):
         is called several times, which has to do the same as once."""
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for all captures, since cuBLAS keeps a workspace for every stream that it has seen.
+    return torch.cuda.Stream(device)
+
+
 class CudaBackend:
     """CUDA graphs, captured on a side stream and replayed on the current one."""
 
@@ -48,7 +55,7 @@ class CudaBackend:
     ) -> tuple[Callable[[], None], Any]:
         """See ``Backend``."""
         with torch.cuda.device(device):
-            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            here, side = torch.cuda.current_stream(), _side_stream(device)
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
@@ -126,6 +133,8 @@ class CapturedSteps:
     def _capture(self, name: str, function: Callable[..., Any], fixed: tuple[Tensor, ...]) -> _Step:
         try:
             captured = self.backend.capture(lambda: function(*fixed), self.device, self.pool)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"step {name!r} cannot be captured: {error}\nWith graphs=False it runs eagerly."

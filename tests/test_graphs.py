@@ -5,42 +5,26 @@ The graphs are those of ``graph_tape``: recorded operators, repeated on the CPU.
 
 import contextlib
 import copy
-import functools
 import inspect
 import pickle
 
 import pytest
 import torch
 
-from ptq4arvg.calibration import Calibration
+from ptq4arvg import graphs
 from ptq4arvg.fuse import fuse_, unfuse_
 from ptq4arvg.graphs import CudaBackend, StepGraphs
 from ptq4arvg.models import build_model
-from ptq4arvg.numerics import SCHEMES
-from ptq4arvg.pipeline import quantize_
+from tests.graph_cases import CONFIGS, KINDS, LABELS, build, made, quantized, run
 from tests.graph_tape import TapeBackend
 from tests.models.tiny import TINY
 
-LLAMAGEN = {**TINY["par"], "transformer": {**TINY["par"]["transformer"], "parallel": 1}}
-CONFIGS = {"var": TINY["var"], "rar": TINY["rar"], "par": TINY["par"], "llamagen": LLAMAGEN}
 STEPS = {
     "var": {"class": 1, "scale 0": 1, "scale 1": 1, "scale 2": 1},
     "rar": {"first": 1, "token": 16},
     "par": {"1 at once": 4, "4 at once": 3},
     "llamagen": {"1 at once": 16},
 }
-# How a model is made: options of ``quantize_``; None: a float model.
-KINDS = {
-    "float32": None,
-    "float64": None,
-    "bfloat16": None,
-    "W8A8": {},
-    "W4A8": {},
-    "simulated": {"pack": False},
-    "sinks": {"sink": "float"},
-    "attention": {"pack": False, "attention": "simulated"},
-}
-LABELS = torch.tensor([0, 2, 4])
 
 
 class DirectBackend(TapeBackend):
@@ -53,48 +37,6 @@ class DirectBackend(TapeBackend):
     def copy(self, source, target):
         for new, old in zip(*map(torch.utils._pytree.tree_leaves, (source, target)), strict=True):
             old.copy_(new)
-
-
-def build(name, dtype=torch.float32, backend=None):
-    model = build_model(f"{name}-test", CONFIGS[name], seed=0, dtype=dtype)
-    model.graphs = StepGraphs(backend or TapeBackend())
-    return model
-
-
-def quantized(model, scheme="W8A8", **options):
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(40, (2, model.tokens), generator=generator)
-    rows = Calibration(ids, torch.tensor([0, model.null_label]), seed=1, select="given")
-    quantize_(model, scheme, "rtn", rows, **options)
-
-
-@functools.cache
-def quantized_once(name, kind):
-    model = build(name)
-    quantized(model, kind if kind in SCHEMES else "W6A6", **KINDS[kind])
-    return model
-
-
-def made(name, kind, backend=None):
-    if KINDS[kind] is None:
-        return build(name, getattr(torch, kind), backend)
-    model = copy.deepcopy(quantized_once(name, kind))
-    model.graphs = StepGraphs(backend or TapeBackend())
-    return model
-
-
-def run(model, labels=LABELS, seed=3, ids=None, **options):
-    """(ids, logits of all steps); ids: what to draw instead, in the order of the steps."""
-    draw, logits, drawn = model._sampler(len(labels), seed, None, None, 0), [], []
-
-    def choose(guided, step):
-        logits.append(guided.clone())
-        at = sum(part.shape[1] for part in drawn)
-        drawn.append(draw(guided, step) if ids is None else ids[:, at : at + guided.shape[1]])
-        return drawn[-1]
-
-    model.sample_ids(labels, choose=choose, **options)
-    return torch.cat(drawn, 1), torch.cat(logits, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,7 +258,7 @@ def test_the_order_of_calls_to_cuda(monkeypatch):
     calls, real = [], inspect.signature(torch.cuda.graph)
 
     class Stream:
-        def __init__(self, name="side"):
+        def __init__(self, device=None, name="side"):
             self.name = name
 
         def wait_stream(self, other):
@@ -340,16 +282,18 @@ def test_the_order_of_calls_to_cuda(monkeypatch):
 
     fakes = {
         "device": lambda device: within(f"device {device}"), "Stream": Stream, "graph": graph,
-        "current_stream": lambda: Stream("main"), "stream": lambda s: within(f"{s.name} stream"),
+        "current_stream": lambda: Stream(name="main"), "stream": lambda s: within(f"{s.name} stream"),
         "CUDAGraph": Graph, "graph_pool_handle": lambda: "pool",
     }  # fmt: skip
     for name, fake in fakes.items():
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, fake)
+    graphs._side_stream.cache_clear()
     backend = CudaBackend()
     replay, outputs = backend.capture(lambda: calls.append("run") or 7, "cuda:1", backend.pool())
     assert outputs == 7
     replay()
+    graphs._side_stream.cache_clear()
     assert calls == [
         "device cuda:1", "side waits for main", "side stream", "run", "run", "end of side stream",
         "main waits for side", "capture", "run", "end of capture", "end of device cuda:1", "replay",

@@ -88,7 +88,10 @@ class Attention(nn.Module):
             new_k, new_v = (store[:, :, begin:end] for store in self.cache)
             new_v.copy_(v)
             # q and k are ours alone: what is computed of them goes into place.
-            if self.l2_norm:
+            if self.l2_norm and torch.compiler.is_compiling():  # which takes no strided ``out``
+                q = F.normalize(q, dim=-1) * self._scale()
+                new_k.copy_(F.normalize(k, dim=-1))
+            elif self.l2_norm:
                 q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
                 F.normalize(k, dim=-1, out=new_k)
             else:
