@@ -5,6 +5,7 @@ The graphs are those of ``graph_tape``: recorded operators, repeated on the CPU.
 
 import contextlib
 import copy
+import functools
 import inspect
 import pickle
 
@@ -282,18 +283,19 @@ def test_the_order_of_calls_to_cuda(monkeypatch):
 
     fakes = {
         "device": lambda device: within(f"device {device}"), "Stream": Stream, "graph": graph,
-        "current_stream": lambda: Stream(name="main"), "stream": lambda s: within(f"{s.name} stream"),
-        "CUDAGraph": Graph, "graph_pool_handle": lambda: "pool",
+        "current_stream": lambda: Stream(name="main"), "CUDAGraph": Graph,
+        "stream": lambda stream: within(f"{stream.name} stream"),
+        "graph_pool_handle": lambda: "pool",
     }  # fmt: skip
     for name, fake in fakes.items():
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, fake)
-    graphs._side_stream.cache_clear()
+    own = functools.cache(graphs._side_stream.__wrapped__)  # keeps no fake for later tests
+    monkeypatch.setattr(graphs, "_side_stream", own)
     backend = CudaBackend()
     replay, outputs = backend.capture(lambda: calls.append("run") or 7, "cuda:1", backend.pool())
     assert outputs == 7
     replay()
-    graphs._side_stream.cache_clear()
     assert calls == [
         "device cuda:1", "side waits for main", "side stream", "run", "run", "end of side stream",
         "main waits for side", "capture", "run", "end of capture", "end of device cuda:1", "replay",

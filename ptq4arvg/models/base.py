@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import closest
-from ..graphs import CapturedSteps, EagerSteps, StepGraphs
+from ..graphs import StepGraphs
 from ..nn import Cursor
 from ..sampling import Sampler
 
@@ -225,52 +224,6 @@ class ARVGModel(nn.Module):
             raise ValueError(f"{self.name}: graphs=True, but {why}; wanted graphs=None or False")
         self.graphs.eager = "graphs=False" if graphs is False else why
         return not self.graphs.eager
-
-    @contextmanager
-    def _decoding(
-        self, rows: int, like: Tensor, graphs: bool
-    ) -> Iterator[EagerSteps | CapturedSteps]:
-        """What runs steps of ``rows`` rows; within, all attentions have caches, of the dtype and on
-        the device of ``like``."""
-        c, net, steps = self.config, self.transformer, EagerSteps()
-        if graphs:
-            positions = (cursor.position for cursor in self.cursors)
-            steps = self.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
-        shape = rows, c.num_heads, self.positions, c.embed_dim // c.num_heads
-        attentions = [net.get_submodule(n.rpartition(".")[0]) for n in self.attention_cores()]
-        keys, values = (steps.buffers(k, len(attentions), shape, like) for k in ("keys", "values"))
-        try:
-            for attention, *cache in zip(attentions, keys, values, strict=True):
-                attention.cache = tuple(cache)
-            yield steps
-        finally:
-            for attention in attentions:
-                attention.cache = None
-
-    def _anywhere(self, steps: EagerSteps | CapturedSteps) -> Callable[..., Tensor]:
-        """``steps.run`` for steps that are captured once for all positions of the cursor.
-
-        Positions up to the last one that a linear computes from float inputs run eagerly: which of
-        a step's rows these are would be fixed in a captured one.
-        """
-        if not steps.captured:
-            return steps.run
-        cursor, length = self.cursor, self.positions
-        sinks = [s for m in self.transformer.modules() for s in getattr(m, "sink", ())]
-        if sinks:
-            self.graphs.eager = f"positions to {max(sinks)}: some are computed from float inputs"
-
-        def run(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-            if cursor.begin <= max(sinks, default=-1):
-                return function(*inputs)
-
-            def on_device(*fixed: Tensor) -> Tensor:
-                with cursor.on_device(length, fixed[0].dtype):
-                    return function(*fixed)
-
-            return steps.run(name, on_device, *inputs)
-
-        return run
 
     @torch.inference_mode()
     def generate(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import anywhere, decoding
 from .family import Family, PublishedFiles
 from .layers import (
     GatedFeedForward,
@@ -269,8 +270,8 @@ class PARModel(ARVGModel):
         copies = 2 if strength > 0 else 1
         rows = self._label_rows(labels, copies == 2)
         x, begin, ids = net.embed_class(rows), 0, []
-        with self._decoding(len(rows), net.tok_embeddings.weight, graphs) as steps:
-            run = self._anywhere(steps)
+        with decoding(self, len(rows), net.tok_embeddings.weight, graphs) as steps:
+            run = anywhere(self, steps)
             for step, count in enumerate(order.steps):
                 net.cursor.set(begin, count)
                 logits = run(f"{count} at once", net.logits, x)  # [copies n, count, V]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import anywhere, decoding
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
@@ -340,9 +341,9 @@ class RARModel(ARVGModel):
         position, ids = net.positions(), []
         inputs = torch.cat([net.cls_token.expand(len(rows), -1, -1), net.class_embedding(rows)], 1)
         width = (6 * c.depth + 2) * c.embed_dim * inputs.element_size()
-        with self._decoding(len(rows), net.cls_token, graphs) as steps, self.modulation_table:
+        with decoding(self, len(rows), net.cls_token, graphs) as steps, self.modulation_table:
             self.modulation_table.open(rows, width, checksum(net.modulation_sources()))
-            run = self._anywhere(steps)
+            run = anywhere(self, steps)
             for p in range(self.positions):
                 if p < 2:
                     x = inputs[:, p : p + 1]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
 from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import decoding
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
@@ -352,7 +353,7 @@ class VARModel(ARVGModel):
         positions, scales = net.positions(), self.config.patch_nums
         f_hat, begin, ids = quantizer.empty(n), 0, []
         rows = self._label_rows(labels, guided=True)
-        with self._decoding(len(rows), net.pos_start, graphs) as steps:
+        with decoding(self, len(rows), net.pos_start, graphs) as steps:
             # The same for all scales, which read it where it is.
             embedding, modulations = steps.run("class", net.modulations, rows)
             step = functools.partial(net.step, modulations=modulations)
