@@ -148,7 +148,8 @@ class StepGraphs:
     Batches of different sizes (rows, twice the images under guidance) have graphs, caches and
     buffers of their own; those of the ``keep`` sizes used last stay, caches included. ``keep`` can
     be changed at any time. All go when the model moves, changes its dtype or gets other weights or
-    layers. eager: why the last call of ``generate`` ran eagerly, "" if it did not.
+    layers. eager: why the last call of ``generate`` ran eagerly, or which positions of it did; ""
+    if none.
     """
 
     def __init__(self, backend: Backend | None = None, keep: int = 2) -> None:
@@ -167,7 +168,8 @@ class StepGraphs:
             + ", ".join(f"{name} ({replays} replays)" for name, replays in steps.items())
             for (rows, dtype), steps in self.captured.items()
         ]
-        return "\n".join(lines) or f"no captured steps: {self.eager or 'they were dropped'}"
+        eager = [f"eager: {self.eager}"] if self.eager else []
+        return "\n".join([*(lines or ["no captured steps"]), *eager])
 
     @property
     def captured(self) -> dict[Any, dict[str, int]]:

@@ -215,10 +215,10 @@ def test_a_copy_of_a_model_shares_no_graphs():
 def test_without_a_cuda_device_steps_run_eagerly_or_the_call_fails():
     model = build("var")
     model.graphs = StepGraphs()
-    assert repr(model.graphs) == "no captured steps: nothing was generated yet"
+    assert repr(model.graphs) == "no captured steps\neager: nothing was generated yet"
     model.generate([1])
     why = "the model is on cpu, and graphs need a cuda device"
-    assert model.graphs.eager == why and repr(model.graphs) == f"no captured steps: {why}"
+    assert model.graphs.eager == why and repr(model.graphs) == f"no captured steps\neager: {why}"
     with pytest.raises(ValueError, match=rf"var-test: graphs=True, but {why}; wanted graphs=None"):
         model.generate([1], graphs=True)
     with pytest.raises(ValueError, match=f"no captured steps: {why}"):
@@ -241,6 +241,14 @@ def test_a_step_that_needs_the_host_is_named(host):
     with pytest.raises(RuntimeError, match=r"step 'sum' cannot be captured: .*\n.*graphs=False"):
         steps.run("sum", host, torch.zeros(2))
     assert not steps.steps
+
+
+def test_a_full_device_is_no_fault_of_the_step():
+    def full(x):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no memory$"):
+        StepGraphs(TapeBackend()).open(1, torch.zeros(2), ()).run("sum", full, torch.zeros(2))
 
 
 def test_inputs_unlike_the_captured_ones_are_refused():
