@@ -3,6 +3,7 @@
 
     python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W6A6,W4A8 \\
         --out bench/results/generate.csv
+    python bench/generate.py --model var-d16 --images 1,8,64 --device cuda
 
 Every variant lives in a process of its own, so that its peak memory is its own; they generate in
 turn, one at a time. Quantized ones are loaded from a checkpoint and never hold a float copy of a
@@ -10,7 +11,9 @@ quantized weight. Published sizes get random weights: speed and memory do not de
 values, images do, and mean nothing here.
 
 Attention products, norms, embeddings and the tokenizer of quantized variants are in ``--rest``:
-bfloat16 by default, as in the stronger of the two float variants.
+bfloat16 by default, as in the stronger of the two float variants. On a GPU the float variants are
+bfloat16 as it is (eager), under the CUDA graphs that quantized variants run under, and with blocks
+by torch.compile under these graphs.
 """
 
 from __future__ import annotations
@@ -27,22 +30,29 @@ import torch
 from options import choices
 from record import stamp, write_csv
 from tables import show
-from variants import FLOATS, Variant, VariantError, prepare
+from variants import BASES, FLOATS, Variant, VariantError, prepare
 
-from ptq4arvg.models.registry import model_config
+from ptq4arvg.models.registry import FAMILIES, model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
 
 TIMES = ("image", "first_scale", "tokens", "decode", "cpu")
-RATIOS = (
-    *(f"x_{base}{end}" for end in ("", "_tokens", "_cpu") for base in FLOATS),
-    *(f"memory_{base}" for base in FLOATS),
-)
+
+
+def _ratios(bases: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        *(f"x_{base}{end}" for end in ("", "_tokens", "_cpu") for base in bases),
+        *(f"memory_{base}" for base in bases),
+    )
+
+
+PLAIN, CAPTURED = _ratios(FLOATS), _ratios(BASES[len(FLOATS) :])
 COLUMNS = (
     "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "variant",
     "repeats",
     *(f"seconds_{name}" for name in TIMES), "p10", "p90", "seconds_load", "peak_mib",
-    "import_mib", "waited", *RATIOS,
+    "import_mib", "waited", *PLAIN, "images_second", "seconds_call", "seconds_first_call",
+    "device_peak_mib", *CAPTURED,
 )  # fmt: skip
 
 
@@ -51,13 +61,16 @@ def _median(values: list[float], q: float = 0.5) -> float:
 
 
 def summarize(
-    name: str, loaded: dict[str, Any], runs: list[dict[str, float]], images: int
+    name: str, loaded: dict[str, Any], runs: list[dict[str, float]], images: int, first: float
 ) -> dict[str, Any]:
     """One row, without ratios. Seconds of the whole call, but for seconds_image and its quantiles.
 
-    seconds_tokens: up to the last token; seconds_decode: from there; seconds_cpu: of all threads.
+    seconds_tokens: up to the last token; seconds_decode: from there; seconds_cpu: of all threads;
+    seconds_call: until the first image is there, since all of a call come together; ``first``: the
+    same of the first call, in which steps are compiled and captured.
     """
     totals = [run["seconds"] / images for run in runs]
+    peaks = [run["device_peak_mib"] for run in runs]
     return {
         "variant": name, "repeats": len(runs), "seconds_image": _median(totals),
         "p10": _median(totals, 0.1), "p90": _median(totals, 0.9),
@@ -67,31 +80,38 @@ def summarize(
         "seconds_cpu": _median([run["cpu"] for run in runs]),
         "waited": _median([run["waited"] for run in runs]),
         "seconds_load": loaded["seconds"], "import_mib": loaded["import_mib"],
-        "peak_mib": max(run["peak_mib"] for run in runs),
+        "peak_mib": max(run["peak_mib"] for run in runs), "images_second": 1 / _median(totals),
+        "seconds_call": _median(totals) * images, "seconds_first_call": first,
+        "device_peak_mib": None if None in peaks else max(peaks),
     }  # fmt: skip
 
 
 def add_ratios(rows: list[dict[str, Any]], runs: dict[str, list[dict[str, float]]]) -> None:
-    """Ratios of the same round, then their median; memory_*: peak as a part of that variant's."""
+    """Ratios of the same round, then their median; memory_*: peak as a part of that variant's, on
+    the GPU if there is one."""
     by_name = {row["variant"]: row for row in rows}
     for row in rows:
-        for base in FLOATS:
+        for base in BASES:
             if base not in by_name:
                 continue
             pairs = list(zip(runs[base], runs[row["variant"]], strict=False))
             for end, key in (("", "seconds"), ("_tokens", "tokens"), ("_cpu", "cpu")):
                 row[f"x_{base}{end}"] = _median([a[key] / b[key] for a, b in pairs])
-            row[f"memory_{base}"] = row["peak_mib"] / by_name[base]["peak_mib"]
+            row[f"memory_{base}"] = _peak(row) / _peak(by_name[base])
+
+
+def _peak(row: dict[str, Any]) -> float:
+    return row["device_peak_mib"] or row["peak_mib"]
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The rows, with the ratios against both float variants."""
-    lines = []
+    """The rows of one number of images, with the ratios against the float variants."""
+    lines, shown = [], [c for c in (*PLAIN, *CAPTURED) if any(c in row for row in rows)]
     for row in rows:
-        ratios = [f"{row[c]:.2f}" if c in row else "" for c in RATIOS]
+        ratios = [f"{row[c]:.2f}" if c in row else "" for c in shown]
         times = [f"{row[f'seconds_{c}']:.3f}" for c in TIMES]
-        lines.append([row["variant"], *times, f"{row['peak_mib']:.0f}", *ratios])
-    names = [c.replace("x_", "x ").replace("memory_", "mem/").replace("float", "f") for c in RATIOS]
+        lines.append([row["variant"], *times, f"{_peak(row):.0f}", *ratios])
+    names = [c.replace("x_", "x ").replace("memory_", "mem/").replace("float", "f") for c in shown]
     head = ["variant", "s/image", "first", "tokens", "decode", "cpu", "MiB"]
     head += [name.replace("bf16", "bf").replace("_", " ") for name in names]
     first = rows[0]
@@ -111,24 +131,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def measure(
-    arguments: argparse.Namespace, checkpoints: Path, rows: list[dict[str, Any]],
+    arguments: argparse.Namespace, images: int, checkpoints: Path, rows: list[dict[str, Any]],
     progress: Callable[[str, int, int], None],
 ) -> None:  # fmt: skip
-    """Start all variants, run them in turn, and fill ``rows`` with what was measured."""
+    """Start all variants, run them in turn, and add what was measured to ``rows``."""
     names = [*arguments.floats, *arguments.schemes]
     folders = prepare(
         arguments.model, arguments.schemes, arguments.rest, checkpoints, arguments.threads, progress
     )
     variants: dict[str, Variant] = {}
+    first: dict[str, float] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     try:
         for number, name in enumerate(names):
             progress("load", number, len(names))
             variants[name] = Variant(
-                arguments.model, name, folders.get(name), arguments.images, arguments.threads,
+                arguments.model, name, folders.get(name), images, arguments.threads,
                 arguments.device,
             )  # fmt: skip
-            variants[name].run()  # the first call allocates; it is not counted
+            first[name] = variants[name].run()["seconds"]  # it allocates, and is not counted
         progress("load", len(names), len(names))
         total = len(names) * arguments.repeats
         for done in range(total):
@@ -140,23 +161,24 @@ def measure(
         for variant in variants.values():
             variant.close()
         shared = stamp(arguments.device, arguments.threads) | {
-            "model": arguments.model, "images": arguments.images, "rest": arguments.rest,
+            "model": arguments.model, "images": images, "rest": arguments.rest,
         }  # fmt: skip
-        rows += [
-            shared | summarize(n, variants[n].loaded, runs[n], arguments.images)
+        made = [
+            shared | summarize(n, variants[n].loaded, runs[n], images, first[n])
             for n in names
             if runs[n]
         ]
-        add_ratios(rows, runs)
+        add_ratios(made, runs)
+        rows += made
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", default="var-d16")
-    add("--images", type=int, default=1, help="labels of one call of generate")
+    add("--images", default="1", help="labels of one call of generate; several numbers by commas")
     add("--schemes", default="W8A8,W6A6,W4A8")
-    add("--floats", default=",".join(FLOATS), help="float variants to compare with")
+    add("--floats", help=f"float variants to compare with, of {', '.join(BASES)}")
     add("--rest", default="bfloat16", choices=FLOATS,
         help="dtype of what is not quantized in a quantized model")  # fmt: skip
     add("--repeats", type=int, default=5, help="calls of every variant")
@@ -166,14 +188,27 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="CSV file")
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
-    model_config(arguments.model)
+    gpu = arguments.device.startswith("cuda")
+    uncaptured = FAMILIES[model_config(arguments.model)["family"]].model.not_captured
     arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
-    arguments.floats = choices("--floats", arguments.floats, FLOATS)
-    if min(arguments.images, arguments.repeats, arguments.threads) < 1:
+    if arguments.floats is None:
+        usual = FLOATS if not gpu else BASES[1:2] if uncaptured else BASES[1:]
+        arguments.floats = ",".join(usual)
+    arguments.floats = choices("--floats", arguments.floats, BASES)
+    try:
+        arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
+    except ValueError:
+        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,8,64") from None
+    if min(*arguments.images, arguments.repeats, arguments.threads) < 1:
         raise ValueError("--images, --repeats and --threads want numbers above 0")
     if not arguments.schemes and not arguments.floats:
         raise ValueError("nothing to measure: --schemes and --floats are both empty")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+    graphs = [name for name in arguments.floats if name not in FLOATS]
+    if graphs and not gpu:
+        raise ValueError(f"--floats {graphs[0]} wants --device cuda")
+    if graphs and uncaptured:
+        raise ValueError(f"--floats {graphs[0]}: {uncaptured}; {arguments.model} has no graphs")
+    if gpu and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
     return arguments
 
@@ -190,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = arguments.checkpoints or Path(tempfile.mkdtemp(prefix="ptq4arvg-"))
     with make_progress(arguments.quiet) as display:
         try:
-            measure(arguments, folder, rows, display)
+            for images in arguments.images:
+                measure(arguments, images, folder, rows, display)
         except KeyboardInterrupt:
             display.say("interrupted; this is what was measured until then")
             status = 130
@@ -200,11 +236,11 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             if not arguments.checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
-    if rows:
-        print_table(rows)
-        if arguments.out:
-            write_csv(arguments.out, COLUMNS, rows)
-            sys.stdout.write(f"wrote {arguments.out}\n")
+    for images in dict.fromkeys(row["images"] for row in rows):
+        print_table([row for row in rows if row["images"] == images])
+    if rows and arguments.out:
+        write_csv(arguments.out, COLUMNS, rows)
+        sys.stdout.write(f"wrote {arguments.out}\n")
     return status
 
 

@@ -2,6 +2,7 @@
 # Everything that needs a GPU, in one call: tests, memory and race checks, benchmarks, profiles.
 #
 #   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [profile]     default: all of them
+#   GENERATE="var-d30 llamagen-l" bash bench/gpu.sh bench      whole models of other sizes
 #
 # Wants ptq4arvg/_C.so and _info*.so built with CUDA kernels in the source folder
 # (PTQ4ARVG_BUILD=cuda python setup.py build_ext --inplace), on this machine or on one like it. A
@@ -10,6 +11,7 @@ set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-gpu-results}
+GENERATE=${GENERATE:-var-d16 rar-b llamagen-b}
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 steps=${*:-tests sanitizer bench profile}
@@ -42,7 +44,10 @@ if wanted bench; then
     step "kernels-$op" python bench/kernels.py --device cuda --op "$op" --shapes var-d16,var-d30,rar-b \
       --m 1,16,128,512,8192 --budget 60 --out "$OUT/kernels-$op.csv"
   done
-  step generate python bench/generate.py --device cuda --model var-d16 --images 8 --out "$OUT/generate.csv"
+  for model in $GENERATE; do
+    step "generate-$model" python bench/generate.py --device cuda --model "$model" --images 1,8,64 \
+      --out "$OUT/generate-$model.csv"
+  done
 fi
 if wanted profile && command -v ncu >/dev/null; then
   step ncu ncu --set basic -c 20 python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "test_gemm and 1360"

@@ -16,9 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FLOATS", "Variant", "VariantError", "float_model", "mib", "prepare"]
+__all__ = ["BASES", "FLOATS", "Variant", "VariantError", "float_model", "mib", "prepare"]
 
 FLOATS = ("float32", "bfloat16")
+# Float variants: as they are; under the CUDA graphs that quantized ones run under; and under these
+# with blocks that torch.compile compiled.
+BASES = (*FLOATS, "bfloat16_graphs", "bfloat16_compiled")
 # Enough for ranges; random weights give nothing that more would improve.
 CALIBRATION_ROWS = 2
 
@@ -72,7 +75,7 @@ class Variant:
     def run(self) -> dict[str, float]:
         """Generate once. Seconds: "seconds" in all, "first" scale, "tokens", "decode", "cpu" of all
         threads; "waited": part of the time that threads waited for a processor; "peak_mib" of the
-        process so far."""
+        process so far; "device_peak_mib" of its tensors on a GPU since it was loaded, or None."""
         self._worker.send("run")
         return self._worker.read()
 
@@ -154,37 +157,68 @@ def mib(field: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _compile(model: Any) -> None:
+    """Compile every block by itself, which is the same code for all of them."""
+    import torch
+
+    # Each scale, and each number of positions at once, is compiled for its own shape.
+    torch._dynamo.config.recompile_limit = 64
+    for name in model.block_names():
+        model.transformer.get_submodule(name).compile(dynamic=False)
+
+
 def _serve(name: str, variant: str, folder: str, images: str, threads: str, device: str) -> None:
     import torch
     from timing import Waiting
 
     import ptq4arvg
+    from ptq4arvg.sampling import Sampler
 
     torch.set_num_threads(int(threads))
     before, start = mib("VmRSS"), time.perf_counter()
     if folder:
         model = ptq4arvg.load_quantized(folder, device=device)
     else:
-        model = float_model(name, variant).to(device)
+        dtype, _, how = variant.partition("_")
+        model = float_model(name, dtype).to(device)
+        if how == "compiled":
+            _compile(model)
+    # Quantized variants run as they would for anyone; None: under graphs on a GPU.
+    graphs = None if folder else how != ""
     labels = [label % model.num_classes for label in range(int(images))]
     marks: dict[str, float] = {}
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    on_gpu = device.startswith("cuda")
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
 
     def mark(key: str) -> None:
         wait()
         marks.setdefault(key, time.perf_counter())
 
-    # The last linear gives the logits of a scale; its first call ends the first one.
-    head = model.transformer.get_submodule(model.linears()[-1].name)
-    head.register_forward_hook(lambda *_: None if "first" in marks else mark("first"))
+    # The first logits are there when something is drawn from them; where a diffusion head draws,
+    # when its last linear was called. No hook of a module runs while a graph is replayed.
+    if model.continuous:
+        head = model.transformer.get_submodule(model.linears()[-1].name)
+        head.register_forward_hook(lambda *_: None if "first" in marks else mark("first"))
+    else:
+        draw = Sampler.__call__
+
+        def watched(sampler: Sampler, logits: torch.Tensor, step: int) -> torch.Tensor:
+            if "first" not in marks:
+                mark("first")
+            return draw(sampler, logits, step)
+
+        Sampler.__call__ = watched
     decode = model.decode_ids
     model.decode_ids = lambda ids: (mark("tokens"), decode(ids))[1]
+    wait()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     _answer({"seconds": time.perf_counter() - start, "import_mib": before})
     for _ in sys.stdin:
         marks.clear()
         with Waiting() as waiting:
             waited, cpu, start = waiting.read(), time.process_time(), time.perf_counter()
-            model.generate(labels, seed=0, batch_size=len(labels))
+            model.generate(labels, seed=0, batch_size=len(labels), graphs=graphs)
             mark("end")
             waited, cpu = waiting.read() - waited, time.process_time() - cpu
         seconds = marks["end"] - start
@@ -192,6 +226,7 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
             "seconds": seconds, "first": marks["first"] - start, "tokens": marks["tokens"] - start,
             "decode": marks["end"] - marks["tokens"], "peak_mib": mib("VmHWM"),
             "waited": waited / seconds / int(threads), "cpu": cpu,
+            "device_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
         })  # fmt: skip
 
 

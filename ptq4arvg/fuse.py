@@ -21,6 +21,7 @@ def fuse_(model: nn.Module) -> int:
     inputs, or that stays in float, is not fused.
     """
     root, fused = model.transformer, 0
+    model.graphs.drop()
     for spec in model.linears():
         linear = root.get_submodule(spec.name)
         if not isinstance(linear, PackedLinear) or linear.sink:
@@ -40,6 +41,7 @@ def fuse_(model: nn.Module) -> int:
 def unfuse_(model: nn.Module) -> None:
     """Undo ``fuse_``: every packed linear takes and gives floating point values again."""
     root = model.transformer
+    model.graphs.drop()
     for spec in model.linears():
         linear = root.get_submodule(spec.name)
         if isinstance(linear, PackedLinear):

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import closest
+from ..graphs import StepGraphs
 from ..nn import Cursor
+from ..sampling import Sampler
 
-__all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
+__all__ = ["ADALN_ROWS", "ARVGModel", "LinearSpec", "SamplingDefaults"]
+
+# Row blocks of VAR's and Switti's AdaLN linears: gate1, gate2, scale1, scale2, shift1, shift2; of
+# the head's: scale, shift. Role of the modulated linear -> (its scale, its shift).
+ADALN_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class ARVGModel(nn.Module):
 
     tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
     the function-preserving stress applied to the weights (0: none). sampling_options: what
-    ``sample_ids`` takes apart from labels, seed, cfg and index.
+    ``sample_ids`` takes apart from labels, seed, cfg and index. graphs: the captured steps.
     """
 
     family = ""
@@ -72,6 +78,8 @@ class ARVGModel(nn.Module):
     # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
+    # Why no step of this family is captured; "" if ``sample_ids`` takes ``graphs``.
+    not_captured: ClassVar[str] = ""
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -83,6 +91,7 @@ class ARVGModel(nn.Module):
         self.stress = 0.0
         self.recipe: dict[str, Any] | None = None
         self.report: Any = None
+        self.graphs = StepGraphs()
 
     @property
     def tokens(self) -> int:
@@ -125,6 +134,7 @@ class ARVGModel(nn.Module):
         """Put ``module`` in the place of the linear or attention core ``name``."""
         parent, _, leaf = name.rpartition(".")
         setattr(self.transformer.get_submodule(parent), leaf, module)
+        self.graphs.drop()
 
     def attention_cores(self) -> list[str]:
         """Module paths of the attention products inside ``transformer``."""
@@ -193,6 +203,28 @@ class ARVGModel(nn.Module):
             )
         return labels
 
+    def _sampler(
+        self, images: int, seed: int, top_k: int | None, top_p: float | None, index: int | Tensor
+    ) -> Sampler:
+        """What draws the tokens of ``images`` images; None takes the model's default."""
+        defaults = self.config.sampling
+        top_k = defaults.top_k if top_k is None else top_k
+        return Sampler(images, seed, top_k, defaults.top_p if top_p is None else top_p, index)
+
+    def _label_rows(self, labels: Tensor, guided: bool) -> Tensor:
+        """Labels [n] or, guided, [2 n] of the rows that are computed, on the model's device: the
+        conditional ones first, then as many unconditional ones."""
+        rows = self.check_labels(labels).to(self.cursor.position.device)
+        return torch.cat([rows, torch.full_like(rows, self.null_label)]) if guided else rows
+
+    def _captures(self, graphs: bool | None) -> bool:
+        """Whether ``generate`` captures steps when asked for ``graphs``."""
+        why = self.not_captured or self.graphs.refusal(self.cursor.position.device)
+        if graphs and why:
+            raise ValueError(f"{self.name}: graphs=True, but {why}; wanted graphs=None or False")
+        self.graphs.eager = "graphs=False" if graphs is False else why
+        return not self.graphs.eager
+
     @torch.inference_mode()
     def generate(
         self,
@@ -204,6 +236,7 @@ class ARVGModel(nn.Module):
         index: int | Tensor = 0,
         batch_size: int = 16,
         progress: Callable[[str, int, int], None] | None = None,
+        graphs: bool | None = None,
         **options: Any,
     ) -> Tensor:
         """Images float32 [n, 3, H, W] in [0, 1], one per label.
@@ -212,6 +245,10 @@ class ARVGModel(nn.Module):
         the i of the first image, or int64 [n], of each. cfg, top_k, top_p: None takes the model's
         defaults (``config.sampling``); 0 switches one off.
         options: others that the family has. ValueError for one that it does not.
+
+        graphs: whether decoding steps are captured as CUDA graphs, for each batch size anew, and
+        replayed; None: on a CUDA device, where the family's steps can be; True: ValueError where
+        they cannot. ``model.graphs`` says what was. Forward hooks do not run in a replay.
         """
         labels = self.check_labels(labels)
         options |= {"top_k": top_k, "top_p": top_p}
@@ -222,6 +259,8 @@ class ARVGModel(nn.Module):
                     f"{self.name}: no sampling option {name!r}; wanted cfg or one of "
                     f"{', '.join(self.sampling_options)}. {closest(name, self.sampling_options)}"
                 )
+        if self._captures(graphs):
+            options["graphs"] = True
         images = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
@@ -239,6 +278,7 @@ class ARVGModel(nn.Module):
         save_quantized(self, folder, overwrite=overwrite)
 
     def _apply(self, fn, recurse: bool = True):
+        self.graphs.drop()
         super()._apply(fn, recurse)
         # A cursor is no module, but its tensor has to follow the weights to their device.
         for cursor in self.cursors:

@@ -84,6 +84,7 @@ class MARModel(ARVGModel):
     family = "mar"
     continuous = True
     sampling_options = ("num_iter", "temperature")
+    not_captured = "every iteration of MAR has another number of tokens"
     # Linears that stay in float, with the reason.
     kept_in_float: ClassVar = {
         "z_proj": "it reads the few channels of a token",
@@ -260,10 +261,7 @@ class MARModel(ARVGModel):
         sizes = mask_sizes(c.tokens, c.num_iter if num_iter is None else num_iter)
         noise = noise or ImageNoise(len(labels), seed, index)
         like, n, guided = net.fake_latent, len(labels), cfg != 1.0
-        labels = self.check_labels(labels).to(like.device)
-        if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
-        condition = net.condition(labels)
+        condition = net.condition(self._label_rows(labels, guided))
         order = noise.orders(c.tokens).to(like.device)
         dtype, copies = torch.promote_types(like.dtype, torch.float32), 1 + guided
         tokens = like.new_zeros(n, c.tokens, c.channels, dtype=dtype)

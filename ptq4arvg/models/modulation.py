@@ -75,6 +75,12 @@ class ModulationTable:
         index = position - self._begin
         return torch.stack([rows[index] for rows in self._window])[self._row]
 
+    def __enter__(self) -> ModulationTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the batch: a window does not stay."""
         self._window: list[Tensor] = []  # [count, M] of each distinct label, from _begin on

@@ -16,10 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
+from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import anywhere, decoding
 from .family import Family, PublishedFiles
-from .layers import GatedFeedForward, ModulatedNorm, add_gated, divide_rows_, rotate
+from .layers import (
+    GatedFeedForward,
+    ModulatedNorm,
+    add_gated,
+    divide_rows_,
+    extend_cache,
+    rotate,
+)
 from .par_order import ParallelOrder
 from .vq16 import VQ16, VQ16Config
 
@@ -72,10 +80,7 @@ class Attention(nn.Module):
         q, k = rotate(qkv[:, :, :2], rotation).transpose(1, 3).unbind(2)  # each [B, H, t, d]
         q, v = q * (c // self.heads) ** -0.5, qkv[:, :, 2].transpose(1, 2)
         if self.cache is not None:
-            begin, end = self.cursor.begin, self.cursor.begin + t
-            for store, new in zip(self.cache, (k, v), strict=True):
-                store[:, :, begin:end] = new
-            k, v = (store[:, :, :end] for store in self.cache)
+            k, v, mask = extend_cache(self.cache, self.cursor, k, v, mask)
         return self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, c)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
@@ -160,11 +165,9 @@ class PAR(nn.Module):
             return self.tok_embeddings.weight.new_empty(rows, 0, self.config.embed_dim)
         return self.spe_tok_embeddings["special_embeddings"].weight.expand(rows, -1, -1)
 
-    def logits(self, x: Tensor, begin: int, mask: Tensor | None = None) -> Tensor:
-        """Logits [B, t, V] of the inputs x [B, t, C] at the positions from ``begin`` on."""
-        count = x.shape[1]
-        self.cursor.set(begin, count)
-        rotation = self.rotation[begin : begin + count, None, None]
+    def logits(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits [B, t, V] of the inputs x [B, t, C] at the cursor's positions."""
+        rotation = self.rotation[self.cursor.rows][:, None, None]
         for block in self.layers:
             x = block(x, rotation, mask)
         return self.output(self.norm(x))
@@ -176,7 +179,8 @@ class PAR(nn.Module):
         special = self.embed_special(len(ids))
         x = [self.embed_class(labels), tokens[:, :first], special, tokens[:, first:]]
         x = torch.cat(x, 1)
-        return self.logits(x, 0, self.mask(x.shape[1]))
+        self.cursor.set(0, x.shape[1])
+        return self.logits(x, self.mask(x.shape[1]))
 
 
 class PARModel(ARVGModel):
@@ -252,28 +256,25 @@ class PARModel(ARVGModel):
         top_p: float | None = None,
         index: int | Tensor = 0,
         choose: Choose | None = None,
+        graphs: bool = False,
     ) -> Tensor:
         """Token ids int64 [n, N] of one image per label [n], in raster order.
 
         cfg: guided logits are ``u + cfg (c - u)``; 1 and less is no guidance, which then costs
         nothing. choose: (guided logits [n, t, V], step) -> ids [n, t]; by default a ``Sampler``.
+        graphs: replay the steps of as many positions each as one CUDA graph.
         """
-        defaults = self.config.sampling
-        strength = (defaults.cfg if cfg is None else cfg) - 1
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        strength = (self.config.sampling.cfg if cfg is None else cfg) - 1
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, order, n = self.transformer, self.config.order, len(labels)
-        rows = self.check_labels(labels).to(net.tok_embeddings.weight.device)
         copies = 2 if strength > 0 else 1
-        if copies == 2:
-            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        rows = self._label_rows(labels, copies == 2)
         x, begin, ids = net.embed_class(rows), 0, []
-        self._open_cache(len(rows), x)
-        try:
+        with decoding(self, len(rows), net.tok_embeddings.weight, graphs) as steps:
+            run = anywhere(self, steps)
             for step, count in enumerate(order.steps):
-                logits = net.logits(x, begin)  # [copies n, count, V]
+                net.cursor.set(begin, count)
+                logits = run(f"{count} at once", net.logits, x)  # [copies n, count, V]
                 if copies == 2:
                     logits = guide(logits[:n], logits[n:], strength)
                 ids.append(choose(logits, step))
@@ -282,17 +283,8 @@ class PARModel(ARVGModel):
                 x = net.tok_embeddings(ids[-1].repeat(copies, 1))
                 if step == order.parallel - 1:
                     x = torch.cat([x, net.embed_special(len(rows))], 1)
-        finally:
-            for block in net.layers:
-                block.attention.cache = None
         ids = torch.cat(ids, 1)
         return ids[:, order.raster(ids.device).argsort()]
-
-    def _open_cache(self, rows: int, like: Tensor) -> None:
-        c = self.config
-        shape = rows, c.num_heads, c.tokens, c.embed_dim // c.num_heads
-        for block in self.transformer.layers:
-            block.attention.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         return self.tokenizer.images(ids.long())

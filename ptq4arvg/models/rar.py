@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
+from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import anywhere, decoding
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
@@ -25,6 +26,7 @@ from .layers import (
     absorb_constant_,
     add_gated,
     divide_rows_,
+    extend_cache,
     fold_modulation_,
 )
 from .maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -89,10 +91,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
         q, k = self.q_norm(q) * (c // self.heads) ** -0.5, self.k_norm(k)
         if self.cache is not None:
-            end = self.cursor.begin + t
-            for store, new in zip(self.cache, (k, v), strict=True):
-                store[:, :, end - t : end] = new
-            k, v = (store[:, :, :end] for store in self.cache)
+            k, v, attn_mask = extend_cache(self.cache, self.cursor, k, v, attn_mask)
         return self.core(q, k, v, attn_mask).transpose(1, 2).reshape(b, t, c)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -220,14 +219,19 @@ class RAR(nn.Module):
             yield from part.adaLN_modulation.parameters()
             yield from part.adaLN_modulation.buffers()
 
-    def step(self, x: Tensor, position: int, modulations: Tensor) -> Tensor:
-        """One position with a cache: input x [B, 1, C], modulations [B, M] -> hidden [B, 1, C]."""
-        self.cursor.set(position, 1)
+    def step(self, x: Tensor, modulations: Tensor) -> Tensor:
+        """The cursor's one position with a cache: input x [B, 1, C], modulations [B, M] -> hidden
+        [B, 1, C]."""
         # [B, M] -> depth x [B, 1, 6 C]; the head's part is what remains
         own = modulations[:, None].split(6 * self.config.embed_dim, -1)
         for block, modulation in zip(self.blocks, own, strict=False):
             x = block(x, None, modulation=modulation)
         return x
+
+    def next_logits(self, x: Tensor, modulations: Tensor) -> Tensor:
+        """The same, and the head: logits [B, 1, V]."""
+        last = modulations[:, None, -2 * self.config.embed_dim :]
+        return self.lm_head(self.adaln_before_head(self.step(x, modulations), None, last))
 
 
 class RARModel(ARVGModel):
@@ -321,54 +325,40 @@ class RARModel(ARVGModel):
         top_p: float | None = None,
         index: int | Tensor = 0,
         choose: Choose | None = None,
+        graphs: bool = False,
     ) -> Tensor:
         """Token ids int64 [n, L] of one image per label [n], token after token.
 
         cfg: guidance scale at the end of the sequence; 0: none, conditional rows only. choose:
         (guided logits over the temperature [n, 1, V], step) -> ids [n, 1]; a ``Sampler`` by
-        default.
+        default. graphs: replay the step of a token as one CUDA graph.
         """
-        c, defaults = self.config, self.config.sampling
-        cfg = defaults.cfg if cfg is None else cfg
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        c = self.config
+        cfg = c.sampling.cfg if cfg is None else cfg
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, n = self.transformer, len(labels)
-        rows = self.check_labels(labels).to(net.cls_token.device)
-        if cfg:
-            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        rows = self._label_rows(labels, bool(cfg))
         position, ids = net.positions(), []
         inputs = torch.cat([net.cls_token.expand(len(rows), -1, -1), net.class_embedding(rows)], 1)
         width = (6 * c.depth + 2) * c.embed_dim * inputs.element_size()
-        try:
+        with decoding(self, len(rows), net.cls_token, graphs) as steps, self.modulation_table:
             self.modulation_table.open(rows, width, checksum(net.modulation_sources()))
-            self._open_cache(len(rows), inputs)
+            run = anywhere(self, steps)
             for p in range(self.positions):
                 if p < 2:
                     x = inputs[:, p : p + 1]
                 else:  # conditional and unconditional rows read the same tokens
                     x = net.embeddings(ids[-1]).repeat(len(rows) // n, 1, 1)
-                modulations = self.modulation_table.at(p)  # [B, M]
-                x = net.step(x + position[:, p : p + 1], p, modulations)
+                x, modulations = x + position[:, p : p + 1], self.modulation_table.at(p)  # [B, M]
+                net.cursor.set(p, 1)
                 if p == 0:
+                    run("first", net.step, x, modulations)
                     continue
-                last = modulations[:, None, -2 * c.embed_dim :]
-                logits = net.lm_head(net.adaln_before_head(x, None, last))  # [B, 1, V]
+                logits = run("token", net.next_logits, x, modulations)  # [B, 1, V]
                 if cfg:
                     logits = guide(logits[:n], logits[n:], c.guidance(p - 1, cfg) - 1)
                 ids.append(choose(logits / c.temperature, p - 1))
-        finally:
-            self.modulation_table.close()
-            for block in net.blocks:
-                block.attn.cache = None
         return torch.cat(ids, 1)
-
-    def _open_cache(self, rows: int, like: Tensor) -> None:
-        c = self.config
-        shape = rows, c.num_heads, self.positions, c.embed_dim // c.num_heads
-        for block in self.transformer.blocks:
-            block.attn.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         return self.tokenizer.images(ids.long())

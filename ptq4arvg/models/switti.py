@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
-from .base import ARVGModel, LinearSpec, SamplingDefaults
+from ..sampling import Choose, guide
+from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
     GatedFeedForward,
@@ -40,9 +40,6 @@ from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["FAMILY", "Switti", "SwittiConfig", "SwittiModel"]
 
-# Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
-# shift. Role of the modulated linear -> (its scale, its shift).
-MODULATION_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 # Height and width that an image was resized to, and where it was cropped: always the whole image.
 WHOLE_IMAGE = (512.0, 512.0, 0.0, 0.0)
 
@@ -287,6 +284,7 @@ class SwittiModel(ARVGModel):
 
     family = "switti"
     sampling_options = ("top_k", "top_p", "guided_scales")
+    not_captured = "the steps of Switti are not written for it"
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",
@@ -360,7 +358,7 @@ class SwittiModel(ARVGModel):
     def _modulated(self, spec: LinearSpec) -> tuple[slice, slice]:
         """The rows that make the scale and the shift in front of a linear behind AdaLN."""
         c = self.config.embed_dim
-        return tuple(slice(i * c, (i + 1) * c) for i in MODULATION_ROWS[spec.role])
+        return tuple(slice(i * c, (i + 1) * c) for i in ADALN_ROWS[spec.role])
 
     @torch.no_grad()
     def fold_(self, name: str, scale: Tensor, shift: Tensor) -> None:
@@ -405,23 +403,18 @@ class SwittiModel(ARVGModel):
         guided_scales: as in the configuration. choose: (guided logits [n, t, V], scale) -> ids
         [n, t]; by default a ``Sampler``. ValueError for more guided scales than there are.
         """
-        c, defaults = self.config, self.config.sampling
-        cfg = defaults.cfg if cfg is None else cfg
+        c = self.config
+        cfg = c.sampling.cfg if cfg is None else cfg
         guided = c.guided_scales if guided_scales is None else guided_scales
         if not 0 <= guided <= len(c.patch_nums):
             raise ValueError(
                 f"{self.name}: guided_scales is {guided}; wanted 0 to {len(c.patch_nums)}, the "
                 "number of scales"
             )
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, quantizer, n = self.transformer, self.tokenizer.quantize, len(labels)
-        rows = self.check_labels(labels).to(net.pos_start.device)
         both = bool(guided and cfg)
-        if both:
-            rows = torch.cat([rows, torch.full_like(rows, self.null_label)])
+        rows = self._label_rows(labels, both)
         given, rotation = net.condition(rows), c.rotation(rows.device)
         level = net.lvl_embed(net.levels())  # [T, C]
         x = given.embedding[:, None] + net.pos_start

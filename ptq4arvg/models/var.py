@@ -6,6 +6,7 @@ Shapes: B rows, T positions (all scales), C width, H heads, d = C / H.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
-from ..sampling import Choose, Sampler, guide
-from .base import ARVGModel, LinearSpec, SamplingDefaults
+from ..sampling import Choose, guide
+from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import decoding
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
@@ -30,10 +32,6 @@ from .layers import (
 from .vqvae import VQVAE, VQVAEConfig
 
 __all__ = ["FAMILY", "VAR", "VARConfig", "VARModel"]
-
-# Row blocks of an AdaLN linear: gate1, gate2, scale1, scale2, shift1, shift2; of the head's: scale,
-# shift. Role of the modulated linear -> (its scale, its shift).
-MODULATION_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,10 @@ class Attention(nn.Module):
             new_k, new_v = (store[:, :, begin:end] for store in self.cache)
             new_v.copy_(v)
             # q and k are ours alone: what is computed of them goes into place.
-            if self.l2_norm:
+            if self.l2_norm and torch.compiler.is_compiling():  # which takes no strided ``out``
+                q = F.normalize(q, dim=-1) * self._scale()
+                new_k.copy_(F.normalize(k, dim=-1))
+            elif self.l2_norm:
                 q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
                 F.normalize(k, dim=-1, out=new_k)
             else:
@@ -224,6 +225,19 @@ class VAR(nn.Module):
         six = self.shared_ada_lin(embedding)
         return embedding, six.view(len(labels), 1, 6, -1)  # [B, 6 C] -> [B, 1, 6, C]
 
+    def modulations(self, labels: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """(class embedding [B, C], the modulation of every block and of the head)."""
+        embedding, condition = self.condition(labels)
+        blocks = [block.modulation(condition) for block in self.blocks]
+        return embedding, [*blocks, self.head_nm.modulation(embedding)]
+
+    def step(self, x: Tensor, modulations: list[tuple[Tensor, ...]]) -> Tensor:
+        """One scale with a cache, at the cursor: inputs [B, t, C] -> logits [B, t, V]."""
+        *own, last = modulations
+        for block, modulation in zip(self.blocks, own, strict=True):
+            x = block(x, None, modulation=modulation)
+        return self.head(self.head_nm(x, last))
+
     def forward(self, labels: Tensor, x_BLCv_wo_first_l: Tensor) -> Tensor:
         """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
         logits [B, T, V]."""
@@ -297,7 +311,7 @@ class VARModel(ARVGModel):
             old = 0.0 if norm.post_shift is None else norm.post_shift.double()
             norm.post_shift = (old / scale - shift).to(like.dtype)
             return
-        of_scale, of_shift = map(self._rows, MODULATION_ROWS[spec.role])
+        of_scale, of_shift = map(self._rows, ADALN_ROWS[spec.role])
         linear = self.transformer.get_submodule(spec.fold)
         fold_modulation_(norm, linear, of_scale, of_shift, scale, shift)
 
@@ -305,7 +319,7 @@ class VARModel(ARVGModel):
         spec = {spec.name: spec for spec in self.linears()}[name]
         if spec.norm and not spec.fold.endswith(".norm"):
             norm, linear = map(self.transformer.get_submodule, (spec.norm, spec.fold))
-            absorb_constant_(norm, linear, self._rows(MODULATION_ROWS[spec.role][0]))
+            absorb_constant_(norm, linear, self._rows(ADALN_ROWS[spec.role][0]))
 
     def _rows(self, block: int) -> slice:
         """The rows of the block-th vector that a linear with several outputs of width C makes."""
@@ -325,35 +339,28 @@ class VARModel(ARVGModel):
         top_p: float | None = None,
         index: int | Tensor = 0,
         choose: Choose | None = None,
+        graphs: bool = False,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
 
-        choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``.
+        choose: (guided logits [n, t, V], scale) -> ids [n, t]; by default a ``Sampler``. graphs:
+        replay every scale as a CUDA graph.
         """
-        defaults = self.config.sampling
-        cfg = defaults.cfg if cfg is None else cfg
-        choose = choose or Sampler(
-            len(labels), seed, defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p, index,
-        )  # fmt: skip
+        cfg = self.config.sampling.cfg if cfg is None else cfg
+        choose = choose or self._sampler(len(labels), seed, top_k, top_p, index)
         net, quantizer = self.transformer, self.tokenizer.quantize
-        n, device = len(labels), net.pos_start.device
-        labels = self.check_labels(labels).to(device)
-        both = torch.cat([labels, torch.full_like(labels, self.null_label)])
-        embedding, condition = net.condition(both)
-        # The condition is the same for all scales, so its modulations are too.
-        modulations = [block.modulation(condition) for block in net.blocks]
-        head_modulation = net.head_nm.modulation(embedding)
+        n = len(labels)
         positions, scales = net.positions(), self.config.patch_nums
         f_hat, begin, ids = quantizer.empty(n), 0, []
-        x = embedding[:, None] + net.pos_start + positions[:, : scales[0] ** 2]
-        self._open_cache(2 * n, embedding)
-        try:
+        rows = self._label_rows(labels, guided=True)
+        with decoding(self, len(rows), net.pos_start, graphs) as steps:
+            # The same for all scales, which read it where it is.
+            embedding, modulations = steps.run("class", net.modulations, rows)
+            step = functools.partial(net.step, modulations=modulations)
+            x = embedding[:, None] + net.pos_start + positions[:, : scales[0] ** 2]
             for scale, side in enumerate(scales):
                 net.cursor.set(begin, side * side)
-                for block, modulation in zip(net.blocks, modulations, strict=True):
-                    x = block(x, None, modulation=modulation)
-                logits = net.head(net.head_nm(x, head_modulation))  # [2 n, t, V]
+                logits = steps.run(f"scale {scale}", step, x)  # [2 n, t, V]
                 strength = cfg * scale / max(len(scales) - 1, 1)
                 ids.append(choose(guide(logits[:n], logits[n:], strength), scale))
                 f_hat, following = quantizer.step(scale, f_hat, ids[-1])
@@ -361,16 +368,7 @@ class VARModel(ARVGModel):
                 if following is not None:
                     x = net.word_embed(following) + positions[:, begin : begin + following.shape[1]]
                     x = torch.cat([x, x])  # conditional and unconditional rows read the same tokens
-        finally:
-            for block in net.blocks:
-                block.attn.cache = None
         return torch.cat(ids, 1)
-
-    def _open_cache(self, rows: int, like: Tensor) -> None:
-        c = self.config
-        shape = rows, c.num_heads, c.tokens, c.embed_dim // c.num_heads
-        for block in self.transformer.blocks:
-            block.attn.cache = like.new_empty(shape), like.new_empty(shape)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
         return self.tokenizer.decode(ids.long()).add(1).mul(0.5)

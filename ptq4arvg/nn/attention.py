@@ -62,16 +62,17 @@ class QuantAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"bits={self.bits}, softmax={self.softmax}"
 
-    def _by_position(self, x: Tensor, operand: str, begin: int) -> Tensor:
-        stop = begin + x.shape[2]
-        scale = getattr(self, f"{operand}_scale")[:, begin:stop, None]  # [H, Tx, 1]
-        zero = getattr(self, f"{operand}_zero")[:, begin:stop, None]
+    def _by_position(self, x: Tensor, operand: str, rows: slice | Tensor) -> Tensor:
+        scale = getattr(self, f"{operand}_scale")[:, rows, None]  # [H, Tx, 1]
+        zero = getattr(self, f"{operand}_zero")[:, rows, None]
         return round_to_grid(x, scale, zero, self.bits)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        q = self._by_position(q, "q", self.cursor.begin)
-        # The last key is the last query's: a step reads all positions before it, or its own only.
-        k = self._by_position(k, "k", self.cursor.begin + q.shape[2] - k.shape[2])
+        q = self._by_position(q, "q", self.cursor.rows)
+        # The last key is the last query's, a step reading all positions before it or its own only;
+        # but a step that reads its position from the device reads all there are.
+        end = self.cursor.begin + q.shape[2] if self.cursor.mask is None else k.shape[2]
+        k = self._by_position(k, "k", slice(end - k.shape[2], end))
         v = round_to_grid(v, self.v_scale[:, None], self.v_zero[:, None], self.bits)
         score = q @ k.transpose(2, 3)  # [B, H, Tq, Tk]
         if mask is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +21,7 @@ class _StaticInput(nn.Module):
     def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
         super().__init__()
         self.out_features, self.in_features = q.codes.shape
-        self.w_bits, self.a_bits, self.sink = q.w_bits, q.a_bits, tuple(q.sink)
+        self.w_bits, self.a_bits, self.sink = q.w_bits, q.a_bits, tuple(sorted(q.sink))
         self.cursor = cursor
         self.register_buffer("w_scale", q.w_scale.float().contiguous())
         self.register_buffer("w_zero", q.w_zero)
@@ -35,6 +37,9 @@ class _StaticInput(nn.Module):
         self.register_buffer("a_level_zero", zero, persistent=False)
         residual = zero - 128 if q.a_bits == 8 else None
         self.register_buffer("a_zero", residual, persistent=False)
+        # Taken from here, as a tensor made of numbers would be a copy from the host in every step.
+        sinks = torch.tensor(self.sink, dtype=torch.int64)
+        self.register_buffer("_sinks", sinks, persistent=False)
         self._one_row = len(scale) == 1  # its input has no token axis
 
     def extra_repr(self) -> str:
@@ -64,11 +69,11 @@ class _StaticInput(nn.Module):
         if not self.sink or self._one_row:
             return None
         begin, tokens = self.cursor.begin, self.cursor.tokens
-        hit = [s - begin for s in self.sink if begin <= s < begin + tokens]
-        if not hit:
+        first, last = (bisect_left(self.sink, end) for end in (begin, begin + tokens))
+        if first == last:
             return None
-        images = torch.arange(0, rows, tokens, device=self.a_scale.device)
-        return (images[:, None] + torch.tensor(hit, device=images.device)).flatten()
+        images = torch.arange(-begin, rows - begin, tokens, device=self._sinks.device)
+        return (images[:, None] + self._sinks[first:last]).flatten()
 
     def _replace_sinks(self, y: Tensor, x: Tensor) -> Tensor:
         """Put rows computed from float activations where y [..., N] belongs to sink positions."""
@@ -106,7 +111,7 @@ class QuantLinear(_StaticInput):
         """x [..., K] rounded to the static grid of its positions, in its own dtype."""
         codes = self.quantize(x).to(x.dtype).reshape(-1, self.in_features)
         position, tokens = self._where()
-        begin = 0 if position is None else self.cursor.begin
+        begin = 0 if position is None else position
         row = begin + torch.arange(codes.shape[0], device=x.device) % (tokens or len(self.a_scale))
         if self.a_zero is not None:
             codes = codes - self.a_zero[row, None].to(x.dtype)

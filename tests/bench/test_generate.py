@@ -4,7 +4,13 @@ import csv
 
 import generate
 import pytest
+import torch
 import variants
+
+from ptq4arvg.graphs import StepGraphs
+from ptq4arvg.models import build_model
+from tests.graph_tape import TapeBackend
+from tests.models.tiny import TINY
 
 
 @pytest.mark.slow
@@ -24,6 +30,7 @@ def test_the_bundled_model(tmp_path, capsys):
         assert 0 < first < tokens < whole
         assert float(row["peak_mib"]) > float(row["import_mib"]) > 0
         assert float(row["x_float32"]) > 0 and not row["x_bfloat16"]
+        assert float(row["seconds_first_call"]) > 0 and not row["device_peak_mib"]
     assert float(rows[0]["x_float32"]) == 1 and float(rows[0]["memory_float32"]) == 1
     assert (kept / "var-tiny-W4A8-bfloat16" / "config.json").is_file()
     captured = capsys.readouterr()
@@ -37,6 +44,14 @@ def test_the_bundled_model(tmp_path, capsys):
         (["--schemes", "W8A6"], "Closest: 'W8A8'"),
         (["--floats", "float16"], "unknown 'float16'"),
         (["--images", "0"], "above 0"),
+        (["--images", "1,0"], "above 0"),
+        (["--images", "1;8"], "--images '1;8'; wanted numbers such as 1,8,64"),
+        (["--floats", "bfloat16_graphs"], "--floats bfloat16_graphs wants --device cuda"),
+        (
+            ["--floats", "bfloat16_compiled", "--device", "cuda", "--model", "mar-b"],
+            "--floats bfloat16_compiled: every iteration of MAR",
+        ),
+        (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
         (["--schemes", "", "--floats", ""], "nothing to measure"),
     ],
 )
@@ -53,19 +68,20 @@ def test_a_worker_that_ends_is_named():
 class Fake:
     """A variant that takes as long as its name says, and is interrupted in the third round."""
 
-    calls = 0
+    calls, limit, device_peak = 0, 3 + 7, None
 
     def __init__(self, _model, name, *_rest):
-        self.scale = {"float32": 4.0, "bfloat16": 2.0, "W8A8": 1.0}[name]
+        self.scale = {"float32": 4.0, "bfloat16": 2.0, "W8A8": 1.0}.get(name, 0.5)
         self.loaded = {"seconds": 1.0, "import_mib": 100.0}
 
     def run(self):
         Fake.calls += 1
-        if Fake.calls > 3 + 7:
+        if Fake.calls > Fake.limit:
             raise KeyboardInterrupt
         s = self.scale
         return {"seconds": s, "first": 0.1 * s, "tokens": 0.9 * s, "decode": 0.1 * s, "cpu": s,
-                "waited": 0.0, "peak_mib": 100 * s}  # fmt: skip
+                "waited": 0.0, "peak_mib": 100 * s,
+                "device_peak_mib": self.device_peak}  # fmt: skip
 
     def close(self):
         pass
@@ -85,3 +101,51 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch):
     assert float(rows["W8A8"]["x_float32"]) == 4 and float(rows["W8A8"]["x_bfloat16"]) == 2
     assert float(rows["W8A8"]["memory_float32"]) == 0.25
     assert float(rows["W8A8"]["seconds_image"]) == 0.5
+    assert float(rows["W8A8"]["images_second"]) == 2 and float(rows["W8A8"]["seconds_call"]) == 1
+    assert not rows["W8A8"]["x_bfloat16_graphs"]
+
+
+def test_a_table_for_each_number_of_images_on_a_gpu(tmp_path, monkeypatch, capsys):
+    for name, fake in (
+        ("Variant", Fake),
+        ("prepare", lambda *_: {}),
+        ("stamp", lambda *_: {"threads": 2}),
+    ):
+        monkeypatch.setattr(generate, name, fake)
+    monkeypatch.setattr(generate.torch.cuda, "is_available", lambda: True)
+    for name, value in (("calls", 0), ("limit", 99), ("device_peak", 10.0)):
+        monkeypatch.setattr(Fake, name, value)
+    out = tmp_path / "g.csv"
+    arguments = ["--schemes", "W8A8", "--images", "1,8", "--device", "cuda", "--repeats", "1"]
+    assert generate.main([*arguments, "--quiet", "--out", str(out)]) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    variants_of = ["bfloat16", "bfloat16_graphs", "bfloat16_compiled", "W8A8"]
+    assert [(row["images"], row["variant"]) for row in rows] == [
+        (images, name) for images in ("1", "8") for name in variants_of
+    ]
+    for row in rows[3::4]:
+        assert float(row["x_bfloat16"]) == 2 and not row["x_float32"]
+        assert float(row["x_bfloat16_graphs"]) == float(row["x_bfloat16_compiled"]) == 0.5
+        assert float(row["memory_bfloat16_graphs"]) == 1 and row["device_peak_mib"] == "10"
+        assert float(row["seconds_first_call"]) == 1
+    printed = capsys.readouterr().out
+    assert "1 images" in printed and "8 images" in printed and "mem/f32" not in printed
+
+
+@pytest.mark.slow
+def test_compiled_blocks_draw_the_same(monkeypatch):
+    """With a compiler that only traces; what is compiled runs in captured steps, too."""
+    model = build_model("var-test", TINY["var"], seed=0)
+    model.graphs = StepGraphs(TapeBackend())
+    wanted = model.generate([1, 3], seed=2, graphs=False)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: plain(self, backend="eager", **options)
+    )
+    torch._dynamo.utils.counters.clear()
+    variants._compile(model)
+    assert torch.equal(model.generate([1, 3], seed=2), wanted)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]

@@ -46,20 +46,23 @@ def test_canonical_form_survives_packing(w_bits, a_bits):
     assert torch.equal(back.input_scale, q.input_scale)
 
 
-def test_sink_positions_are_computed_from_float_activations():
+@pytest.mark.parametrize(("sink", "begin", "hit"), [
+    ((0, 2), 0, [0, 2]), ((2, 0), 2, [0]), ((0, 3, 7), 3, [0, 4]), ((1, 8), 2, []),
+])  # fmt: skip
+def test_sink_positions_are_computed_from_float_activations(sink, begin, hit):
     cursor = Cursor()
-    q = quantization(6, 6, sink=(0, 2))
+    q = quantization(6, 6, sink=sink)
     packed = PackedLinear(q, cursor)
     plain = PackedLinear(quantization(6, 6), cursor)
     x = torch.randn(2, 5, 52, generator=torch.Generator().manual_seed(2))
-    cursor.set(0, 5)
+    cursor.set(begin, 5)
     y, expected = packed(x), plain(x)
     exact = torch.nn.functional.linear(x.double(), q.weight(torch.float64), q.bias.double())
-    expected[:, [0, 2]] = exact[:, [0, 2]].float()
+    expected[:, hit] = exact[:, hit].float()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(QuantLinear(q, cursor)(x), y, rtol=1e-4, atol=1e-4)
-    cursor.set(3, 5)
-    assert torch.equal(packed(x), plain(x))  # no sink among positions 3..7
+    cursor.set(4, 2)
+    assert torch.equal(packed(x[:, :2]), plain(x[:, :2]))  # no sink at positions 4 and 5
 
 
 def test_input_without_positions_ignores_the_cursor():

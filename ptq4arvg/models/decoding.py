@@ -1,0 +1,64 @@
+"""Decoding with caches, step by step: eagerly, or by captured steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..graphs import CapturedSteps, EagerSteps
+
+if TYPE_CHECKING:
+    from .base import ARVGModel
+
+__all__ = ["anywhere", "decoding"]
+
+Steps = EagerSteps | CapturedSteps
+
+
+@contextmanager
+def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
+    """What runs the steps of ``rows`` rows, captured if ``graphs``; within, every attention has a
+    cache in the dtype and on the device of ``like``. ValueError where no step can be captured."""
+    c, net, steps = model.config, model.transformer, EagerSteps()
+    if graphs:
+        positions = (cursor.position for cursor in model.cursors)
+        steps = model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
+    shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
+    attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
+    keys, values = (steps.buffers(k, len(attentions), shape, like) for k in ("keys", "values"))
+    try:
+        for attention, *cache in zip(attentions, keys, values, strict=True):
+            attention.cache = tuple(cache)
+        yield steps
+    finally:
+        for attention in attentions:
+            attention.cache = None
+
+
+def anywhere(model: ARVGModel, steps: Steps) -> Callable[..., Tensor]:
+    """``steps.run`` for steps that are captured once for all positions of the cursor.
+
+    Positions up to the last one that a linear computes from float inputs run eagerly: which of a
+    step's rows these are would be fixed in a captured one.
+    """
+    if not steps.captured:
+        return steps.run
+    cursor, length = model.cursor, model.positions
+    sinks = [s for module in model.transformer.modules() for s in getattr(module, "sink", ())]
+    if sinks:
+        model.graphs.eager = f"positions to {max(sinks)}: some are computed from float inputs"
+
+    def run(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if cursor.begin <= max(sinks, default=-1):
+            return function(*inputs)
+
+        def on_device(*fixed: Tensor) -> Tensor:
+            with cursor.on_device(length, fixed[0].dtype):
+                return function(*fixed)
+
+        return steps.run(name, on_device, *inputs)
+
+    return run
