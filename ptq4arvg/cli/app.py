@@ -25,6 +25,9 @@ Tokenizer = Annotated[Path | None, typer.Option(help="File of the tokenizer's we
 Stress = Annotated[float, typer.Option(help="Severity of the function-preserving stress.")]
 Samples = Annotated[int, typer.Option(help="Calibration rows to sample from the model.")]
 Keep = Annotated[int, typer.Option(help="Calibration rows to keep of them.")]
+Schemes = Annotated[
+    str, typer.Option(help="Comma-separated; 5.5 is a mixture of 5.5 bits a weight (4 to 8).")
+]
 Select = Annotated[str, typer.Option(help="How rows are chosen: dgc, random or first.")]
 
 
@@ -54,12 +57,13 @@ def demo(
     seed: Seed = 0,
     images: Annotated[int, typer.Option(help="Images to generate with each model.")] = 64,
     stress: Annotated[bool, typer.Option(help="Repeat everything on the stressed model.")] = True,
+    schemes: Schemes = "W8A8,W6A6,W4A8",
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a bundled model four ways; compare pictures and figures with the float model."""
+    """Quantize a bundled model several ways; compare pictures and figures with the float model."""
     from .demo import run
 
-    run(model, out, seed, images, stress, quiet)
+    run(model, out, seed, images, stress, schemes, quiet)
 
 
 @app.command()
@@ -197,7 +201,7 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Names with additions, as in rtn,smoothquant+stwq+gptq; or all.")
     ] = "all",
-    schemes: Annotated[str, typer.Option(help="Comma-separated.")] = "W8A8,W6A6,W4A8",
+    schemes: Schemes = "W8A8,W6A6,W4A8",
     stress: Annotated[
         list[float] | None, typer.Option(help="Severities of the stress; default: 0 and 30.")
     ] = None,
