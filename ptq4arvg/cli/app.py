@@ -139,6 +139,9 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option(help="Rows from `ptq4arvg calibrate`.")
     ] = None,
+    parts: Annotated[
+        Path | None, typer.Option(help="Folder for finished blocks of omniquant, to go on from.")
+    ] = None,
     samples: Samples = 256,
     keep: Keep = 128,
     select: Select = "dgc",
@@ -157,8 +160,8 @@ def quantize(
             source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
             method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
-            calibration=calibration, samples=samples, keep=keep, select=select, seed=seed,
-            dry_run=dry_run, overwrite=overwrite, quiet=quiet,
+            calibration=calibration, parts=parts, samples=samples, keep=keep, select=select,
+            seed=seed, dry_run=dry_run, overwrite=overwrite, quiet=quiet,
         )
     )  # fmt: skip
 
