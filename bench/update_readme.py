@@ -101,6 +101,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     return typed | {
         "closeness": float(row["closeness"]), "integer": row["integer"] != "False",
         "weight_bytes": float(row["weight_bytes"]),
+        **{name: float(row[name]) for name in ("target_bits", "mean_bits") if row.get(name)},
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from .calibration import Calibration
+from .goals import check_target
 from .methods import Method
 from .numerics import Scheme, get_scheme
 from .plan import LayerPlan, make_plan, match
@@ -52,10 +53,7 @@ class Budget:
     ) -> Budget:  # fmt: skip
         """Of a float model. ValueError for a target that is out of range, or out of reach because
         of the ``overrides``, whose schemes stay."""
-        if not 4 <= target <= 8:
-            raise ValueError(
-                f"target_bits is {target:g}; wanted 4 to 8, the mean bits of the quantized weights"
-            )
+        target = check_target(target)
         schemes = sorted(map(get_scheme, candidates), key=lambda s: (s.w_bits, s.a_bits))
         specs = list(model.linears())
         names = [spec.name for spec in specs]
@@ -70,7 +68,7 @@ class Budget:
                 f"target_bits is {target:g}, but with every open linear at {schemes[0].name} the "
                 f"mean is {least:.3g} bits; wanted a higher target or fewer overrides"
             )
-        return cls(float(target), plan, frozenset(sizes) - fixed, sizes, tuple(schemes))
+        return cls(target, plan, frozenset(sizes) - fixed, sizes, tuple(schemes))
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ FLOAT = "float"  # method and scheme of the rows of the model as it is
 def cell_name(cell: Mapping[str, Any]) -> str:
     """The name of a cell's files."""
     parts = cell["model"], f"{cell['stress']:g}", cell["method"], cell["scheme"], cell["seed"]
-    return "_".join(map(str, parts))
+    return "_".join(map(str, parts)).replace(" ", "-")
 
 
 def inspection_name(model: str, stress: float, scheme: str | None) -> str:
     """The name of the file that holds what was collected of one model beside its cells."""
-    return f"{model}_{stress:g}_{scheme}"
+    return f"{model}_{stress:g}_{scheme}".replace(" ", "-")
 
 
 def read_cells(out: Path) -> list[dict[str, Any]]:
@@ -39,6 +39,8 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     closeness: the mean next-token KL, or the relative error of the predicted noise where tokens are
     continuous; closeness_range: least and largest of the seeds; fd, fd_range likewise, over the
     seeds that images were drawn with; fd_interval: the bootstrap interval of the first seed.
+    weight_bytes and mean_bits, the bits of a quantized weight, are means, too: what a budget,
+    target_bits, chooses depends on the calibration rows.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -60,9 +62,17 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "closeness": sum(close) / len(close), "closeness_range": [min(close), max(close)],
             "fd": sum(distance) / len(distance), "fd_range": [min(distance), max(distance)],
             "fd_interval": group[0]["fd_interval"],
-            "weight_bytes": group[0]["weight_bytes"],
+            "weight_bytes": round(sum(cell["weight_bytes"] for cell in group) / len(group)),
+            "mean_bits": _mean_bits(group),
+            "target_bits": group[0].get("target_bits"),
             "integer": group[0].get("integer"),
             "sqnr_db": None if method == FLOAT else sum(c["sqnr_db"] for c in group) / len(group),
             "seconds_per_image": min(seconds),
         })  # fmt: skip
     return rows
+
+
+def _mean_bits(group: list[Mapping[str, Any]]) -> float | None:
+    """Mean over the seeds; None for the float model, and for cells of before it was noted."""
+    bits = [cell.get("mean_bits") for cell in group]
+    return None if None in bits else sum(bits) / len(bits)

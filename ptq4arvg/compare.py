@@ -1,6 +1,7 @@
 """The fair table: models, methods, schemes and calibration seeds, measured with one yardstick.
 
-A cell is one quantization: (model, stress, method, scheme, calibration seed). All cells of a model
+A cell is one quantization: (model, stress, method, scheme, calibration seed); a budget of bits, as
+in "5.5 bits", counts as a scheme. All cells of a model
 share the calibration rows of their seed, the rows compared on, and the seeds of the images. Each is
 written to a file of its own as soon as it is measured, so that an interrupted run goes on where it
 stopped.
@@ -25,10 +26,10 @@ from .calibration import Calibration, calibrate
 from .cells import FLOAT, cell_name, inspection_name, read_cells
 from .errors import closest
 from .evaluation import Yardstick, draw_images
+from .goals import Goal, parse_goal, parse_goals
 from .inspection import inspect_
 from .methods import METHODS, Method, get_method
 from .models import BUNDLED, ARVGModel, load_model
-from .numerics import get_scheme
 from .pipeline import quantize_
 from .serialize import pretty_json, write_file
 
@@ -52,6 +53,7 @@ Progress = Callable[[str, int, int], None]
 class Comparison:
     """What is compared, and how much is measured of each.
 
+    schemes: names, or mean bits such as "5.5" for mixtures; kept as ``Goal.name`` has them.
     stresses: severities of the function-preserving stress, 0 for none. seeds: number of calibration
     seeds. samples, keep: calibration rows drawn and kept; images: drawn with each model of
     the first calibration seed; compared: images whose rows are compared under teacher forcing.
@@ -78,25 +80,28 @@ class Comparison:
                 )
         for method in self.methods:
             parse_method(method)
-        for scheme in self.schemes:
-            get_scheme(scheme)
+        names = tuple(goal.name for goal in parse_goals(self.schemes))
+        object.__setattr__(self, "schemes", names)
         if self.seeds < 1 or self.images < 2:
             raise ValueError(
                 f"compare: seeds {self.seeds}, images {self.images}; wanted at least one "
                 "calibration seed and 2 images"
             )
         # What a cell depends on beside its own name: cells of other settings are not comparable.
-        names = ("samples", "keep", "images", "compared", "select")
-        values = {name: getattr(self, name) for name in names}
+        fields = ("samples", "keep", "images", "compared", "select")
+        values = {name: getattr(self, name) for name in fields}
         self.settings.update(values | {"version": __version__, "torch": torch.__version__})
 
     @property
-    def inspected(self) -> str | None:
-        """The scheme at which the package's own method is looked into: the first of 6 bits, or
-        the first; None where the method is not compared."""
+    def inspected(self) -> Goal | None:
+        """Where the package's own method is looked into: at the first scheme of 6-bit inputs, or
+        the first scheme, or the first budget; None where the method is not compared."""
         if "ptq4arvg" not in self.methods:
             return None
-        return next((s for s in self.schemes if get_scheme(s).a_bits == 6), self.schemes[0])
+        goals = parse_goals(self.schemes)
+        schemes = [goal for goal in goals if goal.scheme]
+        six = [goal for goal in schemes if goal.scheme.a_bits == 6]
+        return (six or schemes or goals)[0]
 
     def cells(self, model: str, stress: float) -> list[dict[str, Any]]:
         """The cells of one model: its float rows first, then every quantization."""
@@ -136,8 +141,10 @@ def _open(out: Path, comparison: Comparison) -> None:
                     f"compare: {str(out)!r} holds cells of {name} {there.get(name)!r}, not "
                     f"{value!r}, which are not comparable. Choose another --out"
                 )
+    inspected = comparison.inspected
     content = asdict(comparison) | {
-        "inspected": comparison.inspected, "isa": ops.isa(), "threads": torch.get_num_threads()
+        "inspected": inspected and inspected.name, "isa": ops.isa(),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
     write_file(path, pretty_json(content))
 
@@ -210,17 +217,17 @@ def _measure_model(
         cell for cell in comparison.cells(*pair)
         if not (out / "cells" / f"{cell_name(cell)}.json").is_file()
     ]  # fmt: skip
-    look = out / "inspection" / f"{inspection_name(*pair, comparison.inspected)}.json"
-    to_inspect = comparison.inspected and not look.is_file()
+    goal = comparison.inspected
+    look = out / "inspection" / f"{inspection_name(*pair, goal and goal.name)}.json"
+    to_inspect = goal is not None and not look.is_file()
     progress("cells", _done(out, numbers), len(numbers))
     if not wanted and not to_inspect:
         return
     model = load_model(pair[0], stress=pair[1])
     rows = _calibrator(comparison, model, progress)
     if to_inspect:
-        scheme = get_scheme(comparison.inspected)
         inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
-        write_file(look, pretty_json(inspect_(inspected, scheme, rows(0), progress=progress)))
+        write_file(look, pretty_json(inspect_(inspected, goal, rows(0), progress=progress)))
     start = time.perf_counter()
     for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
         name, now = cell_name(cell), time.perf_counter()
@@ -278,8 +285,8 @@ def _quantized(
     model: ARVGModel = load_model(cell["model"], stress=cell["stress"])
     start = time.perf_counter()
     try:
-        report = quantize_(model, cell["scheme"], method, rows, pack=method.integer,
-                           progress=progress)  # fmt: skip
+        report = quantize_(model, method=method, calibration=rows, pack=method.integer,
+                           progress=progress, **parse_goal(cell["scheme"]).arguments)  # fmt: skip
     except ValueError as error:
         return {"refused": str(error)}, None, None
     spent = time.perf_counter() - start
@@ -289,6 +296,7 @@ def _quantized(
                                            "draw")  # fmt: skip
     figures = {
         "integer": method.integer,
+        "mean_bits": report.mean_bits,
         "sqnr_db": report.sqnr_db,
         "worst_sqnr_db": report.worst.sqnr_db,
         "worst_layer": report.worst.name,
@@ -297,6 +305,8 @@ def _quantized(
     figures |= yardstick.measure(model, pictures, progress)
     figures["layers"] = {layer.name: layer.sqnr_db for layer in report.layers}
     figures["transforms"] = {layer.name: layer.transform for layer in report.layers}
+    if report.allocation:
+        figures |= {key: report.allocation[key] for key in ("target_bits", "schemes")}
     return figures, pictures, seconds
 
 

@@ -13,16 +13,16 @@ from . import ops
 from .calibration import calibrate
 from .errors import closest
 from .evaluation import Yardstick, draw_images
+from .goals import parse_goal, parse_goals
 from .models import BUNDLED, ARVGModel, load_model
 from .pipeline import quantize_
 from .report import Block
 
-__all__ = ["MODEL", "RUNS", "STRESS", "Demo", "closeness", "headline", "run_demo"]
+__all__ = ["MODEL", "SCHEMES", "STRESS", "Demo", "closeness", "demo_runs", "headline", "run_demo"]
 
 MODEL = "var-tiny"
 STRESS = 30.0
-# (method, scheme), after the float model.
-RUNS = (("ptq4arvg", "W8A8"), ("ptq4arvg", "W6A6"), ("ptq4arvg", "W4A8"), ("rtn", "W6A6"))
+SCHEMES = ("W8A8", "W6A6", "W4A8")
 
 # Small on purpose: the whole demo has to fit into a minute on two slow cores.
 SAMPLES, KEEP, COMPARED = 64, 32, 16
@@ -41,6 +41,14 @@ class Demo:
     columns: list[str]
 
 
+def demo_runs(schemes: Iterable[str] = SCHEMES) -> list[tuple[str, str]]:
+    """(method, scheme) after the float model: the package's own method at every scheme or budget
+    (see ``parse_goal``), then round to nearest at W6A6 if that is among them, else at the first."""
+    names = [goal.name for goal in parse_goals(schemes)]
+    return [*(("ptq4arvg", name) for name in names),
+            ("rtn", "W6A6" if "W6A6" in names else names[0])]  # fmt: skip
+
+
 def _labels(images: int, classes: int) -> Tensor:
     """The shown classes first, then all classes in turn."""
     shown = [label for label in SHOWN if label < classes][:images]
@@ -56,12 +64,13 @@ def run_demo(
     stressed: bool = True,
     progress: Progress | None = None,
     on_row: Callable[[dict[str, Any]], None] | None = None,
-    runs: Iterable[tuple[str, str]] = RUNS,
+    runs: Iterable[tuple[str, str]] | None = None,
 ) -> Demo:
     """Measure a bundled model in float and its quantizations, plain and stressed.
 
     Calibration uses ``seed``, images and comparison ``seed + 1``. on_row is called with every
-    finished row. The stressed model computes the same function as the plain one.
+    finished row. The stressed model computes the same function as the plain one. runs: (method,
+    scheme or budget) after the float model; None: those of ``demo_runs``.
     """
     if name not in BUNDLED:
         raise ValueError(
@@ -71,7 +80,8 @@ def run_demo(
     if images < 2:
         raise ValueError(f"demo: {images} images; wanted at least 2 for a distance between sets")
     progress = progress or (lambda *_: None)
-    runs = tuple(runs)
+    runs = demo_runs() if runs is None else runs
+    goals = [(method, parse_goal(text)) for method, text in runs]
     rows: list[dict[str, Any]] = []
     blocks: list[Block] = []
     columns: list[str] = []
@@ -87,20 +97,22 @@ def run_demo(
         ids, pictures, seconds = draw_images(model, labels, seed + 1, progress, "generate float")
         yardstick = Yardstick.of(model, labels, ids, COMPARED, seed)
         row = {"method": "float", "scheme": "float", "stress": stress,
-               "sqnr_db": None, "worst_sqnr_db": None}  # fmt: skip
+               "sqnr_db": None, "worst_sqnr_db": None, "mean_bits": None}  # fmt: skip
         row |= yardstick.measure(model, pictures, progress)
         add(row | {"seconds_per_image": seconds})
         shown = min(images, len(SHOWN))
         drawn = [_grid_row(row, pictures[:shown])]
         rows_kept = calibrate(model, SAMPLES, KEEP, seed, progress=progress)
-        for method, scheme in runs:
+        for method, goal in goals:
             model = load_model(name, stress=stress)
-            report = quantize_(model, scheme, method, rows_kept, progress=progress)
+            report = quantize_(model, method=method, calibration=rows_kept, progress=progress,
+                               **goal.arguments)  # fmt: skip
             _, pictures, seconds = draw_images(
-                model, labels, seed + 1, progress, f"generate {scheme}"
+                model, labels, seed + 1, progress, f"generate {goal.name}"
             )
-            row = {"method": method, "scheme": scheme, "stress": stress,
-                   "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db}  # fmt: skip
+            row = {"method": method, "scheme": goal.name, "stress": stress,
+                   "sqnr_db": report.sqnr_db, "worst_sqnr_db": report.worst.sqnr_db,
+                   "mean_bits": report.mean_bits}  # fmt: skip
             row |= yardstick.measure(model, pictures, progress)
             add(row | {"seconds_per_image": seconds})
             drawn.append(_grid_row(row, pictures[:shown]))
@@ -134,15 +146,16 @@ def closeness(row: dict[str, Any]) -> tuple[str, str, float]:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The one figure to look at: what the method gains over round to nearest at W6A6."""
+    """The one figure to look at: what the method gains over round to nearest, which has one row
+    per stress."""
     parts, figure = [], closeness(report["rows"][0])[0]
+    scheme = next(row["scheme"] for row in report["rows"] if row["method"] == "rtn")
     for stress in sorted({row["stress"] for row in report["rows"]}):
         found = {
             row["method"]: closeness(row)[2]
             for row in report["rows"]
-            if row["scheme"] == "W6A6" and row["stress"] == stress
+            if row["scheme"] == scheme and row["stress"] == stress
         }
-        if {"ptq4arvg", "rtn"} <= set(found):
-            name = f"stressed {stress:g}" if stress else "plain"
-            parts.append(f"{found['ptq4arvg']:.2g} against {found['rtn']:.2g} ({name})")
-    return f"{figure} at W6A6, by the method against round to nearest: {', '.join(parts)}"
+        name = f"stressed {stress:g}" if stress else "plain"
+        parts.append(f"{found['ptq4arvg']:.2g} against {found['rtn']:.2g} ({name})")
+    return f"{figure} at {scheme}, by the method against round to nearest: {', '.join(parts)}"

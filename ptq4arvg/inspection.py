@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .allocation import Budget, allocate
 from .calibration import Calibration
 from .folding import fit, fold_stage_, stages
+from .goals import Goal
 from .layer import input_grids, scaled_statistics
 from .methods import Method, Transform, get_method
 from .models import ARVGModel
-from .numerics import Scheme, expand_groups
+from .numerics import expand_groups
 from .plan import LayerPlan, make_plan
 from .statistics import InputStatistics, collect_inputs
 from .token_scales import collect_steps, position_groups
@@ -30,12 +32,14 @@ Progress = Callable[[str, int, int], None]
 @torch.no_grad()
 def inspect_(
     model: ARVGModel,
-    scheme: Scheme,
+    goal: Goal,
     calibration: Calibration,
     method: str | Method = "ptq4arvg",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fit and fold ``method`` into the float ``model``, and note what that did.
+
+    goal: a scheme, or a budget that gives every linear one first.
 
     The model computes the same function afterwards, with scaled weights. Keys: model, stress,
     scheme, method, seed; "channels", "positions", "selection" (see the functions below; None where
@@ -43,7 +47,11 @@ def inspect_(
     over.
     """
     method = get_method(method)
-    plan = make_plan(model.linears(), scheme)
+    if goal.scheme:
+        plan = make_plan(model.linears(), goal.scheme)
+    else:
+        budget = Budget.of(model, goal.target_bits)
+        plan = allocate(model, budget, method, calibration, progress=progress).plan
     stats = collect_steps(model, plan, calibration, progress=progress)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
@@ -60,7 +68,7 @@ def inspect_(
     for part in parts:
         fold_stage_(model, part, transforms)
     return {
-        "model": model.name, "stress": model.stress, "scheme": scheme.name, "method": method.name,
+        "model": model.name, "stress": model.stress, "scheme": goal.name, "method": method.name,
         "seed": calibration.seed, "outputs": outputs,
         "channels": _channels(model, scaled, transforms, before),
         "positions": None if p is None else _positions(model, p, grid, calibration, progress),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .fuse import fuse_
 from .layer import input_grids, quantize_linear, sample_size, scaled_statistics
 from .memory import release_mapped, return_freed_memory
 from .methods import Method, get_method
+from .methods.block_parts import BlockParts
 from .nn import PackedLinear, QuantLinear
 from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
@@ -45,6 +47,7 @@ def quantize_(
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress | None = None,
+    parts: str | Path | None = None,
     **options: Any,
 ) -> QuantReport:
     """Quantize the linears of ``model`` in place and return a report per layer.
@@ -58,7 +61,10 @@ def quantize_(
     that the quantized weights have at most so many bits on average and the outputs suffer least;
     measuring that takes about as long as quantizing three times. pack: replace the linears by
     integer ones (False: by their simulation in floating point; None: by integer ones if the method
-    has an integer path). compat="research": reproduce the authors' code instead, in simulation
+    has an integer path). parts: folder in which a method that learns block by block ("omniquant")
+    keeps finished blocks; a run that ended early goes on from it, to the same bits, and
+    ``BlockParts.remove`` deletes them; ValueError if it holds blocks of another model, other rows
+    or options. compat="research": reproduce the authors' code instead, in simulation
     only.
     """
     if compat not in (None, "research"):
@@ -90,6 +96,11 @@ def quantize_(
                 "wanted pack=False, or None"
             )
         pack = method.integer if pack is None else pack
+    if parts is not None and (compat or not method.resumable):
+        raise ValueError(
+            f"quantize_: {f'compat={compat!r}' if compat else f'method {method.name!r}'} does not "
+            "learn block by block, so that there are no finished blocks to keep; wanted parts=None"
+        )
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
     if compat == "research":
@@ -103,7 +114,9 @@ def quantize_(
         allocation = allocate(model, budget, method, calibration, batch_size, progress)
         plan = allocation.plan
     active = [p for p in plan if p.scheme]
-    method = method.prepare(model, active, calibration, batch_size, progress)
+    if parts is not None:
+        parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
+    method = method.prepare(model, active, calibration, batch_size, progress, parts)
     size = sample_size(model, active, method)
     stats = collect_steps(model, active, calibration, size, batch_size, progress)
     parts = stages(active)

@@ -56,6 +56,13 @@ class QuantReport:
         return min(self.layers, key=lambda layer: layer.sqnr_db)
 
     @property
+    def mean_bits(self) -> float:
+        """Bits of a quantized weight on average, 0 if there are none."""
+        weights = sum(layer.bytes_before for layer in self.layers)
+        bits = sum(layer.bytes_before * layer.w_bits for layer in self.layers)
+        return bits / max(weights, 1)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights in memory."""
         return sum(layer.bytes_after for layer in self.layers)

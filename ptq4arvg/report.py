@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .numerics import SCHEMES
 from .serialize import pretty_json, write_file
 
 __all__ = [
@@ -161,6 +162,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("model", lambda r: "plain" if not r["stress"] else f"stressed {r['stress']:g}"),
     ("scheme", lambda r: r["scheme"]),
     ("method", _name),
+    ("bits", lambda r: _number(".2f")(r.get("mean_bits"))),
     ("SQNR dB", lambda r: _number(".1f")(r["sqnr_db"])),
     ("worst", lambda r: _number(".1f")(r["worst_sqnr_db"])),
     ("KL nats", lambda r: _divergence(r["kl"])),
@@ -174,9 +176,12 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Callable[..., str]]]:
     """The columns of a table of ``rows``: models of continuous tokens have no next token to
-    compare, the others need no second measure of the same thing."""
+    compare, the others need no second measure of the same thing; mean bits say something where
+    they are not a scheme's."""
     discrete = any(row["kl"] is not None for row in rows)
     hidden = {"error"} if discrete else {"KL nats", "top-1"}
+    if all(row["scheme"] in ("float", *SCHEMES) for row in rows):
+        hidden |= {"bits"}
     return [column for column in _COLUMNS if column[0] not in hidden]
 
 

@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_table", "latex_table", "markdown_pivot", "pivot", "terminal_tables"]
+__all__ = ["csv_table", "latex_table", "markdown_pivot", "pivot", "scheme_title", "terminal_tables"]
 
 Row = Mapping[str, Any]
 
 CSV_COLUMNS = (
     "model", "stress", "scheme", "method", "seeds", "figure", "closeness", "closeness_low",
     "closeness_high", "fd", "fd_low", "fd_high", "fd_interval_low", "fd_interval_high", "sqnr_db",
-    "weight_bytes", "integer", "seconds_per_image", "refused",
+    "weight_bytes", "integer", "seconds_per_image", "refused", "target_bits", "mean_bits",
 )  # fmt: skip
 
 
@@ -42,6 +42,18 @@ def distance_text(row: Row) -> str:
         return "-"
     low, high = row["fd_interval"]
     return f"{row['fd']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def scheme_title(rows: Sequence[Row], scheme: str) -> str:
+    """The scheme; for a budget with the mean bits of the weights that were reached."""
+    reached = [
+        f"{row['mean_bits']:.2f}" for row in rows
+        if row["scheme"] == scheme and row.get("target_bits") is not None
+    ]  # fmt: skip
+    if not reached:
+        return scheme
+    low, high = min(reached), max(reached)  # all have one digit before the point
+    return f"{scheme} (reached {low})" if low == high else f"{scheme} (reached {low} to {high})"
 
 
 def pivot(
@@ -81,7 +93,7 @@ def markdown_pivot(rows: Sequence[Row], scheme: str) -> str:
     """Methods by models at one scheme, the best of a model in bold (see ``pivot``)."""
     models, lines = pivot(rows, scheme)
     out = [
-        f"| {scheme} | " + " | ".join(models) + " |",
+        f"| {scheme_title(rows, scheme)} | " + " | ".join(models) + " |",
         "|---" + "|---:" * len(models) + "|",
     ]
     for method, cells, first in lines:
@@ -99,6 +111,9 @@ def latex_table(rows: Sequence[Row]) -> str:
     out.append(rf"bits & method & {heads} \\")
     for scheme in schemes:
         out.append(r"\midrule")
+        title = scheme_title(rows, scheme)
+        if title != scheme:
+            out.append(rf"\multicolumn{{{2 + len(models)}}}{{l}}{{{title}}} \\")
         for method, cells, first in pivot(rows, scheme)[1]:
             shown = [
                 rf"\textbf{{{_escape(c)}}}" if b else _escape(c)
@@ -137,7 +152,8 @@ def terminal_tables(rows: Sequence[Row]) -> list[Any]:
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         models, lines = pivot(rows, scheme)
         distances = {m: c for m, c, _ in pivot(rows, scheme, distance_text)[1]}
-        table = Table(title=scheme, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=scheme_title(rows, scheme), title_justify="left", box=box.SIMPLE_HEAD,
+                      pad_edge=False)  # fmt: skip
         table.add_column("method", no_wrap=True)
         for model in models:
             table.add_column(model, justify="right")

@@ -1,14 +1,16 @@
 """The comparison: cells on disk, resuming, refusals, the summary, the command."""
 
+import csv
 import json
 import re
 
 import pytest
 
 from ptq4arvg import compare as module
-from ptq4arvg.cells import cell_name, read_cells, summarize
+from ptq4arvg.cells import cell_name, inspection_name, read_cells, summarize
 from ptq4arvg.cli import main
 from ptq4arvg.compare import Comparison, parse_method, run_comparison
+from ptq4arvg.models import load_model
 
 
 def small(**changes):
@@ -73,9 +75,11 @@ def test_a_folder_without_its_inspection_gets_it_alone(measured, monkeypatch):
 
 
 def test_the_scheme_looked_into():
-    assert small().inspected == small(schemes=("W8A8", "W6A6")).inspected == "W6A6"
-    assert small(schemes=("W4A8", "W8A8")).inspected == "W4A8"
+    assert small().inspected.name == small(schemes=("W8A8", "W6A6")).inspected.name == "W6A6"
+    assert small(schemes=("5.5", "W4A8", "W8A8")).inspected.name == "W4A8"
+    assert small(schemes=("5.5", "5")).inspected.name == "5.5 bits"
     assert small(methods=("rtn",)).inspected is None
+    assert inspection_name("m", 0.0, "5.5 bits") == "m_0_5.5-bits"
 
 
 def test_other_settings_do_not_mix(measured):
@@ -105,6 +109,11 @@ def test_the_summary_is_over_the_seeds():
     (row,) = summarize([first, second])
     assert row["closeness"] == pytest.approx(0.2) and row["closeness_range"] == [0.1, 0.3]
     assert (row["fd"], row["sqnr_db"], row["seeds"]) == (3.0, 15.0, 2)
+    assert (row["weight_bytes"], row["mean_bits"], row["target_bits"]) == (10, None, None)
+    mixed = [first | {"target_bits": 5.0, "mean_bits": 4.5, "weight_bytes": 9},
+             second | {"target_bits": 5.0, "mean_bits": 5.0, "weight_bytes": 11}]  # fmt: skip
+    (row,) = summarize(mixed)  # another seed may choose other schemes
+    assert (row["weight_bytes"], row["mean_bits"], row["target_bits"]) == (10, 4.75, 5.0)
     (continuous,) = summarize([first | {"kl": None, "relative_error": 0.01}])
     assert (continuous["figure"], continuous["closeness"]) == ("relative_error", 0.01)
 
@@ -125,10 +134,12 @@ def test_methods_with_additions():
         ({"models": ("var-tinny",)}, "'var-tinny' is not bundled.*Closest: 'var-tiny'"),
         ({"methods": ("rtm",)}, "unknown method 'rtm'"),
         ({"schemes": ("W6A7",)}, "'W6A7'"),
+        ({"schemes": ("W6A6", "3")}, "target_bits is 3; wanted 4 to 8"),
+        ({"schemes": ("5", "5.0 bits")}, "5 bits is there twice"),
         ({"seeds": 0}, "seeds 0, images 2; wanted at least one"),
         ({"images": 1}, "seeds 1, images 1; wanted"),
     ],
-    ids=["model", "method", "scheme", "seeds", "images"],
+    ids=["model", "method", "scheme", "budget", "twice", "seeds", "images"],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_runs(changes, match):
     with pytest.raises(ValueError, match=match):
@@ -160,11 +171,43 @@ def test_the_command_goes_on_and_writes_its_tables(measured, capsys, monkeypatch
     assert json.loads((out / "comparison.json").read_text())["settings"]["keep"] == 4
 
 
+def test_a_budget_is_measured_beside_the_schemes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "FLOAT_SEEDS", 1)
+    argv = ["compare", "par-tiny", "--out", str(tmp_path), "--seeds", "1", "--samples", "4",
+            "--keep", "4", "--images", "2", "--stress", "0", "-q"]  # fmt: skip
+    assert main([*argv, "--methods", "rtn", "--schemes", "5.5"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*")}
+    names = sorted(path.name for path in tmp_path.glob("*/*5.5*"))
+    assert names == ["par-tiny_0_rtn_5.5-bits_0.json", "par-tiny_0_rtn_5.5-bits_0.png"]
+    capsys.readouterr()
+    assert main([*argv, "--methods", "rtn,smoothquant", "--schemes", "W6A6,5.50"]) == 0
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    mixed = [cell for cell in read_cells(tmp_path) if cell["scheme"] == "5.5 bits"]
+    assert sorted(cell["method"] for cell in mixed) == ["rtn", "smoothquant"]
+    model = load_model("par-tiny")
+    weights = {s.name: model.transformer.get_submodule(s.name).weight for s in model.linears()}
+    for cell in mixed:
+        bits = {name: int(scheme[1]) for name, scheme in cell["schemes"].items()}
+        assert len(set(bits.values())) > 1 and cell["target_bits"] == 5.5
+        packed = sum(bits[name] * weight.numel() for name, weight in weights.items())
+        assert cell["mean_bits"] == packed / sum(w.numel() for w in weights.values()) <= 5.5
+        assert packed / 8 < cell["weight_bytes"] < 1.05 * packed / 8
+    out, title = capsys.readouterr().out, "5.5 bits (reached 5."
+    assert title in out
+    for name in ("summary.md", "summary.tex", "report.html"):
+        assert title in (tmp_path / name).read_text()
+    rows = [*csv.DictReader((tmp_path / "summary.csv").open(newline=""))]
+    bits = {(r["method"], r["scheme"]): r["mean_bits"] for r in rows}
+    assert bits["float", "float"] == "" and bits["rtn", "W6A6"] == "6.0"
+    assert bits["rtn", "5.5 bits"] == str(mixed[0]["mean_bits"])
+
+
 def test_processes_measure_the_same_cells(tmp_path):
-    comparison = small(methods=("rtn",), stresses=(0.0, 30.0))
+    comparison = small(models=("par-tiny",), methods=("rtn",), schemes=("5.5",),
+                       stresses=(0.0, 30.0))  # fmt: skip
     shown = []
     cells = run_comparison(comparison, tmp_path, lambda *a: shown.append(a), jobs=2)
-    assert [c["stress"] for c in cells if c["method"] == "rtn"] == [0.0, 30.0]
+    assert [c["stress"] for c in cells if c["scheme"] == "5.5 bits"] == [0.0, 30.0]
     assert shown[0][:2] == ("cells", 0) and shown[-1] == ("cells", len(cells), len(cells))
     assert not list(tmp_path.glob("inspection/*"))  # only our own method is looked into
 

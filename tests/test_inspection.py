@@ -5,10 +5,10 @@ import torch
 
 from ptq4arvg import load_model
 from ptq4arvg.calibration import calibrate
+from ptq4arvg.goals import parse_goal
 from ptq4arvg.inspection import inspect_
 from ptq4arvg.models import build_model
 from ptq4arvg.models.registry import FAMILIES
-from ptq4arvg.numerics import get_scheme
 from ptq4arvg.serialize import plain
 from tests.models.tiny import TINY
 
@@ -22,7 +22,7 @@ def rows():
 def case(rows):
     model = load_model("var-tiny", stress=30.0)
     seen = []
-    found = inspect_(model, get_scheme("W6A6"), rows, progress=lambda *event: seen.append(event[0]))
+    found = inspect_(model, parse_goal("W6A6"), rows, progress=lambda *event: seen.append(event[0]))
     assert {"collect", "fit ptq4arvg"} <= set(seen)
     return model, found
 
@@ -80,11 +80,22 @@ def test_outputs_count_the_sample(case):
     assert found["outputs"]["head"] % head.out_features == 0
 
 
+def test_a_budget_gives_every_linear_its_scheme_first():
+    model = build_model("rar-test", TINY["rar"], seed=0)
+    rows = calibrate(model, samples=4, keep=4, seed=0)
+    seen = set()
+    goal = parse_goal("8 bits")  # nothing to choose, but for the activations' 8 bits
+    found = inspect_(model, goal, rows, progress=lambda phase, *_: seen.add(phase))
+    assert found["scheme"] == "8 bits" and "sensitivity" in seen
+    at = found["positions"]  # 8 bits: 255 steps between the grid's ends
+    torch.testing.assert_close(at["grid_hi"] - at["grid_lo"], 255 * at["scale"])
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_can_be_looked_into(family):
     model = build_model(f"{family}-test", TINY[family], seed=0)
     rows = calibrate(model, samples=4, keep=4, seed=0)
-    found = plain(inspect_(model, get_scheme("W6A6"), rows))
+    found = plain(inspect_(model, parse_goal("W6A6"), rows))
     assert found["selection"] is None
     at = found["positions"]
     lengths = {len(at[k]) for k in ("lo", "hi", "scale", "grid_lo", "grid_hi", "group", "steps")}

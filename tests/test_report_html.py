@@ -17,6 +17,7 @@ from PIL import Image
 
 from ptq4arvg.cells import cell_name
 from ptq4arvg.cli import app, main
+from ptq4arvg.goals import parse_goals
 from ptq4arvg.report_html import make_page, write_page
 from ptq4arvg.report_html.images import BUDGET
 from ptq4arvg.report_html.layers import _rank_correlation
@@ -77,6 +78,10 @@ def make_folder(out, models=("m",), methods=("rtn", "ptq4arvg"), schemes=("W6A6"
                     cell |= {"integer": True, "sqnr_db": 25.0}
                     cell["layers"] = {name: 20.0 + i for i, name in enumerate(LAYERS)}
                     cell["transforms"] = {name: transform(i) for i, name in enumerate(LAYERS)}
+                    cell["mean_bits"] = 6.0
+                if scheme.endswith("bits"):
+                    cell |= {"target_bits": 5.5, "mean_bits": 5.4 + 0.01 * number}
+                    cell["schemes"] = {name: f"W{4 + i % 2 * 2}A8" for i, name in enumerate(LAYERS)}
                 name = re.sub("/", "", cell_name(cell))
                 (out / "cells" / f"{name}.json").write_text(json.dumps(cell))
                 (out / "images" / f"{name}.png").write_bytes(png(number, large=large))
@@ -286,6 +291,25 @@ def test_figures_are_those_of_the_cells(folder):
     assert "4 of 8 rows are kept (median distance 6.50, of those left 2.50)" in page.text
     assert "row 7, unconditional: distance 8.00, kept" in page.text
     assert "9.0 (8.0 to 10.0)" in page.text
+
+
+def test_a_budget_is_shown_like_a_scheme(tmp_path):
+    out = make_folder(tmp_path, schemes=("5.5 bits", "W8A8"))
+    for path in (out / "inspection").iterdir():
+        path.rename(path.with_name(path.name.replace("W6A6", "5.5-bits")))
+    comparison = json.loads((out / "comparison.json").read_text()) | {"inspected": "5.5 bits"}
+    (out / "comparison.json").write_text(json.dumps(comparison))
+    text = make_page(out)
+    page = Checker(text)
+    assert "missing" not in text.split("</style>")[1]
+    assert "5.5 bits (reached 5.41 to 5.47)" in page.text and "W8A8 (" not in page.text
+    assert "ptq4arvg at 5.5 bits: 25.5 dB on average" in page.text
+    assert "1. blocks.0.fc: 20.0 dB at W4A8" in page.text
+    assert re.search("<td><code>blocks.1.fc</code></td><td>21.0</td><td>W6A8</td>", text)
+    assert "5.5 bits: GPS lowers the measured error of 12 of 12 linears" in page.text
+    assert "rtn at 5.5 bits: 0.01, 5.41 bits a weight, 1.00 MB, Frechet" in page.text
+    words = shlex.split(command(comparison))
+    assert parse_goals(words[words.index("--schemes") + 1].split(","))[0].target_bits == 5.5
 
 
 def test_the_command_is_one_that_there_is(folder):

@@ -5,7 +5,14 @@ import io
 
 import pytest
 
-from ptq4arvg.tables import csv_table, latex_table, markdown_pivot, pivot, terminal_tables
+from ptq4arvg.tables import (
+    csv_table,
+    latex_table,
+    markdown_pivot,
+    pivot,
+    scheme_title,
+    terminal_tables,
+)
 
 
 def row(method, closeness, model="var-tiny", stress=0.0, **changes):
@@ -71,6 +78,29 @@ def test_the_terminal_shows_distances_below():
     for table in terminal_tables(ROWS):
         console.print(table)
     assert "9.0 (7.0 to 11.0)" in out.getvalue() and "stressed 30" in out.getvalue()
+
+
+def budget(method, closeness, mean_bits, **changes):
+    return row(method, closeness, scheme="5.5 bits", target_bits=5.5, mean_bits=mean_bits,
+               **changes)  # fmt: skip
+
+
+BUDGETS = [row("rtn", 0.07, mean_bits=6.0), budget("rtn", 0.03, 5.4321), budget("gps", 0.02, 5.5)]
+
+
+def test_a_budget_is_shown_with_the_bits_that_were_reached():
+    title = "5.5 bits (reached 5.43 to 5.50)"
+    assert scheme_title(BUDGETS, "5.5 bits") == title
+    assert scheme_title(BUDGETS[:2], "5.5 bits") == "5.5 bits (reached 5.43)"
+    assert scheme_title(BUDGETS, "W6A6") == "W6A6"
+    assert markdown_pivot(BUDGETS, "5.5 bits").splitlines()[0] == f"| {title} | var-tiny |"
+    tex = latex_table(BUDGETS).splitlines()
+    at = tex.index(rf"\multicolumn{{3}}{{l}}{{{title}}} \\")
+    assert tex[at + 2] == r"5.5 bits & gps & \textbf{0.02} \\" and len(tex) == 11
+    assert [table.title for table in terminal_tables(BUDGETS)] == ["W6A6", title]
+    rows = [*csv.DictReader(io.StringIO(csv_table(BUDGETS)))]
+    assert [r["target_bits"] for r in rows] == ["", "5.5", "5.5"]
+    assert [r["mean_bits"] for r in rows] == ["6.0", "5.4321", "5.5"]
 
 
 def test_without_rows_there_is_no_best():

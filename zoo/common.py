@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "cosine",
     "epoch_rows",
     "export",
+    "export_weights",
     "fresh_weights",
     "halve",
     "load_data",
@@ -208,6 +210,13 @@ class Average:
         self.updates = int(state["updates"])
         for name, value in self.values.items():
             value.copy_(state["values"][name])
+
+
+def export_weights(folder: Path, name: str, state: dict[str, Tensor], display: Any) -> None:
+    """Write <folder>/<name>.safetensors (see ``export``) and say so."""
+    path = folder / f"{name}.safetensors"
+    export(path, state)
+    display.say(f"wrote {path}")
 
 
 def export(path: Path, state: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from zoo.common import (
     augment,
     cosine,
     halve,
+    load_data,
     rare_weights,
 )
 from zoo.loop import arguments, save_checkpoint, train
@@ -30,6 +31,7 @@ __all__ = [
     "generator_arguments",
     "initialize_linears_",
     "load_tokens",
+    "load_training_data",
     "make_optimizer",
     "prepare_",
     "read_tokenizer",
@@ -139,6 +141,22 @@ def load_tokens(
     tokens = encode_variants(encode, data, options.seed, options.device, display)
     save_checkpoint(path, {"key": key, "tokens": tokens})
     return tokens
+
+
+def load_training_data(
+    options: argparse.Namespace, model: str, tokenizer: str, script: str, display: Any,
+    encode: Callable[[Any, Tensor], Tensor] = lambda tokenizer, images: tokenizer.encode(images),
+) -> tuple[Data, Any, Tensor]:  # fmt: skip
+    """The pictures (64 pixels), the trained tokenizer of ``model``, and its tokens of them.
+
+    tokenizer: name of its file in <out>, unless the options name another; script: what trains it;
+    encode: (tokenizer, images [B, 3, H, W] in [-1, 1]) to tokens.
+    """
+    data = load_data(options.data, 64)
+    source = options.tokenizer or options.out / f"{tokenizer}.safetensors"
+    network = read_tokenizer(model, source, script).to(options.device)
+    tokens = load_tokens(options, data, lambda images: encode(network, images), source, display)
+    return data, network, tokens
 
 
 @torch.no_grad()

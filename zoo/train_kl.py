@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the folder that holds zoo/ is not on the p
 
 from ptq4arvg.models.klvae import KLVAE
 from zoo.autoencoder import train_autoencoder
-from zoo.common import Data, architecture, export, fresh_weights, load_data
+from zoo.common import Data, architecture, export_weights, fresh_weights, load_data
 from zoo.loop import Stateful, arguments, run_command
 
 KL_WEIGHT = 2e-3  # of the mean over latents
@@ -80,9 +80,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
         "kl", options, model, None, lambda generator: Posterior(model, generator), display
     )
     to_unit_deviation_(model.eval(), plain.to(options.device))
-    path = options.out / "kl.safetensors"
-    export(path, model.state_dict())
-    display.say(f"wrote {path}")
+    export_weights(options.out, "kl", model.state_dict(), display)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

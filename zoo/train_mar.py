@@ -25,13 +25,12 @@ if not __package__:  # run as a file: the folder that holds zoo/ is not on the p
 from ptq4arvg.models.diffloss import TRAINED_STEPS, DiffLoss, respaced_schedule
 from ptq4arvg.models.klvae import KLVAE
 from ptq4arvg.models.mar_net import MAR
-from zoo.common import architecture, export, fresh_weights, load_data
+from zoo.common import architecture, export_weights, fresh_weights
 from zoo.generator import (
     generator_arguments,
     initialize_linears_,
-    load_tokens,
+    load_training_data,
     prepare_,
-    read_tokenizer,
     train_generator,
 )
 from zoo.loop import run_command
@@ -127,11 +126,8 @@ def masked_loss(
 
 def body(options: argparse.Namespace, display: Any) -> None:
     """Encode, train and export."""
-    data = load_data(options.data, 64)
-    source = options.tokenizer or options.out / f"{TOKENIZER}.safetensors"
-    tokenizer = read_tokenizer(MODEL, source, "zoo/train_kl.py").to(options.device)
-    tokens = load_tokens(
-        options, data, lambda images: raster_tokens(tokenizer, images), source, display
+    data, _, tokens = load_training_data(
+        options, MODEL, TOKENIZER, "zoo/train_kl.py", display, raster_tokens
     )
     with fresh_weights(options.seed):
         model = MAR(architecture(MODEL).config)
@@ -147,9 +143,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
         return error + bound, {"error": error.item(), "bound": bound.item()}
 
     average = train_generator("mar", options, data, model, tokens, loss_of, display)
-    path = options.out / "mar.safetensors"
-    export(path, average)
-    display.say(f"wrote {path}")
+    export_weights(options.out, "mar", average, display)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

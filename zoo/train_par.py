@@ -23,13 +23,12 @@ if not __package__:  # run as a file: the folder that holds zoo/ is not on the p
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ptq4arvg.models.par import PAR
-from zoo.common import architecture, export, fresh_weights, load_data
+from zoo.common import architecture, export_weights, fresh_weights
 from zoo.generator import (
     generator_arguments,
     initialize_linears_,
-    load_tokens,
+    load_training_data,
     prepare_,
-    read_tokenizer,
     train_generator,
 )
 from zoo.loop import run_command
@@ -72,10 +71,7 @@ def published(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def body(options: argparse.Namespace, display: Any) -> None:
     """Encode, train and export."""
-    data = load_data(options.data, 64)
-    source = options.tokenizer or options.out / f"{TOKENIZER}.safetensors"
-    tokenizer = read_tokenizer(MODEL, source, "zoo/train_vq.py").to(options.device)
-    tokens = load_tokens(options, data, tokenizer.encode, source, display)
+    data, _, tokens = load_training_data(options, MODEL, TOKENIZER, "zoo/train_vq.py", display)
     with fresh_weights(options.seed):
         model = PAR(architecture(MODEL).config)
     initialize_(model, options.seed)
@@ -95,9 +91,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
         return loss, {"accuracy": accuracy}
 
     average = train_generator("par", options, data, model, tokens, loss_of, display)
-    path = options.out / "par.safetensors"
-    export(path, published(average))
-    display.say(f"wrote {path}")
+    export_weights(options.out, "par", published(average), display)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

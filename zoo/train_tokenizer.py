@@ -31,7 +31,7 @@ from zoo.autoencoder import (
     replaces,
     train_autoencoder,
 )
-from zoo.common import architecture, export, fresh_weights
+from zoo.common import architecture, export_weights, fresh_weights
 from zoo.loop import arguments, run_command
 
 COMMITMENT, LATENT_WEIGHT = 0.25, 1e-3
@@ -157,9 +157,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
 
     codebook = model.quantize.embedding.weight
     train_autoencoder("tokenizer", options, model, codebook, make, display)
-    path = options.out / "tokenizer.safetensors"
-    export(path, model.state_dict())
-    display.say(f"wrote {path}")
+    export_weights(options.out, "tokenizer", model.state_dict(), display)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ from zoo.autoencoder import (
     replaces,
     train_autoencoder,
 )
-from zoo.common import architecture, export, fresh_weights
+from zoo.common import architecture, export_weights, fresh_weights
 from zoo.loop import arguments, run_command
 
 COMMITMENT = 0.25
@@ -98,9 +98,7 @@ def body(options: argparse.Namespace, display: Any) -> None:
         return Codes(model, options.steps, options.device, generator)
 
     train_autoencoder("vq", options, model, model.quantize.embedding.weight, make, display)
-    path = options.out / "vq.safetensors"
-    export(path, model.state_dict())
-    display.say(f"wrote {path}")
+    export_weights(options.out, "vq", model.state_dict(), display)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

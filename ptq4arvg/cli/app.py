@@ -25,6 +25,9 @@ Tokenizer = Annotated[Path | None, typer.Option(help="File of the tokenizer's we
 Stress = Annotated[float, typer.Option(help="Severity of the function-preserving stress.")]
 Samples = Annotated[int, typer.Option(help="Calibration rows to sample from the model.")]
 Keep = Annotated[int, typer.Option(help="Calibration rows to keep of them.")]
+Schemes = Annotated[
+    str, typer.Option(help="Comma-separated; 5.5 is a mixture of 5.5 bits a weight (4 to 8).")
+]
 Select = Annotated[str, typer.Option(help="How rows are chosen: dgc, random or first.")]
 
 
@@ -54,12 +57,13 @@ def demo(
     seed: Seed = 0,
     images: Annotated[int, typer.Option(help="Images to generate with each model.")] = 64,
     stress: Annotated[bool, typer.Option(help="Repeat everything on the stressed model.")] = True,
+    schemes: Schemes = "W8A8,W6A6,W4A8",
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a bundled model four ways; compare pictures and figures with the float model."""
+    """Quantize a bundled model several ways; compare pictures and figures with the float model."""
     from .demo import run
 
-    run(model, out, seed, images, stress, quiet)
+    run(model, out, seed, images, stress, schemes, quiet)
 
 
 @app.command()
@@ -135,6 +139,9 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option(help="Rows from `ptq4arvg calibrate`.")
     ] = None,
+    parts: Annotated[
+        Path | None, typer.Option(help="Folder for finished blocks of omniquant, to go on from.")
+    ] = None,
     samples: Samples = 256,
     keep: Keep = 128,
     select: Select = "dgc",
@@ -153,8 +160,8 @@ def quantize(
             source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
             method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
-            calibration=calibration, samples=samples, keep=keep, select=select, seed=seed,
-            dry_run=dry_run, overwrite=overwrite, quiet=quiet,
+            calibration=calibration, parts=parts, samples=samples, keep=keep, select=select,
+            seed=seed, dry_run=dry_run, overwrite=overwrite, quiet=quiet,
         )
     )  # fmt: skip
 
@@ -197,7 +204,7 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Names with additions, as in rtn,smoothquant+stwq+gptq; or all.")
     ] = "all",
-    schemes: Annotated[str, typer.Option(help="Comma-separated.")] = "W8A8,W6A6,W4A8",
+    schemes: Schemes = "W8A8,W6A6,W4A8",
     stress: Annotated[
         list[float] | None, typer.Option(help="Severities of the stress; default: 0 and 30.")
     ] = None,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["closing", "header", "load", "parse_classes"]
+__all__ = ["closing", "header", "load", "parse_classes", "split"]
 
 Source = tuple[str, Path | None, Path | None, float]
 
@@ -35,6 +35,11 @@ def load(source: Source) -> Any:
 
     name, weights, tokenizer, stress = source
     return load_model(name, weights=weights, tokenizer=tokenizer, stress=stress)
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text, without empty ones."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_classes(text: str, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import closing, header
+from .common import closing, header, split
 
 __all__ = ["run"]
 
@@ -25,7 +25,8 @@ def run(
 ) -> None:
     """Write cells, report.html and summary.csv, .md and .tex to ``out``; print the tables.
 
-    models: names, or "all"; methods, schemes: comma-separated, or "all". jobs: processes. rest:
+    models: names, or "all"; methods: comma-separated, or "all"; schemes: comma-separated, with
+    budgets such as 5.5 among them. jobs: processes. rest:
     further fields of a ``Comparison``.
     """
     header(f"compare {', '.join(models)}", None, quiet)
@@ -41,8 +42,8 @@ def run(
 
         comparison = Comparison(
             models=BUNDLED if models == ["all"] else tuple(models),
-            methods=all_methods() if methods == "all" else _split(methods),
-            schemes=_split(schemes), **rest,
+            methods=all_methods() if methods == "all" else split(methods),
+            schemes=split(schemes), **rest,
         )  # fmt: skip
         summary = summarize(run_comparison(comparison, out, progress, jobs=jobs))
     write_file(out / "summary.csv", csv_table(summary))
@@ -70,10 +71,6 @@ def run(
     )
     if not quiet:
         print(f"{time.perf_counter() - start:.0f} s in this run.")
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _headline(summary: list[dict[str, Any]], schemes: list[str]) -> str:

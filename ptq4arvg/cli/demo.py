@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from ..progress import make_progress
-from .common import closing, header
+from .common import closing, header, split
 
 __all__ = ["run"]
 
@@ -20,17 +20,24 @@ NOTES = (
 )
 
 
-def run(model: str, out: Path, seed: int, images: int, stressed: bool, quiet: bool) -> None:
-    """Write grid.png and report.json to ``out`` and print the table."""
+def run(
+    model: str, out: Path, seed: int, images: int, stressed: bool, schemes: str, quiet: bool
+) -> None:
+    """Write grid.png and report.json to ``out`` and print the table.
+
+    schemes: comma-separated, with budgets such as 5.5 among them.
+    """
     header(f"demo: the bundled model {model} on this machine's CPU", seed, quiet)
     start = time.perf_counter()
     with make_progress(quiet) as progress:
         progress.say("loading torch and the operators")
         import torch
 
-        from ..demo import COMPARED, closeness, headline, run_demo
+        from ..demo import COMPARED, closeness, demo_runs, headline, run_demo
+        from ..goals import parse_goal
         from ..report import draw_grid, rich_table, save_png, write_report
 
+        runs = demo_runs(split(schemes))
         out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
 
         def tell(row: dict) -> None:
@@ -38,7 +45,7 @@ def run(model: str, out: Path, seed: int, images: int, stressed: bool, quiet: bo
             kind = f"stressed {row['stress']:g}" if row["stress"] else "plain"
             progress.say(f"{time.perf_counter() - start:5.1f} s   {kind}: {name} done")
 
-        demo = run_demo(model, seed, images, stressed, progress, tell)
+        demo = run_demo(model, seed, images, stressed, progress, tell, runs)
     figure, short, _ = closeness(demo.report["rows"][0])
     nats = " in nats" if short == "KL" else ""
     footnote = (
@@ -63,5 +70,5 @@ def run(model: str, out: Path, seed: int, images: int, stressed: bool, quiet: bo
     closing(
         f"{out / 'grid.png'} and {out / 'report.json'}",
         headline(demo.report),
-        f"ptq4arvg quantize {model} --scheme W6A6 --out out",
+        f"ptq4arvg quantize {model} {parse_goal(runs[-1][1]).flag} --out out",
     )

@@ -25,6 +25,7 @@ class Request:
     overrides: list[str]
     options: list[str]
     calibration: Path | None
+    parts: Path | None
     samples: int
     keep: int
     select: str
@@ -161,6 +162,7 @@ def run_quantize(request: Request) -> None:
     from ..checkpoint.save import check_target
     from ..distributed import current
     from ..methods import get_method
+    from ..methods.block_parts import BlockParts
     from ..pipeline import quantize_
     from ..plan import make_plan
 
@@ -171,6 +173,11 @@ def run_quantize(request: Request) -> None:
         raise ValueError(
             f"quantize: method {method.name!r} has no integer path ({method.no_integer}), so there "
             "is no checkpoint to write; quantize_(..., pack=False) simulates it"
+        )
+    if r.parts is not None and not method.resumable:
+        raise ValueError(
+            f"quantize: method {method.name!r} does not learn block by block, so that --parts "
+            "would stay empty; leave it out"
         )
     overrides = _pairs(r.overrides, "--override")
     if r.out is not None:
@@ -194,12 +201,15 @@ def run_quantize(request: Request) -> None:
         report = quantize_(
             model, "W6A6" if budget else r.goal, method, rows, ignore=r.ignore,
             overrides=overrides, target_bits=r.target_bits, progress=progress,
+            parts=r.parts,
         )  # fmt: skip
     if current().rank:  # all processes have the same model
         return None
     from ..checkpoint import save_quantized
 
     digest = save_quantized(model, r.out, overwrite=r.overwrite)
+    if r.parts is not None:
+        BlockParts.remove(r.parts)  # only now can nothing be lost of them
     before = sum(layer.bytes_before for layer in report.layers)
     if report.allocation:
         schemes = list(report.allocation["schemes"].values())

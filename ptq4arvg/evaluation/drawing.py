@@ -13,7 +13,7 @@ from ..distributed import current, spread
 from ..models import ARVGModel
 from .bootstrap import Progress
 from .figures import Features
-from .parts import Parts
+from .parts import ImageParts
 from .protocol import Protocol
 from .samples import SampleWriter, resize_bicubic, to_bytes
 from .spaces import FeatureSpace
@@ -84,12 +84,12 @@ class Drawing:
         ids = self.model.sample_ids(labels, seed=self.seed, index=batch, **self.options)
         return to_bytes(resize_bicubic(self.model.decode_ids(ids).float(), self.size))
 
-    def draw(self, folder: Path, progress: Progress | None, phase: str) -> Parts:
+    def draw(self, folder: Path, progress: Progress | None, phase: str) -> ImageParts:
         """Draw this rank's batches that ``folder`` does not hold; it then holds all ranks'.
 
         RuntimeError if it does not, because other machines write to another disk.
         """
-        parts, group = Parts(folder, self.settings()), current()
+        parts, group = ImageParts(folder, self.settings()), current()
         mine = [batch for number, batch in enumerate(self.batches) if group.owns(number)]
         left, total = parts.missing(mine), sum(map(len, mine))
         done = total - sum(map(len, left))
@@ -112,14 +112,14 @@ class Drawing:
             )
         return parts
 
-    def features(self, parts: Parts) -> Features:
+    def features(self, parts: ImageParts) -> Features:
         """What was seen in all images, in their order."""
         there = parts.names(self.batches[0])
         return Features(
             **{name: [parts.read(self.batches, name)] for name in FEATURES if name in there}
         )
 
-    def write(self, parts: Parts, path: Path) -> None:
+    def write(self, parts: ImageParts, path: Path) -> None:
         """Write the images, in their order, as ADM reads them."""
         with SampleWriter(path, len(self.labels), self.size, self.size) as writer:
             for image in parts.each(self.batches, "images"):
@@ -130,6 +130,6 @@ def remove_parts(folder: Path) -> None:
     """Delete the batches that ``evaluate`` left in ``folder``, and the folder if it is then
     empty."""
     for name in (MODEL, FLOAT):
-        Parts.remove(folder / name)
+        ImageParts.remove(folder / name)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

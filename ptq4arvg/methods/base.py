@@ -69,6 +69,7 @@ class Method:
     summary: ClassVar[str] = ""
     integer: ClassVar[bool] = True  # whether it has an integer path; otherwise it is simulated
     no_integer: ClassVar[str] = ""  # why it has none
+    resumable: ClassVar[bool] = False  # whether ``prepare`` can go on from finished blocks
 
     granularity: str = "tensor"
     activation_range: str = "minmax"
@@ -100,11 +101,12 @@ class Method:
 
     def prepare(
         self, model: Any, plan: list[Any], calibration: Any, batch_size: int = 16,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None, parts: Any = None,
     ) -> Method:  # fmt: skip
         """Look at the float model as a whole, before any statistics; the method to go on with.
 
-        May change the model's linears, but not the function that it computes.
+        May change the model's linears, but not the function that it computes. parts: where a
+        ``resumable`` method keeps what it has learned, a ``BlockParts`` or None.
         """
         return self
 

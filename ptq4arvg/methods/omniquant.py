@@ -43,6 +43,7 @@ class OmniQuant(Method):
 
     name: ClassVar[str] = "omniquant"
     summary: ClassVar[str] = "clipping and transforms learned by block (Shao et al. 2023)"
+    resumable: ClassVar[bool] = True
 
     steps: int = 60
     rows: int = 16
@@ -63,9 +64,10 @@ class OmniQuant(Method):
 
     def prepare(
         self, model: Any, plan: list[Any], calibration: Calibration, batch_size: int = 16,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None, parts: Any = None,
     ) -> Method:  # fmt: skip
-        """Learn every block; the method that comes back knows what was learned."""
+        """Learn every block that ``parts`` lacks; the method that comes back knows what was
+        learned."""
         stats = collect_steps(model, plan, calibration, SAMPLE, batch_size)
 
         def make(p: Any, linear: nn.Linear) -> LearnedLinear:
@@ -79,7 +81,7 @@ class OmniQuant(Method):
             return LearnedLinear(linear, p.scheme, initial, p.spec.shift, clip, per_tensor)
 
         budget = Budget(self.steps, self.rows, self.clip_rate, self.transform_rate, self.seed)
-        found = reconstruct(model, plan, calibration, budget, make, progress)
+        found = reconstruct(model, plan, calibration, budget, make, progress, parts)
         learned = {}
         for name, (linear, before, after) in found.items():
             transform = linear.transform()

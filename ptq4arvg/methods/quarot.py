@@ -41,7 +41,7 @@ class QuaRot(Method):
 
     def prepare(
         self, model: Any, plan: list[Any], calibration: Calibration, batch_size: int = 16,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None, parts: Any = None,
     ) -> Method:  # fmt: skip
         """Rotate input and weight of every planned linear.
 

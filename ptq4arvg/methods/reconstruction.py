@@ -7,7 +7,7 @@ model: what was learned is read off in the end, and the linears are put back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from .base import Transform
 __all__ = ["CLIP_START", "Budget", "LearnedLinear", "reconstruct"]
 
 CALL_ROWS = 4  # calibration rows of one step
+LOSSES = "losses"  # name of the tensor beside those of the linears in a file of a block
 CLIP_START = 0.982  # share of a row's range that its grid spans at first, the paper's sigmoid(4)
 
 
@@ -198,6 +199,25 @@ def _learn(block: nn.Module, linears: list[LearnedLinear], calls: list[_Call], b
     return before, after
 
 
+def _state(
+    names: Iterable[str], linears: list[LearnedLinear], before: float, after: float
+) -> dict[str, Tensor]:
+    """What was learned of a block's linears, and its losses, as tensors for a file."""
+    learned = {f"{name}.{key}": value for name, linear in zip(names, linears, strict=True)
+               for key, value in linear.state_dict().items()}  # fmt: skip
+    return learned | {LOSSES: torch.tensor([before, after], dtype=torch.float64)}
+
+
+def _restore(
+    names: Iterable[str], linears: list[LearnedLinear], kept: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Give a block's linears what ``_state`` says of them; the losses."""
+    for name, linear in zip(names, linears, strict=True):
+        linear.load_state_dict({key: kept[f"{name}.{key}"] for key in linear.state_dict()})
+    before, after = kept[LOSSES].tolist()
+    return before, after
+
+
 @torch.no_grad()
 def reconstruct(
     model: Any,
@@ -206,12 +226,15 @@ def reconstruct(
     budget: Budget,
     make: Callable[[Any, nn.Linear], LearnedLinear],
     progress: Callable[[str, int, int], None] | None = None,
+    parts: Any = None,
 ) -> dict[str, tuple[LearnedLinear, float, float]]:
     """Learn the planned linears of every block in turn: name -> (its learned simulation, the
     block's relative loss before and after).
 
     make: (plan entry, linear) -> its simulation to begin with. The rows are spread evenly over the
-    calibration rows. The model is as it was in the end.
+    calibration rows. parts: a ``BlockParts`` that blocks are kept in and, where they are there
+    already, taken from: with the same bits, as blocks share no state but what was learned. The
+    model is as it was in the end.
     """
     count = min(budget.rows, len(calibration.labels))
     rows = torch.arange(count) * len(calibration.labels) // count
@@ -219,9 +242,9 @@ def reconstruct(
     blocks = model.block_names()
     found, learned, originals, ticks = {}, [], {}, 0
 
-    def tick() -> None:
+    def tick(steps: int = 1) -> None:
         nonlocal ticks
-        ticks += 1
+        ticks += steps
         if progress:
             progress("reconstruct", ticks, budget.steps * len(blocks))
 
@@ -232,12 +255,19 @@ def reconstruct(
                 ticks += budget.steps
                 continue
             block = model.transformer.get_submodule(name)
-            calls = _capture(model, block, batches, learned)
+            kept = parts.read(name) if parts else None
+            calls = [] if kept else _capture(model, block, batches, learned)
             for inner, p in own.items():
                 originals[inner] = model.transformer.get_submodule(inner)
                 model.replace_(inner, make(p, originals[inner]))
             linears = [model.transformer.get_submodule(inner) for inner in own]
-            before, after = _learn(block, linears, calls, budget, tick)
+            if kept:
+                before, after = _restore(own, linears, kept)
+                tick(budget.steps)
+            else:
+                before, after = _learn(block, linears, calls, budget, tick)
+                if parts:
+                    parts.write(name, _state(own, linears, before, after))
             learned += linears
             found |= {inner: (m, before, after) for inner, m in zip(own, linears, strict=True)}
     finally:

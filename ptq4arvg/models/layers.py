@@ -15,6 +15,7 @@ __all__ = [
     "Activation",
     "FeedForward",
     "GatedFeedForward",
+    "HeadNorm",
     "ModulatedNorm",
     "absorb_constant_",
     "add_gated",
@@ -87,6 +88,27 @@ class ModulatedNorm(nn.Module):
         bias = 0.0 if self.bias is None else self.bias.double()
         moved = (bias / scale - shift).to(like.dtype)
         self.bias = nn.Parameter(moved, requires_grad=False)
+
+
+class HeadNorm(nn.Module):
+    """The norm before the head of VAR and Switti, modulated by what the image shows (AdaLN).
+
+    RAR has its own: it is modulated by the position, too, under other published names.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm = ModulatedNorm(dim, eps)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """(scale, shift), each [B, 1, C], of the condition [B, C]."""
+        # [B, 2 C] -> [B, 1, 2, C] -> twice [B, 1, C]
+        return self.ada_lin(condition).view(len(condition), 1, 2, -1).unbind(2)
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """x [B, T, C] -> [B, T, C], or codes where the norm is fused with the head."""
+        return self.norm(x, *modulation)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
     GatedFeedForward,
+    HeadNorm,
     ModulatedNorm,
     absorb_constant_,
     divide_rows_,
@@ -228,10 +229,7 @@ class Switti(nn.Module):
         self.crop_embed = nn.ParameterDict({"weight": torch.zeros(c // 8)})
         self.crop_proj = nn.Linear(c, c)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_nm = nn.ModuleDict({
-            "norm": ModulatedNorm(c, config.norm_eps),
-            "ada_lin": nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c)),
-        })  # fmt: skip
+        self.head_nm = HeadNorm(c, config.norm_eps)
         self.head = nn.Linear(c, config.vocab_size)
         self.prompts = PromptTable(
             config.num_classes, config.text_tokens, config.text_dim, config.pooled_dim
@@ -246,7 +244,7 @@ class Switti(nn.Module):
         angle = 2 * math.pi * wide.new_tensor(WHOLE_IMAGE)[:, None] * wide
         crop = self.crop_proj(torch.cat([angle.sin(), angle.cos()], 1).flatten().to(weight.dtype))
         self.text_cursor.set(0, words.shape[1])
-        head = self.head_nm["ada_lin"](embedding).view(len(labels), 1, 2, -1).unbind(2)
+        head = self.head_nm.modulation(embedding)
         modulations = [block.modulation(embedding, crop) for block in self.blocks]
         text = [b.cross_attn.keys(b.attention_y_norm(words)) for b in self.blocks]
         mask = mask[:, None, None]
@@ -266,7 +264,7 @@ class Switti(nn.Module):
         *modulations, head = given.modulations
         for block, modulation, text in zip(self.blocks, modulations, given.text, strict=True):
             x = block(x, modulation, text, rotation, mask)
-        return self.head(self.head_nm["norm"](x, *head))
+        return self.head(self.head_nm(x, head))
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
         """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->

@@ -22,6 +22,7 @@ from .decoding import decoding
 from .family import Family, PublishedFiles
 from .layers import (
     FeedForward,
+    HeadNorm,
     ModulatedNorm,
     absorb_constant_,
     add_gated,
@@ -155,23 +156,6 @@ class Block(nn.Module):
         return x + self.ffn(self.norm2(x, scale2, shift2)) * gate2
 
 
-class HeadNorm(nn.Module):
-    """The modulated norm before the head."""
-
-    def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        c = config.embed_dim
-        self.norm = ModulatedNorm(c, config.norm_eps)
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 2 * c))
-
-    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """(scale, shift), each [B, 1, C]."""
-        return self.ada_lin(condition).view(len(condition), 1, 2, -1).unbind(2)
-
-    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        return self.norm(x, *modulation)
-
-
 class VAR(nn.Module):
     """The transformer: labels and the inputs of all scales to logits."""
 
@@ -192,7 +176,7 @@ class VAR(nn.Module):
         if config.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
         self.blocks = nn.ModuleList(Block(config, self.cursor) for _ in range(config.depth))
-        self.head_nm = HeadNorm(config)
+        self.head_nm = HeadNorm(c, config.norm_eps)
         self.head = nn.Linear(c, config.vocab_size)
         self.reset_buffers()
         self._register_load_state_dict_pre_hook(self._drop_recomputed)

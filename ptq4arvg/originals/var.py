@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.var import VAR, Block, HeadNorm, VARConfig, VARModel
+from ..models.layers import HeadNorm
+from ..models.var import VAR, Block, VARConfig, VARModel
 from ..models.vqvae import VQVAE, VQVAEConfig
 from .sharing import share
 

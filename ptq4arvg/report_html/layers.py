@@ -31,6 +31,7 @@ def _layers(record: Record, pair: Pair) -> Markup:
     if cell is None or not cell.get("layers"):
         return missing(f"The folder holds no cell of {OURS} at {scheme}, seed 0.")
     values = list(cell["layers"].items())
+    chosen = cell.get("schemes", {})  # of a budget: every layer has its own
     order = sorted(values, key=lambda item: item[1])
     worst = dict(order[:WORST])
     mean = sum(value for _, value in values) / len(values)
@@ -44,14 +45,16 @@ def _layers(record: Record, pair: Pair) -> Markup:
     )  # fmt: skip
     for number, (name, value) in enumerate(values, 1):
         cls = "f1" if name in worst else "f0"
-        plot.bar(number, 0.8, value, cls, f"{number}. {name}: {value:.1f} dB")
+        plot.bar(number, 0.8, value, cls, f"{number}. {name}: {value:.1f} dB"
+                 + (f" at {chosen[name]}" if chosen else ""))  # fmt: skip
     position = {name: number for number, (name, _) in enumerate(values, 1)}
     rows = [
         tag("tr", tag("td", position[name]), tag("td", tag("code", name)),
-            tag("td", f"{value:.1f}"))
+            tag("td", f"{value:.1f}"), tag("td", chosen[name]) if chosen else None)
         for name, value in worst.items()
     ]  # fmt: skip
-    head = tag("tr", *(tag("th", text, scope="col") for text in ("no.", "linear", "SQNR, dB")))
+    names = ("no.", "linear", "SQNR, dB", *(["scheme"] if chosen else []))
+    head = tag("tr", *(tag("th", text, scope="col") for text in names))
     table = tag("table", tag("caption", f"The {len(worst)} worst layers"), tag("thead", head),
                 tag("tbody", *rows))  # fmt: skip
     return join(plot.render(), tag("div", table, class_="scroll"))

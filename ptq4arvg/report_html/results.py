@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cells import FLOAT
-from ..tables import closeness_text, distance_text, model_name, pivot
+from ..tables import closeness_text, distance_text, model_name, pivot, scheme_title
 from .markup import Markup, join, tag
 from .parts import method_mark, missing, pair_name, plots, section
 from .record import OURS, Pair, Record
@@ -63,7 +63,7 @@ def _table(record: Record, scheme: str) -> Markup | None:
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="results")
     reasons = [tag("li", f"{method} refused {', '.join(names)}: {reason}")
                for (method, reason), names in refused.items()]  # fmt: skip
-    title = "The float model itself" if scheme == FLOAT else scheme
+    title = "The float model itself" if scheme == FLOAT else scheme_title(record.rows, scheme)
     return join(tag("h3", title), tag("div", table, class_="scroll"),
                 tag("ul", *reasons) if reasons else None)  # fmt: skip
 
@@ -86,8 +86,9 @@ def tradeoff(record: Record) -> Markup:
     figures = [_tradeoff(record, pair, rows) for pair in record.pairs]
     return section(
         "bytes", "Quality against bytes", legend(keys),
-        tag("p", "Bytes of the linears' weights as packed; methods of one scheme, which have the "
-            "same, stand side by side. Point at a mark for its figures.", class_="faint"),
+        tag("p", "Bytes of the linears' weights as packed; methods of one scheme, or one budget, "
+            "which have the same, or nearly, stand side by side. Point at a mark for its figures.",
+            class_="faint"),
         plots(*figures),
     )  # fmt: skip
 
@@ -116,6 +117,8 @@ def _tradeoff(record: Record, pair: Pair, rows: list[Mapping[str, Any]]) -> Mark
     for row in sorted(here, key=lambda row: row["method"] == OURS):  # our own on top
         colour, shape = method_mark(record, row["method"])
         size = f"{row['weight_bytes'] / 1e6:.2f} MB, Frechet distance {distance_text(row)}"
+        if row.get("mean_bits") is not None:
+            size = f"{row['mean_bits']:.2f} bits a weight, {size}"
         note = f"{row['method']} at {row['scheme']}: {closeness_text(row)}, {size}"
         plot.mark(row["weight_bytes"] / 1e6, row["closeness"], f"f{colour}", note, shape, 5,
                   apart * (methods.index(row["method"]) - (len(methods) - 1) / 2))  # fmt: skip

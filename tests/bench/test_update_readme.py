@@ -84,3 +84,6 @@ def test_the_comparison_has_a_table_per_scheme_with_bytes(script):
         "| quarot | - | 0.00 |",
     ]
     assert eight.splitlines()[0] == "| W8A8 | m | bytes |"
+    mixed = row("rtn", "5.5 bits") | {"target_bits": "5.5", "mean_bits": "5.4321"}
+    head = script.compare_table([mixed]).splitlines()[0]
+    assert head == "| 5.5 bits (reached 5.43) | m | bytes |"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq4arvg.evaluation.parts import Parts
+from ptq4arvg.evaluation.parts import ImageParts
 
 BATCHES = [torch.tensor([0, 3]), torch.tensor([1, 4]), torch.tensor([2])]
 
@@ -15,7 +15,7 @@ def rows(batch):
 
 @pytest.fixture
 def parts(tmp_path):
-    found = Parts(tmp_path / "p", {"seed": 1000, "weights": "ab"})
+    found = ImageParts(tmp_path / "p", {"seed": 1000, "weights": "ab"})
     for batch in reversed(BATCHES):
         found.write(batch, rows(batch))
     return found
@@ -33,9 +33,9 @@ def test_batches_come_back_in_the_order_of_the_images(parts):
 
 def test_what_is_there_is_not_missing(parts):
     parts.path(BATCHES[1]).unlink()
-    again = Parts(parts.folder, {"seed": 1000, "weights": "ab"})
+    again = ImageParts(parts.folder, {"seed": 1000, "weights": "ab"})
     assert again.missing(BATCHES) == [BATCHES[1]]
-    assert Parts(parts.folder / "other", {}).missing(BATCHES) == BATCHES
+    assert ImageParts(parts.folder / "other", {}).missing(BATCHES) == BATCHES
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,21 @@ def test_what_is_there_is_not_missing(parts):
 )
 def test_batches_of_other_settings_are_refused(parts, settings, message):
     with pytest.raises(ValueError, match=message):
-        Parts(parts.folder, {"seed": 1000, "weights": "ab"} | settings)
+        ImageParts(parts.folder, {"seed": 1000, "weights": "ab"} | settings)
 
 
 def test_a_file_that_is_none_of_ours_is_refused(parts):
     parts.path(BATCHES[0]).write_bytes(b"half of it")
     with pytest.raises(ValueError, match=r"images-000000-000003-2\S+ cannot be read .*; delete it"):
-        Parts(parts.folder, {"seed": 1000, "weights": "ab"})
+        ImageParts(parts.folder, {"seed": 1000, "weights": "ab"})
 
 
 def test_only_batches_are_removed(parts):
     (parts.folder / ".images-000000-000003-2.safetensors.1f.tmp").write_bytes(b"half")
     (parts.folder / "notes.txt").write_text("mine")
-    Parts.remove(parts.folder)
+    ImageParts.remove(parts.folder)
     assert [path.name for path in parts.folder.iterdir()] == ["notes.txt"]
     (parts.folder / "notes.txt").unlink()
-    Parts.remove(parts.folder)
+    ImageParts.remove(parts.folder)
     assert not parts.folder.exists()
-    Parts.remove(parts.folder)
+    ImageParts.remove(parts.folder)

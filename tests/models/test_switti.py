@@ -307,7 +307,7 @@ def test_the_constant_goes_into_the_bias_of_the_modulation():
     folded = model.replay(ids, labels)
     for name in names:
         model.absorb_constant_(name)
-    block, head = model.transformer.blocks[0], model.transformer.head_nm["norm"]
+    block, head = model.transformer.blocks[0], model.transformer.head_nm.norm
     assert block.self_attention_norm1.constant is block.ffn_norm1.constant is head.constant is None
     assert_close(model.replay(ids, labels), folded, atol=1e-11, rtol=1e-11)
 
