@@ -6,6 +6,7 @@ calls on enough copies find none of them in a cache.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,10 @@ from torch.nn import functional as F
 
 from ptq4arvg import ops
 
-__all__ = ["PEERS", "Case", "Refused", "activation_bits", "gemm_cases", "row_cases"]
+__all__ = [
+    "PEERS", "ROW_PEERS", "Case", "Refused", "activation_bits", "gemm_cases", "our_cases",
+    "row_cases",
+]  # fmt: skip
 
 # Names of torch's candidates, in the order of the columns of ratios.
 PEERS = ("float32", "bfloat16", "int_mm", "int_mm_compiled", "qlinear")
@@ -93,18 +97,27 @@ def _try(make: Callable[[], Callable[[], Any]]) -> None:
         raise Refused(lines[0]) from None
 
 
-def _ours(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]:
+@functools.lru_cache(maxsize=4)  # packing takes longer than what is measured
+def _weights(n: int, k: int, bits: int, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Random weights: packed, their zero points, and the sums of their codes."""
+    # Signed codes without a zero point at 8 bits; levels around one below.
+    codes = _codes(n, k, bits=bits, device=device)
+    zero = None
+    if bits < 8:
+        zero = torch.full((n,), 2 ** (bits - 1), dtype=torch.int32, device=device)
+    return ops.pack_weight(codes, zero, bits), zero, codes.sum(1, dtype=torch.int32)
+
+
+def our_cases(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]:
+    """gemm (float32 out), gemm_quantize (codes out) and bare (without an epilogue) of M rows."""
     n, k, a_bits = linear.n, linear.k, activation_bits(bits)
     a = _codes(m, k, bits=a_bits, device=device)
     half = 2 ** (bits - 1)
-    # Signed codes without a zero point at 8 bits; levels around one below.
-    codes = _codes(n, k, bits=bits, device=device)
-    zero = None if bits == 8 else torch.full((n,), half, dtype=torch.int32, device=device)
-    packed = ops.pack_weight(codes, zero, bits)
+    packed, zero, w_sum = _weights(n, k, bits, device)
     a_scale, w_scale = torch.rand(m, device=device) + 0.5, torch.rand(n, device=device) + 0.5
     a_scale, w_scale = a_scale / 2**a_bits, w_scale / (half * k**0.5)
     a_zero = torch.randint(-9, 10, (m,), dtype=torch.int32, device=device) if a_bits == 8 else None
-    w_sum, bias = codes.sum(1, dtype=torch.int32), _random(n, device=device)
+    bias = _random(n, device=device)
     plain = {"bits": bits, "tokens": m, "w_zero": zero}
     full = plain | {"a_zero": a_zero, "w_sum": w_sum, "bias": bias, "activation": linear.activation}
     out = {
@@ -188,7 +201,7 @@ def gemm_cases(
     """({candidate: case}, {candidate: why it cannot run here}) of one linear at M rows."""
     cases: dict[str, Case] = {}
     for width in bits:
-        cases |= _ours(linear, m, width, device)
+        cases |= our_cases(linear, m, width, device)
     makers: dict[str, Callable[[], Case]] = {
         "float32": lambda: _float_peer(linear, m, torch.float32, device),
         "bfloat16": lambda: _float_peer(linear, m, torch.bfloat16, device),

@@ -2,6 +2,9 @@
 # Everything that needs a GPU, in one call: tests, memory and race checks, benchmarks, profiles.
 #
 #   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [profile]     default: all of them
+#   OUT=results bash bench/gpu.sh tune --budget 1200      the table of kernels, measured for 1200 s
+#
+# tune continues $OUT/tune.csv; when no size is missing there, it writes the table for the next build.
 #
 # Wants ptq4arvg/_C.so and _info*.so built with CUDA kernels in the source folder
 # (PTQ4ARVG_BUILD=cuda python setup.py build_ext --inplace), on this machine or on one like it. A
@@ -12,7 +15,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-gpu-results}
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-steps=${*:-tests sanitizer bench profile}
+budget=1200 steps=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --budget) budget=${2:?--budget wants seconds}; shift 2 ;;
+    *) steps+=" $1"; shift ;;
+  esac
+done
+steps=${steps:-tests sanitizer bench profile}
 failed=()
 
 step() { # step NAME command...: logged, timed, its last lines shown
@@ -44,6 +54,7 @@ if wanted bench; then
   done
   step generate python bench/generate.py --device cuda --model var-d16 --images 8 --out "$OUT/generate.csv"
 fi
+wanted tune && step tune python bench/tune.py --budget "$budget" --measurements "$OUT/tune.csv"
 if wanted profile && command -v ncu >/dev/null; then
   step ncu ncu --set basic -c 20 python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "test_gemm and 1360"
 fi
