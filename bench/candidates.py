@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ptq4arvg import ops
 
 __all__ = [
-    "PEERS", "ROW_PEERS", "Case", "Refused", "activation_bits", "gemm_cases", "our_cases",
-    "row_cases",
+    "PEERS", "ROW_PEERS", "Case", "Refused", "activation_bits", "compile_once", "gemm_cases",
+    "our_cases", "row_cases",
 ]  # fmt: skip
 
 # Names of torch's candidates, in the order of the columns of ratios.
@@ -78,14 +78,14 @@ def _int_mm(a: Tensor, w: Tensor, *rest: Any) -> Tensor:
     return _epilogue(torch._int_mm(a, w.t()), *rest)
 
 
-_compiled: dict[Callable, Callable] = {}
+_kept: dict[Callable, Callable] = {}
 
 
-def _compile(function: Callable) -> Callable:
+def compile_once(function: Callable) -> Callable:
     """torch.compile, once for all shapes; kept between cells."""
-    if function not in _compiled:
-        _compiled[function] = torch.compile(function, dynamic=True)
-    return _compiled[function]
+    if function not in _kept:
+        _kept[function] = torch.compile(function, dynamic=True)
+    return _kept[function]
 
 
 def _try(make: Callable[[], Callable[[], Any]]) -> None:
@@ -162,7 +162,7 @@ def _int_mm_peer(linear: Linear, m: int, device: str, compiled: bool) -> Case:
         torch.rand(n, device=device) / (128 * k**0.5), w.sum(1, dtype=torch.int32),
         _random(n, device=device), linear.activation,
     )  # fmt: skip
-    function = _compile(_int_mm) if compiled else _int_mm
+    function = compile_once(_int_mm) if compiled else _int_mm
 
     def new() -> Callable[[], Any]:
         own = w.clone()
@@ -271,7 +271,7 @@ def row_cases(
 
     makers: dict[str, Callable[[], Case]] = {
         "torch": lambda: torch_peer(function),
-        "torch_compiled": lambda: torch_peer(_compile(function)),
+        "torch_compiled": lambda: torch_peer(compile_once(function)),
         "copy": lambda: Case(copy, 2 * x.nbytes),
     }
     return _with_peers(cases, {name: makers[name] for name in peers})

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: tests, memory and race checks, benchmarks, profiles.
 #
-#   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [profile]     default: all of them
+#   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [peers] [profile]   default: all of them
 #   OUT=results bash bench/gpu.sh tune --budget 1200      the table of kernels, measured for 1200 s
+#
+# peers runs where another library is installed, or $PEER_LIBRARIES is a folder that bench/peers.py
+# can load them from.
 #
 # tune continues $OUT/tune.csv; when no size is missing there, it writes the table for the next build.
 #
@@ -22,7 +25,7 @@ while [ $# -gt 0 ]; do
     *) steps+=" $1"; shift ;;
   esac
 done
-steps=${steps:-tests sanitizer bench profile}
+steps=${steps:-tests sanitizer bench peers profile}
 failed=()
 
 step() { # step NAME command...: logged, timed, its last lines shown
@@ -53,6 +56,14 @@ if wanted bench; then
       --m 1,16,128,512,8192 --budget 60 --out "$OUT/kernels-$op.csv"
   done
   step generate python bench/generate.py --device cuda --model var-d16 --images 8 --out "$OUT/generate.csv"
+fi
+if wanted peers; then
+  libraries=(${PEER_LIBRARIES:+--libraries "$PEER_LIBRARIES"})
+  if python bench/peers.py --list "${libraries[@]}" >"$OUT/peers.txt"; then
+    step peers python bench/peers.py "${libraries[@]}" --budget 300 --out "$OUT/peers.csv"
+  else
+    echo "== peers: no other library here, skipped ($OUT/peers.txt says what to install)"
+  fi
 fi
 wanted tune && step tune python bench/tune.py --budget "$budget" --measurements "$OUT/tune.csv"
 if wanted profile && command -v ncu >/dev/null; then
