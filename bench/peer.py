@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from candidates import activation_bits
+from environment import variable
 from torch import Tensor
 
 from ptq4arvg import ops
 
-__all__ = ["OUT", "Absent", "Ours", "Peer", "Product", "WrongResult", "check"]
+__all__ = ["OUT", "Absent", "Early", "Ours", "Peer", "Product", "WrongResult", "check"]
 
 OUT = torch.bfloat16  # what all of them can write
 
@@ -155,3 +156,23 @@ class Ours(Peer):
             a, packed, scale, product.w_scale, a_zero if self.with_zero else None, product.w_sum,
             zero, bits=self.bits, tokens=len(a), out_dtype=OUT,
         )  # fmt: skip
+
+
+class Early(Ours):
+    """Ours with kernels that start before earlier ones have ended (PTQ4ARVG_CUDA_PDL)."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.name = f"early.w{bits}"
+
+    def find(self, libraries: Path | None) -> None:
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+            raise Absent("kernels start early on sm_90 and later; wanted such a device")
+
+    def quantize(self, product: Product) -> tuple[Tensor, ...]:
+        with variable("PTQ4ARVG_CUDA_PDL", "1"):
+            return super().quantize(product)
+
+    def multiply(self, weight: Any, product: Product, *codes: Tensor) -> Tensor:
+        with variable("PTQ4ARVG_CUDA_PDL", "1"):
+            return super().multiply(weight, product, *codes)

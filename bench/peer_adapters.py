@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from candidates import compile_once
-from peer import OUT, Absent, Peer, Product
+from peer import OUT, Absent, Early, Peer, Product
 from torch import Tensor
 
 __all__ = ["PEERS"]
@@ -192,6 +192,6 @@ class Humming(_Symmetric):
 # All that bench/peers.py knows, by name.
 PEERS: dict[str, Peer] = {
     peer.name: peer
-    for peer in (IntMm(), VllmScaledMm(), VllmScaledMmAzp(), SglScaledMm(), MarlinW4A8(),
-                 *(Humming(bits) for bits in (8, 6, 4)))
+    for peer in (*(Early(bits) for bits in (8, 6, 4)), IntMm(), VllmScaledMm(), VllmScaledMmAzp(),
+                 SglScaledMm(), MarlinW4A8(), *(Humming(bits) for bits in (8, 6, 4)))
 }  # fmt: skip

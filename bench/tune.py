@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import tile_table
 import torch
 from candidates import our_cases
 from cuda_graph import in_a_graph, l2_bytes
+from environment import variable
 from measurements import OUTPUTS, SAME, Measurements, Size
 from options import choices
 from record import stamp
@@ -62,19 +61,6 @@ def kernel_names() -> list[str]:
     ]  # fmt: skip
 
 
-@contextmanager
-def forced(kernel: str) -> Iterator[None]:
-    """All products take this kernel."""
-    before = os.environ.get(FORCE)
-    os.environ[FORCE] = kernel
-    try:
-        yield
-    finally:
-        os.environ.pop(FORCE)
-        if before is not None:
-            os.environ[FORCE] = before
-
-
 @dataclass
 class Bench:
     """How sizes are measured. graph: makes one call of many; cold: bytes that weights exceed."""
@@ -100,7 +86,7 @@ class Bench:
         replays, refused = {}, {}
         first, expected = "", None
         for kernel in self.kernels:
-            with forced(kernel):
+            with variable(FORCE, kernel):
                 try:
                     result = calls[0]()
                 except RuntimeError as error:

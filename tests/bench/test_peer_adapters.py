@@ -1,6 +1,7 @@
 """Each adapter calls its library as the library wants it: stand-ins that insist on it."""
 
 import copy
+import os
 import sys
 import types
 
@@ -195,6 +196,31 @@ def test_libraries_of_a_folder_are_loaded(sgl, tmp_path, monkeypatch):
 @pytest.mark.parametrize("m", [1, 20])
 def test_ours(bits, m):
     check(Ours(bits), product(bits, m))
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_ours_early(bits, monkeypatch):
+    seen, real = [], Ours.multiply
+
+    def multiply(self, *arguments):
+        seen.append(os.environ.get("PTQ4ARVG_CUDA_PDL"))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Ours, "multiply", multiply)
+    monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "0")
+    check(PEERS[f"early.w{bits}"], product(bits))
+    assert seen == ["1", "1"] and os.environ["PTQ4ARVG_CUDA_PDL"] == "0"
+
+
+@pytest.mark.parametrize("device", [None, (8, 9)])
+def test_ours_early_wants_a_device_that_can(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: device)
+    with pytest.raises(Absent, match="sm_90 and later"):
+        PEERS["early.w8"].find(None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    PEERS["early.w8"].find(None)
 
 
 @pytest.mark.parametrize("wrong", ["multiply", "quantize"])

@@ -205,6 +205,55 @@ def test_one_graph_serves_every_position(m):
         same(out, case.product("cpu", True, position=at))
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", [1, 16, 40, 600])
+def test_kernels_that_start_early_give_the_same(m, bits, graph, monkeypatch):
+    """A chain in which every kernel reads what the one before has written. Before sm_90 the
+    variable changes nothing."""
+    k = 512
+    cases = [Case(m, k, k, bits, tokens=1, seed=seed) for seed in range(3)]
+    zeros = [None if case.zero is None else case.zero.cuda() for case in cases]
+    weights = [
+        (ops.pack_weight(case.codes.cuda(), zero, bits), case.w_scale.cuda(), zero)
+        for case, zero in zip(cases, zeros, strict=True)
+    ]
+    x = torch.randn(m, k, generator=cases[0].generator).cuda()
+    inv_scale, a_scale = torch.full((m,), 20.0).cuda(), torch.full((m,), 0.05).cuda()
+    level = torch.full((m,), 128, dtype=torch.int32).cuda()
+
+    def run():
+        y = x
+        for number, (w, w_scale, zero) in enumerate(weights * 4):
+            quantize = ops.quantize if number % 2 else ops.norm_quantize
+            a = quantize(y, inv_scale, level, 8, tokens=m)
+            y = ops.gemm(a, w, a_scale, w_scale, w_zero=zero, bits=bits, tokens=m)
+        return y
+
+    expected = run().cpu()
+    monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "1")
+    same(run(), expected)
+    if not graph:
+        for _ in range(50):
+            same(run(), expected)
+        return
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        out = run()
+    for _ in range(50):
+        out.zero_()
+        captured.replay()
+        same(out, expected)
+
+
+def test_a_bad_value_for_early_starts(monkeypatch):
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("kernels start early on sm_90 and later")
+    monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "yes")
+    with pytest.raises(RuntimeError, match="PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1"):
+        Case(1, 64, 64, 8, tokens=1).product("cuda", False)
+
+
 @pytest.mark.parametrize("size", [(3, 1024, 4096), (200, 1024, 4096)], ids=str)
 def test_a_hundred_runs_are_equal(size):
     case = Case(*size, 4, tokens=1)

@@ -3,9 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <set>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/decode_plan.h"
+#include "kernels/cuda/early_start.h"
 #include "kernels/cuda/fragments.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tile_table.h"
@@ -179,6 +182,25 @@ void check_table() {
   }
 }
 
+void check_early_start() {
+  unsetenv("PTQ4ARVG_CUDA_PDL");
+  require(!early_start_wanted(), "off where it is not set");
+  for (const char* off : {"", "0"}) {
+    setenv("PTQ4ARVG_CUDA_PDL", off, 1);
+    require(!early_start_wanted(), "off");
+  }
+  setenv("PTQ4ARVG_CUDA_PDL", "1", 1);
+  require(early_start_wanted(), "on");
+  setenv("PTQ4ARVG_CUDA_PDL", "yes", 1);
+  std::string said;
+  try {
+    early_start_wanted();
+  } catch (const std::invalid_argument& error) {
+    said = error.what();
+  }
+  require(said.find("PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1") == 0, "the message");
+}
+
 }  // namespace
 
 int main() {
@@ -192,6 +214,7 @@ int main() {
   check_swizzle<8>();
   check_plans();
   check_table();
+  check_early_start();
   std::printf("ok\n");
   return 0;
 }
