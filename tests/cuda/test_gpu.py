@@ -111,6 +111,38 @@ def test_requantization(activation, out_bits, m):
     same(case.product("cuda", False, **options), case.product("cpu", True, **options))
 
 
+def kernels() -> list[str]:
+    """The GEMM kernels of this build; none of them can be skipped by the choice."""
+    return [
+        kernel["name"].removeprefix("gemm.w8.") for kernel in ops.list_kernels()
+        if kernel["device"] == "cuda" and kernel["op"] == "gemm" and kernel["weight_bits"] == 8
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    "size", [(1, 256, 512), (31, 1024, 4096), (64, 768, 3072), (300, 512, 1024)], ids=str
+)
+@pytest.mark.parametrize("kernel", kernels())
+def test_every_kernel(kernel, size, bits, monkeypatch):
+    monkeypatch.setenv("PTQ4ARVG_CUDA_KERNEL", kernel)
+    case = Case(*size, bits, tokens=1)
+    try:
+        actual = case.product("cuda", False)
+    except RuntimeError as error:
+        if "which takes 32 rows at most" in str(error) or "which cannot take M" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert ops.last_kernel() == f"gemm.w{bits}.{kernel}"
+    same(actual, case.product("cpu", True))
+    zero = torch.randint(0, 256, (9,), generator=case.generator).int()
+    options = {"out_bits": 8, "out_zero": zero,
+               "out_inv_scale": torch.rand(9, generator=case.generator) * 20 + 1}  # fmt: skip
+    same(case.product("cuda", False, **options), case.product("cpu", True, **options))
+    for _ in range(20):  # whatever order blocks add their sums up in
+        same(case.product("cuda", False), actual.cpu())
+
+
 @pytest.mark.parametrize("value", [(-128, 127), (127, 127), (-128, -127)])
 @pytest.mark.parametrize("m", [16, 256])
 def test_extremes(value, m):
