@@ -6,6 +6,7 @@ calls on enough copies find none of them in a cache.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,10 @@ from torch.nn import functional as F
 
 from ptq4arvg import ops
 
-__all__ = ["PEERS", "Case", "Refused", "activation_bits", "gemm_cases", "row_cases"]
+__all__ = [
+    "PEERS", "ROW_PEERS", "Case", "Refused", "activation_bits", "compile_once", "gemm_cases",
+    "our_cases", "row_cases",
+]  # fmt: skip
 
 # Names of torch's candidates, in the order of the columns of ratios.
 PEERS = ("float32", "bfloat16", "int_mm", "int_mm_compiled", "qlinear")
@@ -74,14 +78,14 @@ def _int_mm(a: Tensor, w: Tensor, *rest: Any) -> Tensor:
     return _epilogue(torch._int_mm(a, w.t()), *rest)
 
 
-_compiled: dict[Callable, Callable] = {}
+_kept: dict[Callable, Callable] = {}
 
 
-def _compile(function: Callable) -> Callable:
+def compile_once(function: Callable) -> Callable:
     """torch.compile, once for all shapes; kept between cells."""
-    if function not in _compiled:
-        _compiled[function] = torch.compile(function, dynamic=True)
-    return _compiled[function]
+    if function not in _kept:
+        _kept[function] = torch.compile(function, dynamic=True)
+    return _kept[function]
 
 
 def _try(make: Callable[[], Callable[[], Any]]) -> None:
@@ -93,18 +97,27 @@ def _try(make: Callable[[], Callable[[], Any]]) -> None:
         raise Refused(lines[0]) from None
 
 
-def _ours(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]:
+@functools.lru_cache(maxsize=4)  # packing takes longer than what is measured
+def _weights(n: int, k: int, bits: int, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Random weights: packed, their zero points, and the sums of their codes."""
+    # Signed codes without a zero point at 8 bits; levels around one below.
+    codes = _codes(n, k, bits=bits, device=device)
+    zero = None
+    if bits < 8:
+        zero = torch.full((n,), 2 ** (bits - 1), dtype=torch.int32, device=device)
+    return ops.pack_weight(codes, zero, bits), zero, codes.sum(1, dtype=torch.int32)
+
+
+def our_cases(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]:
+    """gemm (float32 out), gemm_quantize (codes out) and bare (without an epilogue) of M rows."""
     n, k, a_bits = linear.n, linear.k, activation_bits(bits)
     a = _codes(m, k, bits=a_bits, device=device)
     half = 2 ** (bits - 1)
-    # Signed codes without a zero point at 8 bits; levels around one below.
-    codes = _codes(n, k, bits=bits, device=device)
-    zero = None if bits == 8 else torch.full((n,), half, dtype=torch.int32, device=device)
-    packed = ops.pack_weight(codes, zero, bits)
+    packed, zero, w_sum = _weights(n, k, bits, device)
     a_scale, w_scale = torch.rand(m, device=device) + 0.5, torch.rand(n, device=device) + 0.5
     a_scale, w_scale = a_scale / 2**a_bits, w_scale / (half * k**0.5)
     a_zero = torch.randint(-9, 10, (m,), dtype=torch.int32, device=device) if a_bits == 8 else None
-    w_sum, bias = codes.sum(1, dtype=torch.int32), _random(n, device=device)
+    bias = _random(n, device=device)
     plain = {"bits": bits, "tokens": m, "w_zero": zero}
     full = plain | {"a_zero": a_zero, "w_sum": w_sum, "bias": bias, "activation": linear.activation}
     out = {
@@ -149,7 +162,7 @@ def _int_mm_peer(linear: Linear, m: int, device: str, compiled: bool) -> Case:
         torch.rand(n, device=device) / (128 * k**0.5), w.sum(1, dtype=torch.int32),
         _random(n, device=device), linear.activation,
     )  # fmt: skip
-    function = _compile(_int_mm) if compiled else _int_mm
+    function = compile_once(_int_mm) if compiled else _int_mm
 
     def new() -> Callable[[], Any]:
         own = w.clone()
@@ -188,7 +201,7 @@ def gemm_cases(
     """({candidate: case}, {candidate: why it cannot run here}) of one linear at M rows."""
     cases: dict[str, Case] = {}
     for width in bits:
-        cases |= _ours(linear, m, width, device)
+        cases |= our_cases(linear, m, width, device)
     makers: dict[str, Callable[[], Case]] = {
         "float32": lambda: _float_peer(linear, m, torch.float32, device),
         "bfloat16": lambda: _float_peer(linear, m, torch.bfloat16, device),
@@ -258,7 +271,7 @@ def row_cases(
 
     makers: dict[str, Callable[[], Case]] = {
         "torch": lambda: torch_peer(function),
-        "torch_compiled": lambda: torch_peer(_compile(function)),
+        "torch_compiled": lambda: torch_peer(compile_once(function)),
         "copy": lambda: Case(copy, 2 * x.nbytes),
     }
     return _with_peers(cases, {name: makers[name] for name in peers})

@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: tests, memory and race checks, benchmarks, profiles.
 #
-#   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [profile]     default: all of them
+#   OUT=results bash bench/gpu.sh [tests] [sanitizer] [bench] [peers] [profile]   default: all of them
+#   OUT=results bash bench/gpu.sh tune --budget 1200      the table of kernels, measured for 1200 s
 #   GENERATE="var-d30 llamagen-l" bash bench/gpu.sh bench      whole models of other sizes
+#
+# peers runs where another library is installed, or $PEER_LIBRARIES is a folder that bench/peers.py
+# can load them from.
+#
+# tune continues $OUT/tune.csv; when no size is missing there, it writes the table for the next build.
 #
 # Wants ptq4arvg/_C.so and _info*.so built with CUDA kernels in the source folder
 # (PTQ4ARVG_BUILD=cuda python setup.py build_ext --inplace), on this machine or on one like it. A
@@ -14,7 +20,14 @@ OUT=${OUT:-gpu-results}
 GENERATE=${GENERATE:-var-d16 rar-b llamagen-b}
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-steps=${*:-tests sanitizer bench profile}
+budget=1200 steps=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --budget) budget=${2:?--budget wants seconds}; shift 2 ;;
+    *) steps+=" $1"; shift ;;
+  esac
+done
+steps=${steps:-tests sanitizer bench peers profile}
 failed=()
 
 step() { # step NAME command...: logged, timed, its last lines shown
@@ -49,6 +62,15 @@ if wanted bench; then
       --out "$OUT/generate-$model.csv"
   done
 fi
+if wanted peers; then
+  libraries=(${PEER_LIBRARIES:+--libraries "$PEER_LIBRARIES"})
+  if python bench/peers.py --list "${libraries[@]}" >"$OUT/peers.txt"; then
+    step peers python bench/peers.py "${libraries[@]}" --budget 300 --out "$OUT/peers.csv"
+  else
+    echo "== peers: no other library here, skipped ($OUT/peers.txt says what to install)"
+  fi
+fi
+wanted tune && step tune python bench/tune.py --budget "$budget" --measurements "$OUT/tune.csv"
 if wanted profile && command -v ncu >/dev/null; then
   step ncu ncu --set basic -c 20 python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "test_gemm and 1360"
 fi

@@ -106,6 +106,13 @@ def test_no_calls(kernel):
     assert "serialized" not in said
 
 
+@pytest.mark.slow
+def test_waits_for_earlier_kernels_where_it_may_start_early(kernel):
+    arch, sass, _ = kernel
+    for instruction in ("ACQBULK", "PREEXIT"):
+        assert bool(re.search(rf"\b{instruction}\b", sass)) == (arch == "90a")
+
+
 def test_epilogue_arithmetic(tmp_path):
     if not shutil.which(CXX) or not (CSRC / "kernels").is_dir():
         pytest.skip(f"needs the source folder and {CXX}")

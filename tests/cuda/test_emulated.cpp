@@ -85,6 +85,21 @@ void check_unpack(const Weight& w) {
   }
 }
 
+// The decode kernel draws each line of the weights into the cache (these are too small for its limit), and nothing else.
+void check_drawn(const Weight& w) {
+  constexpr int64_t kLine = 128;
+  const int64_t bytes = cuda::layout_of(w.n, w.k, w.bits).sums;
+  std::vector<bool> lines((bytes + kLine - 1) / kLine);
+  for (const void* each : emulator::drawn) {
+    const int64_t at = static_cast<const uint8_t*>(each) - w.cuda.data;
+    if (at < 0 || at >= bytes) fail("drawn outside of the weights", at, w.n, w.k, w.bits);
+    lines[at / kLine] = true;
+  }
+  for (const bool drawn : lines) {
+    if (!drawn) fail("a line is not drawn", 0, w.n, w.k, w.bits);
+  }
+}
+
 // One product by the scalar kernel and by every CUDA kernel of ours.
 void check_gemm(int64_t m, int64_t n, int64_t k, int bits, int count) {
   const Weight w(n, k, bits);
@@ -132,6 +147,7 @@ void check_gemm(int64_t m, int64_t n, int64_t k, int bits, int count) {
         plan.splits = splits;
         std::vector<int32_t> partial(splits * m * n, 0x7a7a7a7a);
         if (cuda::decode_gemm(p, plan, partial.data(), {}) != cudaSuccess) fail("decode start", m, n, k, bits);
+        if (splits == 1) check_drawn(w);
         compare(splits == 1 ? "decode" : "decode in parts");
       }
     }

@@ -111,6 +111,38 @@ def test_requantization(activation, out_bits, m):
     same(case.product("cuda", False, **options), case.product("cpu", True, **options))
 
 
+def kernels() -> list[str]:
+    """The GEMM kernels of this build; none of them can be skipped by the choice."""
+    return [
+        kernel["name"].removeprefix("gemm.w8.") for kernel in ops.list_kernels()
+        if kernel["device"] == "cuda" and kernel["op"] == "gemm" and kernel["weight_bits"] == 8
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    "size", [(1, 256, 512), (31, 1024, 4096), (64, 768, 3072), (300, 512, 1024)], ids=str
+)
+@pytest.mark.parametrize("kernel", kernels())
+def test_every_kernel(kernel, size, bits, monkeypatch):
+    monkeypatch.setenv("PTQ4ARVG_CUDA_KERNEL", kernel)
+    case = Case(*size, bits, tokens=1)
+    try:
+        actual = case.product("cuda", False)
+    except RuntimeError as error:
+        if "which takes 32 rows at most" in str(error) or "which cannot take M" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert ops.last_kernel() == f"gemm.w{bits}.{kernel}"
+    same(actual, case.product("cpu", True))
+    zero = torch.randint(0, 256, (9,), generator=case.generator).int()
+    options = {"out_bits": 8, "out_zero": zero,
+               "out_inv_scale": torch.rand(9, generator=case.generator) * 20 + 1}  # fmt: skip
+    same(case.product("cuda", False, **options), case.product("cpu", True, **options))
+    for _ in range(20):  # whatever order blocks add their sums up in
+        same(case.product("cuda", False), actual.cpu())
+
+
 @pytest.mark.parametrize("value", [(-128, 127), (127, 127), (-128, -127)])
 @pytest.mark.parametrize("m", [16, 256])
 def test_extremes(value, m):
@@ -203,6 +235,55 @@ def test_one_graph_serves_every_position(m):
         torch.cuda.synchronize()
         case.bias.zero_()
         same(out, case.product("cpu", True, position=at))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", [1, 16, 40, 600])
+def test_kernels_that_start_early_give_the_same(m, bits, graph, monkeypatch):
+    """A chain in which every kernel reads what the one before has written. Before sm_90 the
+    variable changes nothing."""
+    k = 512
+    cases = [Case(m, k, k, bits, tokens=1, seed=seed) for seed in range(3)]
+    zeros = [None if case.zero is None else case.zero.cuda() for case in cases]
+    weights = [
+        (ops.pack_weight(case.codes.cuda(), zero, bits), case.w_scale.cuda(), zero)
+        for case, zero in zip(cases, zeros, strict=True)
+    ]
+    x = torch.randn(m, k, generator=cases[0].generator).cuda()
+    inv_scale, a_scale = torch.full((m,), 20.0).cuda(), torch.full((m,), 0.05).cuda()
+    level = torch.full((m,), 128, dtype=torch.int32).cuda()
+
+    def run():
+        y = x
+        for number, (w, w_scale, zero) in enumerate(weights * 4):
+            quantize = ops.quantize if number % 2 else ops.norm_quantize
+            a = quantize(y, inv_scale, level, 8, tokens=m)
+            y = ops.gemm(a, w, a_scale, w_scale, w_zero=zero, bits=bits, tokens=m)
+        return y
+
+    expected = run().cpu()
+    monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "1")
+    same(run(), expected)
+    if not graph:
+        for _ in range(50):
+            same(run(), expected)
+        return
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        out = run()
+    for _ in range(50):
+        out.zero_()
+        captured.replay()
+        same(out, expected)
+
+
+def test_a_bad_value_for_early_starts(monkeypatch):
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("kernels start early on sm_90 and later")
+    monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "yes")
+    with pytest.raises(RuntimeError, match="PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1"):
+        Case(1, 64, 64, 8, tokens=1).product("cuda", False)
 
 
 @pytest.mark.parametrize("size", [(3, 1024, 4096), (200, 1024, 4096)], ids=str)

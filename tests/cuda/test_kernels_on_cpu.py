@@ -38,7 +38,10 @@ def run(program: Path, sources: list[Path], *flags: str) -> str:
 
 def test_layouts_plans_and_tables(tmp_path):
     cuda = KERNELS / "cuda"
-    sources = [HERE / "test_layout.cpp", cuda / "pack.cpp", cuda / "tile_table.cpp"]
+    sources = [
+        HERE / "test_layout.cpp",
+        *(cuda / name for name in ("pack.cpp", "tile_table.cpp", "early_start.cpp")),
+    ]
     assert run(tmp_path / "layout", [*sources, KERNELS / "parallel.cpp"]) == "ok\n"
 
 

@@ -3,9 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <set>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/decode_plan.h"
+#include "kernels/cuda/early_start.h"
 #include "kernels/cuda/fragments.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/tile_table.h"
@@ -138,22 +141,64 @@ void check_plans() {
   }
 }
 
+// Whether a row fits changes at its ends only, so sizes at all rows' ends stand for all sizes.
+template <class Member>
+std::vector<int64_t> edges(const TileChoice* table, int count, Member member, std::set<int64_t> values) {
+  for (int i = 0; i < count; ++i) {
+    values.insert({table[i].from.*member, table[i].to.*member});
+    if (table[i].to.*member < INT32_MAX) values.insert(table[i].to.*member + 1);
+  }
+  return {values.begin(), values.end()};
+}
+
 void check_table() {
   int count = 0;
   const TileChoice* table = tile_table(&count);
-  require(count > 1 && fits(table[count - 1], 1, 1, 1, 120), "the last row takes everything");
-  for (int i = 0; i < count; ++i) require(table[i].kernel && table[i].reason && *table[i].reason, "row", i);
+  require(count > 1 && fits(table[count - 1], {120, 1, 1, 1, 4, 1}), "the last row takes everything");
+  for (int i = 0; i < count; ++i) {
+    const ProductSize &from = table[i].from, &to = table[i].to;
+    require(table[i].kernel && table[i].reason && *table[i].reason, "row", i);
+    require(from.sm <= to.sm && from.m <= to.m && from.n <= to.n && from.k <= to.k && from.bits <= to.bits &&
+                from.out_bytes <= to.out_bytes,
+            "ends", i);
+  }
+  const std::vector<int64_t> m = edges(table, count, &ProductSize::m, {1, 60000});
+  const std::vector<int64_t> n = edges(table, count, &ProductSize::n, {1, 100, 16384});
+  const std::vector<int64_t> k = edges(table, count, &ProductSize::k, {1, 64, 8704});
   for (int sm : {80, 86, 87, 89, 90}) {
-    for (int64_t m = kDecodeRows + 1; m <= 60000; ++m) {
-      for (int64_t n : kWidths) {
-        for (int64_t k : {64, 8704}) {
-          int row = 0;
-          while (row < count && !fits(table[row], m, n, k, sm)) ++row;
-          require(row < count - 1, "no tile but the fallback", m, n, sm);
+    for (int64_t each_m : m) {
+      for (int64_t each_n : n) {
+        for (int64_t each_k : k) {
+          for (int bits : {4, 6, 8}) {
+            for (int out_bytes : {1, 2, 4}) {
+              int row = 0;
+              while (row < count && !fits(table[row], {sm, each_m, each_n, each_k, bits, out_bytes})) ++row;
+              require(row < count - 1, "no row but the fallback", each_m, each_n, sm);
+            }
+          }
         }
       }
     }
   }
+}
+
+void check_early_start() {
+  unsetenv("PTQ4ARVG_CUDA_PDL");
+  require(!early_start_wanted(), "off where it is not set");
+  for (const char* off : {"", "0"}) {
+    setenv("PTQ4ARVG_CUDA_PDL", off, 1);
+    require(!early_start_wanted(), "off");
+  }
+  setenv("PTQ4ARVG_CUDA_PDL", "1", 1);
+  require(early_start_wanted(), "on");
+  setenv("PTQ4ARVG_CUDA_PDL", "yes", 1);
+  std::string said;
+  try {
+    early_start_wanted();
+  } catch (const std::invalid_argument& error) {
+    said = error.what();
+  }
+  require(said.find("PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1") == 0, "the message");
 }
 
 }  // namespace
@@ -169,6 +214,7 @@ int main() {
   check_swizzle<8>();
   check_plans();
   check_table();
+  check_early_start();
   std::printf("ok\n");
   return 0;
 }

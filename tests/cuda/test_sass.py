@@ -59,6 +59,18 @@ def kernels_of(sass: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def check_early_start(kernel: str, code: str, arch: str) -> None:
+    """On sm_90a the kernel waits for earlier ones (ACQBULK) before it touches global memory, and
+    lets later ones start (PREEXIT) after that; elsewhere there are no such instructions."""
+    waits = [match.start() for match in re.finditer(r"\bACQBULK\b", code)]
+    starts = [match.start() for match in re.finditer(r"\bPREEXIT\b", code)]
+    if arch == "80":
+        assert not waits and not starts, kernel
+        return
+    assert len(waits) == len(starts) == 1 and waits < starts, kernel
+    assert not re.search(r"\b(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED)\b", code[: waits[0]]), kernel
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", INTEGER_GEMMS)
 def test_products_are_on_the_tensor_cores(name, arch, tmp_path):
@@ -76,6 +88,8 @@ def test_products_are_on_the_tensor_cores(name, arch, tmp_path):
         assert re.search(r"\bLDGSTS\.E\S*\.128\b", code), kernel  # cp.async, 16 bytes
         assert re.search(r"\bLDSM\.16\.M88\.4\b", code), kernel  # ldmatrix
         assert not re.search(r"\b(IDP|LDL|STL)\b", code), kernel
+        if name != "tiled":
+            check_early_start(kernel, code, arch)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -99,3 +113,5 @@ def test_rows_are_read_sixteen_bytes_at_a_time(arch, tmp_path):
         wide = [kernel for kernel, code in kernels.items() if re.search(r"\bLDG\.E\.128\b", code)]
         one = [kernel for kernel in kernels if "Li1E" in kernel and kernel not in wide]
         assert wide and len(wide) + len(one) == len(kernels)
+        for kernel, code in kernels.items():
+            check_early_start(kernel, code, arch)

@@ -1,5 +1,6 @@
 // The choice among the GEMM kernels of this build.
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -53,6 +54,8 @@ CodesGemm as_codes(const GemmProblem& p, const Device& device) {
           device.sm, device.sm_count,                        nullptr};
 }
 
+int output_bytes(const Epilogue& e) { return e.requantize ? 1 : e.out_dtype == DType::f32 ? 4 : 2; }
+
 GemmChoice forced(const std::string& name, const GemmProblem& p, const CodesGemm& g) {
   const std::string said = "PTQ4ARVG_CUDA_KERNEL is '" + name + "', ";
   if (name == kDecodeName) {
@@ -91,13 +94,15 @@ GemmChoice choose_gemm(const GemmProblem& p, const Device& device) {
   const CodesGemm g = as_codes(p, device);
   const char* name = std::getenv("PTQ4ARVG_CUDA_KERNEL");
   if (name && *name) return forced(name, p, g);
-  if (p.m <= kDecodeRows) {
-    return {nullptr, full_name(p.bits, kDecodeName), "few rows: reads the packed weight once, at the speed of memory"};
-  }
+  const ProductSize size{device.sm, p.m, p.n, p.k, p.bits, output_bytes(p.epilogue)};
   int count = 0;
   const TileChoice* table = tile_table(&count);
   for (int i = 0; i < count; ++i) {
-    if (!fits(table[i], p.m, p.n, p.k, device.sm)) continue;
+    if (!fits(table[i], size)) continue;
+    if (std::strcmp(table[i].kernel, kDecodeName) == 0) {
+      if (p.m <= kDecodeRows) return {nullptr, full_name(p.bits, kDecodeName), table[i].reason};
+      continue;
+    }
     const TileConfig* tile = find_tile(table[i].kernel);
     if (tile && tile->can_run(g)) return {tile, full_name(p.bits, tile->name), table[i].reason};
   }

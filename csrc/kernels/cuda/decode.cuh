@@ -25,7 +25,33 @@ struct Decode {
   int splits;
   int32_t* partial;  // [splits, m, n], or null
   bool aligned;      // rows of a start at multiples of 16 bytes
+  bool early;        // it may have started before earlier kernels have ended
 };
+
+constexpr int64_t kLine = 128;             // bytes of the second-level cache
+constexpr int64_t kDrawnBytes = 64 * 1024;  // at most, by a block: with two on each multiprocessor, less than half of it
+
+// Before the wait for earlier kernels: draws this block's weights into the second-level cache. The weights of neighbouring
+// columns lie together, so those of a block are one range, or two at 6 bits; blocks that share columns share the range.
+template <int Bits, int ColumnTiles>
+__device__ inline void draw_weights(const Decode& d, int64_t first_column) {
+  const auto draw = [&](int64_t begin, int64_t bytes) {
+    const int64_t first = (begin + bytes * blockIdx.y / d.splits) / kLine * kLine;
+    const int64_t last = begin + bytes * (blockIdx.y + 1) / d.splits;
+    const int64_t end = last - first < kDrawnBytes ? last : first + kDrawnBytes;
+    for (int64_t at = first + threadIdx.x * kLine; at < end; at += blockDim.x * kLine) draw_line(d.p.w + at);
+  };
+  if constexpr (Bits == 8) {
+    const int64_t left = d.p.n - first_column, columns = ColumnTiles * kBlockColumns;
+    draw(first_column * d.layout.row_bytes, (left < columns ? left : columns) * d.layout.row_bytes);
+  } else {
+    const int64_t tile = first_column / kBlockColumns, left = d.layout.tiles - tile;
+    const int64_t first = tile * d.layout.depth_blocks;
+    const int64_t blocks = (left < ColumnTiles ? left : ColumnTiles) * d.layout.depth_blocks;
+    draw(nibble_offset(first, 0), blocks * kNibbleBytes);
+    if constexpr (Bits == 6) draw(d.layout.crumbs + crumb_offset(first, 0), blocks * kCrumbBytes);
+  }
+}
 
 // A warp's buffers of one step: weights, then activations.
 template <int Bits, int ColumnTiles, int TokenTiles>
@@ -103,6 +129,9 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t first_column = static_cast<int64_t>(blockIdx.x) * kColumns;
   const Epilogue& e = d.p.epilogue;
+  if (d.early) draw_weights<Bits, ColumnTiles>(d, first_column);
+  wait_for_earlier_kernels();
+  let_later_kernels_start();
 
   // This block's steps, and of those this warp's: begin, begin + Warps, ...
   const int64_t block_begin = d.steps * blockIdx.y / d.splits, block_end = d.steps * (blockIdx.y + 1) / d.splits;
@@ -195,12 +224,12 @@ cudaError_t start(const Decode& d, const DecodePlan& plan, const Launch& launch)
   auto* kernel = decode_kernel<Bits, ColumnTiles, TokenTiles, Warps, Stages>;
   if (const cudaError_t error = allow_shared(kernel, kBytes)) return error;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits));
-  return launch_kernel(kernel, grid, 32 * Warps, kBytes, launch.stream, d);
+  return launch_early(kernel, grid, 32 * Warps, kBytes, launch, d);
 }
 
 template <int Bits>
 cudaError_t decode(const GemmProblem& p, const DecodePlan& plan, int32_t* partial, const Launch& launch) {
-  Decode d{p, layout_of(p.n, p.k, Bits), nullptr, plan.steps, plan.splits, partial, false};
+  Decode d{p, layout_of(p.n, p.k, Bits), nullptr, plan.steps, plan.splits, partial, false, starts_early(launch.device.sm)};
   d.packed_sums = reinterpret_cast<const int32_t*>(p.w + d.layout.sums);
   d.aligned = reinterpret_cast<uintptr_t>(p.a) % 16 == 0 && p.a_stride % 16 == 0;
   if (plan.column_tiles == 1) {

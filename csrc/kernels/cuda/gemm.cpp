@@ -42,7 +42,7 @@ cudaError_t gemm(const GemmProblem& p, const Launch& launch, const Scratch& scra
   if (const cudaError_t error = codes_of(pack, p.w, launch, scratch, &codes)) return error;
   const int32_t* packed_sums = reinterpret_cast<const int32_t*>(p.w + layout_of(p.n, p.k, p.bits).sums);
   CodesGemm g{p, codes.data, codes.ldc, p.epilogue.w_sum ? p.epilogue.w_sum : packed_sums, nullptr, 0,
-              launch.device.sm, launch.device.sm_count, launch.stream};
+              launch.device.sm, launch.device.sm_count, launch.stream, starts_early(launch.device.sm)};
   g.workspace_bytes = choice.tile->workspace(g);
   if (g.workspace_bytes) g.workspace = scratch.allocate(scratch.context, g.workspace_bytes);
   return choice.tile->launch(g);

@@ -24,8 +24,8 @@ struct GemmChoice {
 
 constexpr char kDecodeName[] = "decode";
 
-// By the number of rows and the tile table, or by PTQ4ARVG_CUDA_KERNEL, which names one of kernel_names(). Reads sizes
-// and the alignment of pointers only. Throws std::invalid_argument for a name that is unknown or cannot take the call.
+// By the tile table, or by PTQ4ARVG_CUDA_KERNEL, which names one of kernel_names(). Reads sizes and the alignment of
+// pointers only. Throws std::invalid_argument for a name that is unknown or cannot take the call.
 GemmChoice choose_gemm(const GemmProblem& problem, const Device& device);
 
 // The same for operands without any misalignment on an architecture, with no device at hand.

@@ -29,6 +29,7 @@ struct CodesGemm {
   int sm;                // compute capability of the device, 80 to 90 and later
   int sm_count;
   cudaStream_t stream;
+  bool early = false;    // early_start.h
 };
 
 using GemmLauncher = cudaError_t (*)(const CodesGemm&);

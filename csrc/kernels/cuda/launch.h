@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/early_start.h"
+
 namespace ptq4arvg::cuda {
 
 struct Device {
@@ -36,6 +38,28 @@ inline cudaError_t launch_kernel(void (*kernel)(Problem), dim3 grid, dim3 block,
                                  const Problem& problem) {
   void* arguments[] = {const_cast<Problem*>(&problem)};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, shared_bytes, stream);
+}
+
+// Only sm_90 and later can, and only when asked to.
+inline bool starts_early(int sm) { return sm >= 90 && early_start_wanted(); }
+
+// The same for kernels that keep early_start.h's rule: where that is wanted they start before earlier ones have ended.
+template <class Problem>
+inline cudaError_t launch_early(void (*kernel)(Problem), dim3 grid, dim3 block, int shared_bytes, const Launch& launch,
+                                const Problem& problem) {
+  if (!starts_early(launch.device.sm)) return launch_kernel(kernel, grid, block, shared_bytes, launch.stream, problem);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = launch.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  void* arguments[] = {const_cast<Problem*>(&problem)};
+  return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments);
 }
 
 }  // namespace ptq4arvg::cuda

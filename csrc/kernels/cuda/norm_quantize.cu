@@ -102,6 +102,8 @@ __device__ inline void finish(const NormQuantizeProblem& p, float mean, float rs
 // C chunks of W elements a thread are kept; C = 0 keeps none.
 template <DType T, int W, int C>
 __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constant__ NormQuantizeProblem p) {
+  wait_for_earlier_kernels();
+  let_later_kernels_start();
   __shared__ double shared[2][8];
   const int64_t row = blockIdx.x;
   const int64_t start = row * p.x.row_stride, chunks = p.k / W;
@@ -160,7 +162,7 @@ cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
   bool wide = vector_rows(p.x) && vector_rows(p.scale) && vector_rows(p.shift) && p.k % W == 0 && aligned(p.out);
   for (const float* each : {p.weight, p.bias, p.constant, p.post_scale, p.post_shift}) wide = wide && aligned(each);
   const int64_t chunks = wide ? p.k / W : p.k;
-  const auto run = [&](auto* kernel, int threads) { return launch_kernel(kernel, grid, threads, 0, launch.stream, p); };
+  const auto run = [&](auto* kernel, int threads) { return launch_early(kernel, grid, threads, 0, launch, p); };
   if (!wide) return run(norm_quantize_kernel<T, 1, 0>, 256);
   if (chunks <= 128) return run(norm_quantize_kernel<T, W, 1>, 128);
   if (chunks <= 256) return run(norm_quantize_kernel<T, W, 2>, 128);

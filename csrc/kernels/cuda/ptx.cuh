@@ -61,6 +61,24 @@ __device__ inline void store_words(uint32_t address, const uint32_t* words) {
                : "memory");
 }
 
+// Programmatic dependent launch (early_start.h), nothing before sm_90. A wait ends at once where the kernel was
+// launched the usual way.
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void let_later_kernels_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Draws a line of 128 bytes into the second-level cache. All multiprocessors share that cache, so this is no read.
+__device__ inline void draw_line(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+}
+
 // Two float16 numbers of a word to floats: exact, as f16_to_float is.
 __device__ inline void widen_halves(uint32_t word, float* out) {
   asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"

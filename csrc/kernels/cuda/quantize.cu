@@ -12,6 +12,8 @@ constexpr int kLoads = 4;  // of a lane
 // W elements at a time: what fills 16 bytes, or 1 where rows are not aligned.
 template <DType T, int W>
 __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_constant__ QuantizeProblem p) {
+  wait_for_earlier_kernels();
+  let_later_kernels_start();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= p.m) return;
   const int64_t chunks = p.k / W;
@@ -57,7 +59,7 @@ cudaError_t start(const QuantizeProblem& p, const Launch& launch) {
   const int64_t blocks = (p.m + kWarps - 1) / kWarps;
   if (blocks > 0x7fffffff || pieces > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces)), block(32, kWarps);
-  return launch_kernel(wide ? quantize_kernel<T, W> : quantize_kernel<T, 1>, grid, block, 0, launch.stream, p);
+  return launch_early(wide ? quantize_kernel<T, W> : quantize_kernel<T, 1>, grid, block, 0, launch, p);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -59,6 +60,14 @@ T exchange(T value, int from) {
   wait_for_warp();
   return value;
 }
+
+// Programmatic dependent launch: every thread of a kernel that may start early must wait for earlier kernels, before it
+// copies anything and before it lets later ones start.
+extern bool early;
+void wait_for_earlier();
+void let_later_start();
+// The places that were drawn into the cache since the last launch.
+extern std::vector<const void*> drawn;
 
 template <class Problem>
 void launch(void (*kernel)(Problem), dim3 grid, dim3 block, int shared_bytes, const Problem& problem) {

@@ -11,6 +11,8 @@
 namespace emulator {
 
 dim3 thread, block, grid_block, grid;
+bool early = false;
+std::vector<const void*> drawn;
 
 namespace {
 
@@ -39,7 +41,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 thread;
   int index = 0;
-  bool done = false;
+  bool done = false, waited = false;
   std::vector<std::vector<Copy>> groups{1};
 };
 
@@ -61,8 +63,14 @@ void wait(Barrier& barrier) {
   while (barrier.generation == generation) yield();
 }
 
+[[noreturn]] void fail(const char* what) {
+  std::printf("FAILED: a thread %s before it has waited for earlier kernels\n", what);
+  std::exit(1);
+}
+
 void fiber_main() {
   body(body_context);
+  if (early && !running->waited) fail("has ended");
   running->done = true;
   warp_barriers[running->index / 32].leave();
   block_barrier.leave();
@@ -80,7 +88,7 @@ void run_block() {
     Fiber& f = *fibers[i];
     f.index = i;
     f.thread = dim3(i % block.x, i / block.x % block.y, i / block.x / block.y);
-    f.done = false;
+    f.done = f.waited = false;
     f.groups.assign(1, {});
     ++warp_barriers[i / 32].members;
     getcontext(&f.context);
@@ -106,6 +114,7 @@ void run_block() {
 void run_grid(dim3 blocks, dim3 threads, int shared_bytes, Body kernel, void* context) {
   grid = blocks, block = threads, body = kernel, body_context = context;
   shared.resize(shared_bytes);
+  drawn.clear();
   for (unsigned z = 0; z < blocks.z; ++z) {
     for (unsigned y = 0; y < blocks.y; ++y) {
       for (unsigned x = 0; x < blocks.x; ++x) grid_block = dim3(x, y, z), run_block();
@@ -125,7 +134,13 @@ unsigned char* shared_memory() { return shared.data(); }
 unsigned char* slot(int lane) { return slots[running->index / 32][lane]; }
 int lane() { return running->index % 32; }
 
+void wait_for_earlier() { running->waited = true; }
+void let_later_start() {
+  if (!running->waited) fail("lets later kernels start");
+}
+
 void copy_later(uint32_t to, const void* from, int bytes) {
+  if (early && !running->waited) fail("copies");
   if (to % 16 || to + 16 > shared.size() || (bytes && reinterpret_cast<uintptr_t>(from) % 16)) {
     std::printf("FAILED: cp.async to %u of %zu from %p\n", to, shared.size(), from);
     std::exit(1);

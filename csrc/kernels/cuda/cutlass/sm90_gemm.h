@@ -3,6 +3,9 @@
 
 #include "kernels/cuda/cutlass/no_asserts.h"
 
+// CUTLASS's own waits of programmatic dependent launch: its kernels keep the rule of early_start.h.
+#define CUTLASS_ENABLE_GDC_FOR_SM90
+
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
@@ -91,7 +94,7 @@ struct Sm90Gemm {
       Gemm gemm;
       if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
       if (gemm.initialize(arguments, nullptr, g.stream) != cutlass::Status::kSuccess) return failure();
-      return gemm.run(g.stream) == cutlass::Status::kSuccess ? cudaSuccess : failure();
+      return gemm.run(g.stream, nullptr, g.early) == cutlass::Status::kSuccess ? cudaSuccess : failure();
     }
 
     static cudaError_t failure() {

@@ -75,6 +75,10 @@ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t* b) {
   emulator::wait_for_warp();
 }
 
+inline void wait_for_earlier_kernels() { emulator::wait_for_earlier(); }
+inline void let_later_kernels_start() { emulator::let_later_start(); }
+inline void draw_line(const void* address) { emulator::drawn.push_back(address); }
+
 inline void widen_halves(uint32_t word, float* out) {
   out[0] = f16_to_float(static_cast<uint16_t>(word));
   out[1] = f16_to_float(static_cast<uint16_t>(word >> 16));

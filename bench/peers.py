@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Time our GEMM side by side with other libraries' integer GEMMs, those that are installed.
+
+    python bench/peers.py --shapes var-d16,rar-xl --m 1,16,128,512,8192 --budget 300 --out peers.csv
+    python bench/peers.py --libraries FOLDER        # with vllm.so and sgl.so out of their wheels
+
+Each candidate's result is checked first; then all take turns, on weights that are in no cache, many
+launches in one CUDA graph, given codes and given floats that they quantize first. A candidate that
+is not here, or gives a wrong result, has a row that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from cuda_graph import Call, in_a_graph, l2_bytes, one_by_one
+from kernels import Cell, cells
+from options import choices
+from peer import Absent, Ours, Peer, Product, WrongResult, check
+from peer_adapters import PEERS
+from record import stamp, write_csv
+from shapes import parse_m
+from tables import show
+from timing import Timings, cold_copies, measure
+
+from ptq4arvg import ops
+from ptq4arvg.progress import make_progress
+
+GIVEN = ("codes", "floats")
+LEAST_LAUNCHES = 8  # in a graph
+
+
+def columns(peers: Sequence[str]) -> list[str]:
+    """Columns of the CSV file; x_PEER is that peer's time by ours, of the same bits and input."""
+    return ["date", "commit", "device", "torch", "bits", "shape", "layer", "N", "K", "M", "given",
+            "candidate", "kernel", "median_us", "p10_us", "p90_us", "repeats", "disturbed",
+            "roofline_us", "roofline_share", "copy_gbytes_s", "peak_gops",
+            *(f"x_{peer}" for peer in peers), "note"]  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """A device, and what it does at most, measured: bytes copied and int8 operations a second."""
+
+    device: str
+    cold: int = 0
+    bytes_s: float = math.inf
+    ops_s: float = math.inf
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Callable[[Sequence[Call]], Call]:
+        """How many calls become one."""
+        return in_a_graph if self.device.startswith("cuda") else one_by_one
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def time(self, calls: dict[Any, Sequence[Call]], budget: float, tick: Call) -> Timings:
+        """Seconds of all calls of each candidate, the candidates in turn."""
+        graphs = {name: [self.graph(each)] for name, each in calls.items()}
+        return measure(graphs, budget, synchronize=self.synchronize, tick=tick)
+
+    def measure_limits(
+        self, peers: Sequence[Peer], megabytes: int, size: int, budget: float
+    ) -> None:
+        """Copy so many megabytes, and take the fastest candidate on size x size x size codes."""
+        source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        product = Product.random(size, size, size, 8, self.device)
+        calls: dict[str, Sequence[Call]] = {"copy": [lambda: target.copy_(source)]}
+        for peer in peers:
+            if peer.bits == 8:
+                with contextlib.suppress(Exception):  # run() says what is wrong with it
+                    check(peer, product)
+                    weight = peer.prepare(product)
+                    calls[peer.name] = [lambda p=peer, w=weight: p.multiply(w, product)]
+        timings = self.time(calls, budget, lambda: None)
+        copied = timings.quantile("copy", 0.1)
+        self.bytes_s = 2 * source.nbytes / copied
+        multiplied = [timings.quantile(name, 0.1) for name in calls if name != "copy"]
+        self.ops_s = 2 * size**3 / min(multiplied)
+
+    def roofline(self, cell: Cell, bits: int, given: str) -> float:
+        """Seconds that the memory or the arithmetic takes at least. Weights, input and the bfloat16
+        output move once; codes made of floats need not move."""
+        n, k, m = cell.linear.n, cell.linear.k, cell.m
+        moved = n * k * bits / 8 + m * k * (1 if given == "codes" else 2) + 2 * m * n
+        return max(moved / self.bytes_s, 2 * m * n * k / self.ops_s)
+
+
+def find(names: Sequence[str], libraries: Path | None) -> tuple[list[Peer], dict[str, str]]:
+    """(the peers that are here, {name of another: why not})."""
+    found, absent = [], {}
+    for name in names:
+        try:
+            PEERS[name].find(libraries)
+            found.append(PEERS[name])
+        except Absent as error:
+            absent[name] = str(error)
+    return found, absent
+
+
+def _calls(peer: Peer, product: Product, cold: int) -> tuple[dict[str, list[Call]], str]:
+    """(calls on copies of the weight that exceed ``cold`` bytes, by what they are given; which of
+    our kernels took the codes). WrongResult before anything else."""
+    check(peer, product)
+    weight = peer.prepare(product)
+    copies = cold_copies(product.w.numel() * peer.bits // 8, cold)
+    weights = [weight, *(copy.deepcopy(weight) for _ in range(copies - 1))]
+    weights *= math.ceil(LEAST_LAUNCHES / copies)
+    peer.multiply(weight, product)
+    kernel = ops.last_kernel() if isinstance(peer, Ours) else ""
+    return {
+        "codes": [lambda w=w: peer.multiply(w, product) for w in weights],
+        "floats": [lambda w=w: peer.multiply(w, product, *peer.quantize(product)) for w in weights],
+    }, kernel
+
+
+def rows_of(bench: Bench, cell: Cell, bits: int, peers: Sequence[Peer], budget: float, tick: Call
+            ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of one cell at one number of bits: ours first, then the peers of that many bits."""
+    linear = cell.linear
+    shared = {"bits": bits, "shape": cell.shape, "layer": linear.layer, "N": linear.n,
+              "K": linear.k, "M": cell.m}  # fmt: skip
+    product = Product.random(cell.m, linear.n, linear.k, bits, bench.device)
+    calls, kernels, refused = {}, {}, {}
+    for peer in (Ours(bits), *(peer for peer in peers if peer.bits == bits)):
+        try:
+            each, kernels[peer.name] = _calls(peer, product, bench.cold)
+        except WrongResult as error:
+            refused[peer.name] = str(error)
+        except Exception as error:  # a size that it does not take; the libraries share no type
+            if isinstance(peer, Ours):
+                raise
+            refused[peer.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        else:
+            calls |= {(peer.name, given): each[given] for given in GIVEN}
+    timings = bench.time(calls, budget, tick)
+    ours = f"ours.w{bits}"
+    for (name, given), each in calls.items():
+        low, median, high = (timings.quantile((name, given), q) / len(each)
+                             for q in (0.1, 0.5, 0.9))  # fmt: skip
+        least = bench.roofline(cell, bits, given)
+        row = shared | {
+            "given": given, "candidate": name, "kernel": kernels[name], "median_us": 1e6 * median,
+            "p10_us": 1e6 * low, "p90_us": 1e6 * high, "repeats": timings.repeats,
+            "disturbed": timings.disturbed((name, given)), "roofline_us": 1e6 * least,
+            "roofline_share": least / median, "copy_gbytes_s": 1e-9 * bench.bytes_s,
+            "peak_gops": 1e-9 * bench.ops_s,
+        }  # fmt: skip
+        if name == ours:
+            for other, of in calls:
+                if other != ours and of == given:
+                    scale = len(each) / len(calls[other, of])
+                    row[f"x_{other}"] = scale * timings.ratio((other, of), (name, given))
+        yield row
+    for name, why in refused.items():
+        yield shared | {"candidate": name, "note": f"n/a: {why}"}
+
+
+def run(bench: Bench, todo: Sequence[Cell], bits: Sequence[int], peers: Sequence[Peer],
+        budget: float, progress: Callable[[str, int, int], None],
+        rows: list[dict[str, Any]]) -> None:  # fmt: skip
+    """Measure all cells and append their rows to ``rows``, which survive an interrupt."""
+    stamped = stamp(bench.device, torch.get_num_threads())
+    shared = {name: stamped[name] for name in ("date", "commit", "device", "torch")}
+    rows += [shared | {"candidate": name, "note": f"absent: {why}"}
+             for name, why in bench.absent.items()]  # fmt: skip
+    every = [(cell, b) for cell in todo for b in bits]
+    for number, (cell, b) in enumerate(every):
+        progress("peers", number, len(every))
+        torch.manual_seed(number)
+        found = rows_of(bench, cell, b, peers, budget / len(every),
+                        lambda number=number: progress("peers", number, len(every)))  # fmt: skip
+        rows += [shared | row for row in found]
+    progress("peers", len(every), len(every))
+
+
+def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> None:
+    """Every measurement of ours: microseconds, ratios, share of the roofline; then the notes."""
+    lines = []
+    for row in rows:
+        if row["candidate"].startswith("ours") and "median_us" in row:
+            ratios = [f"{row[f'x_{p}']:.2f}" if f"x_{p}" in row else "" for p in peers]
+            lines.append(
+                [
+                    row["candidate"],
+                    row["shape"],
+                    row["layer"],
+                    str(row["M"]),
+                    row["given"],
+                    f"{row['median_us']:.1f}",
+                    f"{row['roofline_share']:.0%}",
+                    *ratios,
+                ]
+            )
+    head = ["candidate", "shape", "layer", "M", "given", "us", "roofline"]
+    show("times of the peers by ours: above 1, ours is faster", [*head, *peers], lines)
+    for note in dict.fromkeys(f"{r['candidate']}: {r['note']}" for r in rows if r.get("note")):
+        sys.stdout.write(f"{note}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--shapes", default="var-d16,rar-xl", help="models, such as var-d16,rar-b,par-xl,mar-b")
+    add("--layers", default="token", help="token: those of every token; all; or names")
+    add("--m", default="1,16,128,512,8192", help="rows: numbers, decode, var, var:IMAGES")
+    add("--bits", default="8,6,4", help="of the weights")
+    add("--peers", default=",".join(PEERS), help="default: all that are here")
+    add("--libraries", type=Path, help="folder with vllm.so and sgl.so")
+    add("--list", action="store_true", help="say which are here; 1 if none but torch's")
+    add("--device", default="cuda", help="cpu: without graphs, for what runs there")
+    add("--budget", type=float, default=300.0, help="seconds of timing, all cells together")
+    add("--out", type=Path, help="CSV file")
+    add("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write the file. 2 for bad arguments, 130 when interrupted, 1 where
+    --list has none to show."""
+    arguments = _parser().parse_args(argv)
+    try:
+        names = choices("--peers", arguments.peers, tuple(PEERS))
+        bits = [int(b) for b in choices("--bits", arguments.bits, ("8", "6", "4"))]
+        todo = cells("gemm", arguments.shapes.split(","), arguments.layers, parse_m(arguments.m))
+        if not arguments.budget > 0:
+            raise ValueError("--budget wants a number above 0")
+        if arguments.libraries and not arguments.libraries.is_dir():
+            raise ValueError(f"--libraries: {arguments.libraries} is no folder")
+        cuda = arguments.device.startswith("cuda")
+        if cuda and not arguments.list and not torch.cuda.is_available():
+            raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+    except ValueError as error:
+        sys.stderr.write(f"peers.py: {error}\n")
+        return 2
+    peers, absent = find(names, arguments.libraries)
+    if arguments.list:
+        sys.stdout.writelines(f"{peer.name}: here\n" for peer in peers)
+        sys.stdout.writelines(f"{name}: absent, {why}\n" for name, why in absent.items())
+        return 0 if any(peer.install for peer in peers) else 1
+    bench = Bench(arguments.device, l2_bytes(arguments.device) if cuda else 0, absent=absent)
+    rows, status = [], 0
+    with make_progress(arguments.quiet) as display, torch.inference_mode():
+        try:
+            bench.measure_limits(
+                [Ours(8), *peers], 1024 if cuda else 64, 8192 if cuda else 256,
+                arguments.budget / 50,
+            )  # fmt: skip
+            run(bench, todo, bits, peers, arguments.budget, display, rows)
+        except KeyboardInterrupt:
+            display.say("interrupted; this is what was measured until then")
+            status = 130
+    summary(rows, [peer.name for peer in peers])
+    if arguments.out:
+        write_csv(arguments.out, columns(names), rows)
+        sys.stdout.write(f"wrote {arguments.out}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
