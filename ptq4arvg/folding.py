@@ -84,7 +84,7 @@ def fit(
                 view = LayerView(p.name, p.spec.role, linear.weight.detach(),
                                  stats[p.name].thinned(SAMPLE).float(), p.spec.fold is not None,
                                  p.spec.shift, sink)  # fmt: skip
-                transform = method.fit(view, p.scheme)
+                transform = method.transform(view, p.scheme)
                 if transform is not None:
                     apply_transform_(model, p.name, transform)
                     transforms[p.name] = transform
@@ -118,9 +118,14 @@ def _read_by_folds(model: nn.Module, stage: Sequence[LayerPlan]) -> list[Tensor]
 
 
 def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
-    """Fold a transform upstream and into the linear itself; the float function stays the same."""
-    model.fold_(name, transform.scale, transform.shift)
+    """Fold a transform upstream and into the linear itself; the float function stays the same, but
+    that of a linear whose input is rotated, which does not rotate it yet."""
     linear = model.transformer.get_submodule(name)
+    if transform.rotation:  # happens as the input is quantized: only the weight changes
+        weight = transform.weight(linear.weight.detach())
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        return
+    model.fold_(name, transform.scale, transform.shift)
     dtype = linear.weight.dtype
     weight = linear.weight.detach().double() * transform.scale
     bias = weight @ transform.shift

@@ -44,7 +44,8 @@ def inspect_(
     """
     method = get_method(method)
     plan = make_plan(model.linears(), scheme)
-    stats = collect_steps(model, plan, calibration, progress=progress)
+    turn = method.rotation != "none"
+    stats = collect_steps(model, plan, calibration, progress=progress, rotations=turn)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
     }  # fmt: skip

@@ -102,7 +102,7 @@ def expected_error(
     There is one input grid per step, or one for all (``one_grid``), as in ``Method.output_error``,
     which measures the same.
     """
-    stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
+    stats = transform.statistics(layer.stats)
     lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
     if one_grid:
         lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
