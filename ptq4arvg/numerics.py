@@ -110,7 +110,9 @@ def rotate(x: Tensor, block: int) -> Tensor:
     signs = column_signs(x.shape[-1]).to(x)
     # The rotated identity is Hadamard's matrix with its rows signed.
     hadamard = rotate_exactly(torch.eye(block).to(x), block) * signs[:block, None]
-    return ((x * signs).unflatten(-1, (-1, block)) @ hadamard).flatten(-2)  # [..., K / block, block]
+    return ((x * signs).unflatten(-1, (-1, block)) @ hadamard).flatten(
+        -2
+    )  # [..., K / block, block]
 
 
 def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:

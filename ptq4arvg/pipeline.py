@@ -68,7 +68,7 @@ def quantize_(
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
-    if any(hasattr(model.transformer.get_submodule(s.name), "turn") for s in model.linears()):
+    if any(model.transformer.get_submodule(s.name)._forward_pre_hooks for s in model.linears()):
         raise ValueError(
             "quantize_: this model is left rotated by a run that did not end; load the float "
             "model again to start over"

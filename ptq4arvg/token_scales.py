@@ -56,7 +56,9 @@ def collect_steps(
     """``collect_inputs`` of the planned linears of ``model``, with ranges by decoding step."""
     steps = {p.name: position_groups(p.spec, "step") for p in plan}
     visits = {name: model.visits(name) for name in steps}
-    return collect_inputs(model, calibration, steps, visits, sample, batch_size, progress, rotations)
+    return collect_inputs(
+        model, calibration, steps, visits, sample, batch_size, progress, rotations
+    )
 
 
 def step_ranges(stats: InputStatistics) -> Range:

@@ -105,8 +105,8 @@ def unpack_linear(
         raise ValueError(f"{name}.input_zero_point lies outside {a_bits} bits")
     if rotation not in (0, *ROTATIONS) or (rotation and k % rotation):
         raise ValueError(
-            f"{name}: its input of {k} columns is rotated in blocks of {rotation}; wanted a power of "
-            f"two up to {MAX_ROTATION} that divides their number"
+            f"{name}: its input of {k} columns is rotated in blocks of {rotation}; wanted a power "
+            f"of two up to {MAX_ROTATION} that divides their number"
         )
     zero = None
     if w_bits == 8:

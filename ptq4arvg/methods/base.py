@@ -163,7 +163,7 @@ class Method:
         return None
 
     def transform(self, layer: LayerView, scheme: Scheme) -> Transform | None:
-        """What ``fit`` finds, or a rotation where that is asked for and the input can be rotated."""
+        """What ``fit`` finds, or a rotation where one is asked for and the input can be rotated."""
         found = self.fit(layer, scheme)
         columns = layer.weight.shape[1]
         block = rotation_block(columns)

@@ -140,7 +140,7 @@ class PTQ4ARVG(Method):
     """
 
     name: ClassVar[str] = "ptq4arvg"
-    summary: ClassVar[str] = "GPS folded upstream, static token-wise scales, searched ranges"
+    summary: ClassVar[str] = "GPS or rotated inputs, static token-wise scales, GPTQ"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {**Method.CHOICES, "norm": ("l2", "l1")}
 
     granularity: str = "auto"
@@ -148,6 +148,7 @@ class PTQ4ARVG(Method):
     weight_range: str = "mse"
     rounding: str = "gptq"
     bias_correction: bool = True
+    rotation: str = "measured"
     gps: bool = True
     smooth: float | None = None
     center: bool = True

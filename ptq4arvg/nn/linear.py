@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import ops
-from .. import reference
+from .. import ops, reference
 from ..numerics import LinearQuantization, expand_groups
 from .cursor import Cursor
 
