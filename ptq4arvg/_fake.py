@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS
+from .reference import ACTIVATIONS, MAX_ROTATION
 
 PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,6 +50,15 @@ def _check_device(op: str, **tensors: Tensor | None) -> None:
 def _check_bits(op: str, name: str, bits: int) -> None:
     if bits not in (4, 6, 8):
         raise RuntimeError(f"{op}: {name} is {bits}, wanted 4, 6 or 8")
+
+
+def _check_rotation(op: str, block: int, k: int) -> None:
+    power = 2 <= block <= MAX_ROTATION and block & (block - 1) == 0
+    if block and not (power and k % block == 0):
+        raise RuntimeError(
+            f"{op}: rotation is {block} and K {k}; wanted 0, or a power of two from 2 to "
+            f"{MAX_ROTATION} that divides K"
+        )
 
 
 def _check_activation(op: str, activation: str) -> None:
@@ -142,13 +151,14 @@ def _(packed, zero, bits, n, k):
 
 
 @torch.library.register_fake("ptq4arvg::quantize")
-def _(x, inv_scale, zero, bits, position=None, tokens=0):
+def _(x, inv_scale, zero, bits, position=None, tokens=0, rotation=0):
     _check_device("quantize", x=x, inv_scale=inv_scale, zero=zero, position=position)
     _check_bits("quantize", "bits", bits)
     _check_dtype("quantize", "x", x, *FLOATS)
     _check_table("quantize", "inv_scale", inv_scale, tokens)
     _check_dtype("quantize", "zero", zero, torch.int32)
     _check_dtype("quantize", "position", position, torch.int32)
+    _check_rotation("quantize", rotation, x.shape[-1])
     return x.new_empty(x.shape, dtype=torch.int8)
 
 
@@ -190,7 +200,7 @@ def _(
 @torch.library.register_fake("ptq4arvg::norm_quantize")
 def _(
     x, inv_scale, zero, bits, *, weight=None, bias=None, scale=None, shift=None, constant=None,
-    post_scale=None, post_shift=None, eps=1e-6, rms=False, position=None, tokens=0,
+    post_scale=None, post_shift=None, eps=1e-6, rms=False, position=None, tokens=0, rotation=0,
 ):  # fmt: skip
     op = "norm_quantize"
     columns = {
@@ -207,6 +217,7 @@ def _(
     for name, value in columns.items():
         _check_dtype(op, name, value, *FLOATS)
         _check_length(op, name, value, x.shape[-1], "one for each column")
+    _check_rotation(op, rotation, x.shape[-1])
     return x.new_empty(x.shape, dtype=torch.int8)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .memory import release_mapped, return_freed_memory
 from .methods import LayerView, Method, Transform
+from .numerics import rotate
 from .plan import LayerPlan
 from .statistics import SAMPLE, InputStatistics
 
@@ -49,8 +50,10 @@ def _in_fit_order(stage: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 @contextmanager
 def undone(module: nn.Module) -> Iterator[None]:
-    """Put back all parameters and buffers of ``module`` at the end, where others were assigned."""
-    slots = [s for m in module.modules() for s in (m._parameters, m._buffers)]
+    """Put back all parameters, buffers and input hooks of ``module`` at the end, where others were
+    assigned."""
+    modules = list(module.modules())
+    slots = [s for m in modules for s in (m._parameters, m._buffers, m._forward_pre_hooks)]
     before = [dict(s) for s in slots]
     try:
         yield
@@ -84,7 +87,7 @@ def fit(
                 view = LayerView(p.name, p.spec.role, linear.weight.detach(),
                                  stats[p.name].thinned(SAMPLE).float(), p.spec.fold is not None,
                                  p.spec.shift, sink)  # fmt: skip
-                transform = method.fit(view, p.scheme)
+                transform = method.transform_of(view, p.scheme)
                 if transform is not None:
                     apply_transform_(model, p.name, transform)
                     transforms[p.name] = transform
@@ -118,9 +121,20 @@ def _read_by_folds(model: nn.Module, stage: Sequence[LayerPlan]) -> list[Tensor]
 
 
 def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
-    """Fold a transform upstream and into the linear itself; the float function stays the same."""
-    model.fold_(name, transform.scale, transform.shift)
+    """Fold a transform upstream and into the linear itself; the float function stays the same.
+
+    A rotation is folded into nothing: the linear rotates its input itself, in a hook.
+    """
     linear = model.transformer.get_submodule(name)
+    if transform.rotation:
+        weight = transform.weight(linear.weight.detach())
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        # A hook, not a module around it: hooks that observe inputs come later and see its result.
+        linear.register_forward_pre_hook(
+            lambda _module, args: (rotate(args[0], transform.rotation), *args[1:])
+        )
+        return
+    model.fold_(name, transform.scale, transform.shift)
     dtype = linear.weight.dtype
     weight = linear.weight.detach().double() * transform.scale
     bias = weight @ transform.shift

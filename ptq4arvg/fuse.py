@@ -32,7 +32,8 @@ def fuse_(model: nn.Module) -> int:
         consumer = root.get_submodule(spec.consumer) if spec.act else None
         if isinstance(consumer, PackedLinear) and not consumer.sink:
             act = root.get_submodule(spec.act)
-            linear.fuse(act.name, consumer)
+            # No epilogue rotates: the consumer then quantizes the activation's values itself.
+            linear.fuse(act.name, None if consumer.rotation else consumer)
             act.fused = True
             fused += 1
     return fused

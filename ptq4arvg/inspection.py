@@ -52,7 +52,8 @@ def inspect_(
     else:
         budget = Budget.of(model, goal.target_bits)
         plan = allocate(model, budget, method, calibration, progress=progress).plan
-    stats = collect_steps(model, plan, calibration, progress=progress)
+    turn = method.rotation != "none"
+    stats = collect_steps(model, plan, calibration, progress=progress, rotations=turn)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
     }  # fmt: skip
@@ -98,9 +99,10 @@ def _channels(
     before: dict[str, tuple[Tensor, Tensor]],
 ) -> dict[str, Any] | None:
     """Channel maxima [K] of the layer whose factors are least alike, and every layer's spread."""
-    if not transforms:
+    scaled = {name: t for name, t in transforms.items() if not t.rotation}
+    if not scaled:
         return None
-    spreads = {name: _spread(transform.scale) for name, transform in transforms.items()}
+    spreads = {name: _spread(transform.scale) for name, transform in scaled.items()}
     name = max(spreads, key=spreads.__getitem__)
     activation, weight = _maxima(model, name, stats[name])
     return {

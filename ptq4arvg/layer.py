@@ -35,11 +35,7 @@ def sample_size(model: nn.Module, plan: Sequence[LayerPlan], method: Method) -> 
 
 def scaled_statistics(stats: InputStatistics, transform: Transform | None) -> InputStatistics:
     """float32 statistics of a linear's input once ``transform`` is folded."""
-    return stats.float() if transform is None else stats.transformed(*_affine(transform))
-
-
-def _affine(transform: Transform) -> tuple[Tensor, Tensor]:
-    return transform.scale.float(), transform.shift.float()
+    return stats.float() if transform is None else transform.statistics(stats)
 
 
 def input_grids(
@@ -65,9 +61,9 @@ def input_grids(
         # An error in channel k reaches the output multiplied by column k of the weight.
         over = {p.name: (*step_ranges(ranges[p.name]), columns[p.name]) for p in plan}
         bins = 4 * 2 ** max(p.scheme.a_bits for p in plan)
-        affine = {name: _affine(transform) for name, transform in transforms.items()}
+        inputs = {name: transform.input for name, transform in transforms.items()}
         histograms = collect_histograms(
-            model, calibration, over, bins, affine, batch_size=batch_size, progress=progress
+            model, calibration, over, bins, inputs, batch_size=batch_size, progress=progress
         )
     return {
         p.name: input_grid(
@@ -84,8 +80,12 @@ def quantize_linear(
     stats: InputStatistics,
     grid: tuple[Tensor, Tensor, Tensor, float | None],
     method: Method,
+    rotation: int = 0,
 ) -> tuple[LinearQuantization, float, tuple[Tensor, Tensor] | None]:
-    """Quantize one linear's weight; returns it, the SQNR of its output in dB, its float branch."""
+    """Quantize one linear's weight; returns it, the SQNR of its output in dB, its float branch.
+
+    rotation: of its input; ``stats`` and the weight are those of the rotated one.
+    """
     linear = model.transformer.get_submodule(p.name)
     weight = linear.weight.detach().float()
     scale, zero, group, _ = grid
@@ -114,5 +114,5 @@ def quantize_linear(
     sqnr = (10 * torch.log10(signal / noise.clamp_min(1e-300))).item()
     sink = p.spec.sink if method.sink == "float" else ()
     q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,
-                           p.scheme.w_bits, p.scheme.a_bits, tuple(sink))  # fmt: skip
+                           p.scheme.w_bits, p.scheme.a_bits, tuple(sink), rotation)  # fmt: skip
     return q, sqnr, branch

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import closest
+from .reference import MAX_ROTATION, column_signs
+from .reference import rotate as rotate_exactly
 
 __all__ = [
     "SCHEMES",
@@ -23,6 +25,8 @@ __all__ = [
     "get_scheme",
     "grid_error",
     "quantize_weight",
+    "rotate",
+    "rotation_block",
     "round_to_grid",
     "round_weight",
     "search_range",
@@ -72,7 +76,8 @@ class LinearQuantization:
     w_zero int32 [N] at 6 and 4 bits, None at 8; bias float32 [N] or None; input_scale float32 [G]
     and input_zero int32 [G] in [0, 2**a_bits - 1]: one grid per group of positions;
     position_group int64 [T]: the group of every position; sink: positions computed from float
-    activations.
+    activations. rotation: the input is rotated in blocks of so many columns (0: it is not), and the
+    weight is the one that goes with that.
     """
 
     codes: Tensor
@@ -85,10 +90,29 @@ class LinearQuantization:
     w_bits: int
     a_bits: int
     sink: tuple[int, ...] = ()
+    rotation: int = 0
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dequantized weight [N, K]."""
         return self.codes.to(dtype) * self.w_scale.to(dtype)[:, None]
+
+
+def rotation_block(columns: int) -> int:
+    """The largest block that ``columns`` can be rotated in; 0 if their number is odd."""
+    block = min(columns & -columns, MAX_ROTATION)
+    return block if block > 1 else 0
+
+
+def rotate(x: Tensor, block: int) -> Tensor:
+    """`reference.rotate` of x [..., K] as a matrix product: equal but for the rounding of sums."""
+    if not block:
+        return x
+    signs = column_signs(x.shape[-1]).to(x)
+    # The rotated identity is Hadamard's matrix with its rows signed.
+    hadamard = rotate_exactly(torch.eye(block).to(x), block) * signs[:block, None]
+    return ((x * signs).unflatten(-1, (-1, block)) @ hadamard).flatten(
+        -2
+    )  # [..., K / block, block]
 
 
 def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -105,14 +105,18 @@ def unpack_weight(packed: Tensor, zero: Tensor | None, bits: int, n: int, k: int
 
 def quantize(
     x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int,
-    position: Tensor | None = None, tokens: int = 0,
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """Codes int8 of x [..., K] (float32, bfloat16 or float16).
 
     q = clamp(rne(x * inv_scale[t]) + zero[t], 0, 2^bits - 1). Tables inv_scale float32 [T] and zero
-    int32 [T], the level of zero. NaN becomes level 0.
+    int32 [T], the level of zero. NaN becomes level 0. rotation: first apply `reference.rotate` to
+    blocks of so many columns in float32, a power of two up to 128 that divides K; 0 does not.
     """
-    return _call("quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens)
+    return _call(
+        "quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens,
+        rotation=rotation or None,
+    )  # fmt: skip
 
 
 def gemm(
@@ -160,18 +164,20 @@ def norm_quantize(
     bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
     constant: Tensor | None = None, post_scale: Tensor | None = None,
     post_shift: Tensor | None = None, eps: float = 1e-6, rms: bool = False,
-    position: Tensor | None = None, tokens: int = 0,
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """LayerNorm (or RMSNorm), AdaLN modulation and `quantize` of x [..., K] in one pass: int8.
 
     n = (x - mean) rstd, statistics in float64; n = n weight + bias; u = n (constant + scale[image])
     + shift[image]; u = u post_scale + post_shift. All optional: weight, bias, constant (1 where
     absent), post_scale, post_shift [K]; scale, shift [images, K], for images * tokens rows.
+    rotation: of u, as in `quantize`.
     """
     return _call(
         "norm_quantize", _OPS.norm_quantize.default, x, inv_scale, zero, bits, weight=weight,
         bias=bias, scale=scale, shift=shift, constant=constant, post_scale=post_scale,
         post_shift=post_shift, eps=eps, rms=rms, position=position, tokens=tokens,
+        rotation=rotation or None,
     )  # fmt: skip
 
 

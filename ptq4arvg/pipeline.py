@@ -74,7 +74,7 @@ def quantize_(
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
-    if any(hasattr(model.transformer.get_submodule(s.name), "rotation") for s in model.linears()):
+    if any(model.transformer.get_submodule(s.name)._forward_pre_hooks for s in model.linears()):
         raise ValueError(
             "quantize_: this model is left rotated by a run that did not end; load the float "
             "model again to start over"
@@ -118,7 +118,8 @@ def quantize_(
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
     size = sample_size(model, active, method)
-    stats = collect_steps(model, active, calibration, size, batch_size, progress)
+    turn = method.rotation != "none"
+    stats = collect_steps(model, active, calibration, size, batch_size, progress, turn)
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,
@@ -133,8 +134,11 @@ def quantize_(
         for p in part:
             transform = transforms.get(p.name)
             own = scaled_statistics(stats.pop(p.name), transform)
-            q, sqnr, branch = quantize_linear(model, p, own, grids[p.name], method)
+            rotation = 0 if transform is None else transform.rotation
+            q, sqnr, branch = quantize_linear(model, p, own, grids[p.name], method, rotation)
             record = {} if transform is None else dict(transform.record)
+            if rotation:
+                record["rotation"] = rotation
             if grids[p.name][3] is not None:
                 record["position_blend"] = grids[p.name][3]
             layers.append(_install(model, p, q, sqnr, pack, record, branch))
@@ -164,7 +168,7 @@ def _install(model, p: LayerPlan, q: LinearQuantization, sqnr, pack: bool, recor
     if pack:
         module = PackedLinear(q, cursor, linear.weight.dtype)
     else:
-        module = QuantLinear(q, cursor, branch, getattr(linear, "rotation", None))
+        module = QuantLinear(q, cursor, branch, getattr(linear, "turn", None))
     model.replace_(p.name, module)
     release_mapped(linear.parameters())
     half = 2 * q.codes.numel()

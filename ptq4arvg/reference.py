@@ -13,15 +13,21 @@ from torch import Tensor
 
 __all__ = [
     "ACTIVATIONS",
+    "MAX_ROTATION",
     "activate",
+    "column_signs",
     "gemm",
     "gemm_float",
     "gemm_quantize",
     "norm_quantize",
     "pack_weight",
     "quantize",
+    "rotate",
     "unpack_weight",
 ]
+
+
+MAX_ROTATION = 128  # columns, csrc/kernels/rotation.h
 
 
 def _constant(value: float, like: Tensor) -> Tensor:
@@ -108,6 +114,31 @@ def _image_rows(values: Tensor, count: int, tokens: int) -> Tensor:
     return _rows(values).float()[images]
 
 
+def column_signs(count: int) -> Tensor:
+    """The Golay-Rudin-Shapiro sequence of 128, repeated: float32 [count]."""
+    k = torch.arange(count) % MAX_ROTATION
+    pairs = k & (k >> 1)  # of neighbouring ones
+    odd = sum(pairs >> i & 1 for i in range(6)) % 2
+    return 1.0 - 2.0 * odd
+
+
+def rotate(x: Tensor, block: int) -> Tensor:
+    """x [..., K] with signs and a Hadamard matrix (entries +1, -1) over each ``block`` columns.
+
+    Unlike a rotation it makes vectors sqrt(block) times longer. In the dtype of x; block 0 leaves
+    it as it is, otherwise it is a power of two up to 128 that divides K.
+    """
+    if not block:
+        return x
+    y = x * column_signs(x.shape[-1]).to(x)
+    stride = 1
+    while stride < block:
+        y = y.reshape(-1, 2, stride)  # [..., K] -> [pairs of runs, 2, stride]
+        y = torch.stack([y[:, 0] + y[:, 1], y[:, 0] - y[:, 1]], 1)
+        stride *= 2
+    return y.reshape(x.shape)
+
+
 def _stored_codes(x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """float32 x [M, K] with tables [M] -> int8 codes [M, K]."""
     inv_scale, zero = inv_scale[:, None], zero[:, None]
@@ -144,10 +175,10 @@ def unpack_weight(packed: Tensor, zero: Tensor | None, bits: int, n: int, k: int
 
 def quantize(
     x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int,
-    position: Tensor | None = None, tokens: int = 0,
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """Codes int8 of x [..., K]; see `ptq4arvg.ops.quantize`."""
-    rows = _rows(x).float()
+    rows = rotate(_rows(x).float(), rotation)
     t = _position_of_rows(len(rows), position, tokens, inv_scale)
     return _stored_codes(rows, inv_scale[t], zero[t], bits).reshape(x.shape)
 
@@ -214,7 +245,7 @@ def norm_quantize(
     bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
     constant: Tensor | None = None, post_scale: Tensor | None = None,
     post_shift: Tensor | None = None, eps: float = 1e-6, rms: bool = False,
-    position: Tensor | None = None, tokens: int = 0,
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """Norm, modulation and quantization of x [..., K]; see `ptq4arvg.ops.norm_quantize`."""
     rows = _rows(x).float()
@@ -240,6 +271,7 @@ def norm_quantize(
         y = y * post_scale.float()
     if post_shift is not None:
         y = y + post_shift.float()
+    y = rotate(y, rotation)
     return _stored_codes(y, inv_scale[t], zero[t], bits).reshape(x.shape)
 
 

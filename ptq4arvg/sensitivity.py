@@ -53,7 +53,9 @@ def sensitivities(
     costs about as much as quantizing the model once per candidate. What ``method.prepare`` would
     learn or rotate is left out.
     """
-    stats = collect_steps(model, active, calibration, batch_size=batch_size, progress=progress)
+    turn = method.rotation != "none"
+    stats = collect_steps(model, active, calibration, batch_size=batch_size, progress=progress,
+                          rotations=turn)  # fmt: skip
     visits = {name: model.visits(name) for name in free}
     seen = _gradients(model, visits, calibration, progress)
     harm: Harm = {p.name: {} for p in active if p.name in free}
@@ -85,8 +87,9 @@ def _within(progress: Progress | None, what: str) -> Progress | None:
 def _row_gain(before: Tensor, after: Tensor, transform: Transform | None) -> Tensor:
     """By what each row [N] of a linear was multiplied when transforms of later inputs were folded
     into it: its errors are in that measure, gradients are not."""
-    own = after.double() if transform is None else after.double() / transform.scale
-    old = before.double()
+    own, old = after.double(), before.double()
+    if transform is not None:
+        old = transform.weight(old)
     square = old.square().sum(1)
     gain = (own * old).sum(1) / square.clamp_min(1e-300)
     return torch.where(square > 0, gain, 1.0).float()
@@ -110,7 +113,7 @@ class _Seen:
         """Error [M, N] of the quantized linear on the inputs, with ``transform`` folded."""
         x, position = torch.cat(self.x).float(), torch.cat(self.position)
         if transform is not None:
-            x = x / transform.scale.float() - transform.shift.float()
+            x = transform.input(x)
         at = q.position_group[position]
         x_hat = round_to_grid(x, q.input_scale[at, None], q.input_zero[at, None], q.a_bits)
         if q.sink:

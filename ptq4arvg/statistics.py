@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .distributed import ALONE, Group, current
+from .numerics import rotate, rotation_block
 
 __all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
 
@@ -25,7 +26,7 @@ SAMPLE = 1024  # token vectors that are enough to compare transforms on
 WEIGHT_BITS = 24  # of the weights in histograms, as many as float32 has
 
 Progress = Callable[[str, int, int], None]
-Affine = tuple[Tensor, Tensor]
+Input = Callable[[Tensor], Tensor]  # of u in float32 to what the linear reads instead
 
 
 @dataclass
@@ -36,6 +37,7 @@ class InputStatistics:
     token axis); step int64 [T]: the step of each position; sample [M, K] and sample_position int64
     [M]: token vectors taken evenly over rows and positions. Values are float32; as collected from
     a model in half precision they are in its dtype, which holds the same in half the memory.
+    rotated: (lo, hi) [S, K] of the input rotated in its largest blocks, if that was collected.
     """
 
     lo: Tensor
@@ -43,10 +45,13 @@ class InputStatistics:
     step: Tensor
     sample: Tensor
     sample_position: Tensor
+    rotated: tuple[Tensor, Tensor] | None = None
 
     def float(self) -> InputStatistics:
         """The same in float32."""
-        return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float())
+        rotated = self.rotated and tuple(x.float() for x in self.rotated)
+        return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float(),
+                       rotated=rotated)  # fmt: skip
 
     def thinned(self, size: int) -> InputStatistics:
         """The same with at most ``size`` token vectors, drawn from the sample at random."""
@@ -62,7 +67,13 @@ class InputStatistics:
     def transformed(self, scale: Tensor, shift: Tensor) -> InputStatistics:
         """Statistics of ``u / scale - shift`` (scale > 0, both float32 [K]), in float32."""
         lo, hi, sample = (x / scale - shift for x in (self.lo, self.hi, self.sample))
-        return replace(self, lo=lo, hi=hi, sample=sample)
+        return replace(self, lo=lo, hi=hi, sample=sample, rotated=None)
+
+    def turned(self) -> InputStatistics:
+        """Statistics of the input rotated in its largest blocks, in float32."""
+        sample = rotate(self.sample.float(), rotation_block(self.sample.shape[1]))
+        lo, hi = (x.float() for x in self.rotated)
+        return replace(self, lo=lo, hi=hi, sample=sample, rotated=None)
 
 
 @torch.inference_mode()
@@ -112,18 +123,15 @@ def _narrow(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float16, torch.bfloat16) else x.float()
 
 
-class _InputObserver:
-    """Running range per step and an even sample of token vectors of one linear's input."""
+class _Range:
+    """Running minimum and maximum [S, K] of vectors [B, t, K], by the step of each position."""
 
-    def __init__(self, step: Tensor, rows: int, size: int) -> None:
-        self.step, self.rows, self.size = step, rows, size
+    def __init__(self, step: Tensor) -> None:
+        self.step = step
         self.lo = self.hi = None
-        self.sample: list[Tensor] = []
-        self.position: list[Tensor] = []
-        self.start: list[Tensor] = []
 
-    def __call__(self, x: Tensor, start: int) -> None:
-        batch, tokens, channels = x.shape
+    def add(self, x: Tensor) -> None:
+        _, tokens, channels = x.shape
         lo, hi = _narrow(x.amin(0)), _narrow(x.amax(0))  # [t, K]
         index = self.step[:tokens, None].expand(-1, channels)
         if self.lo is None:
@@ -134,6 +142,39 @@ class _InputObserver:
             )
         self.lo.scatter_reduce_(0, index, lo, "amin")
         self.hi.scatter_reduce_(0, index, hi, "amax")
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """(lo, hi) [S, K], infinite the wrong way around for steps that no vector was of."""
+        return self.lo, self.hi
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(lo, hi) [S, K] of all; a step that no row reached has the range of a zero."""
+    # Of 0 and -0 either may come first: plus 0 makes them one.
+    lo = torch.stack([part[0] for part in parts]).amin(0) + 0.0
+    hi = torch.stack([part[1] for part in parts]).amax(0) + 0.0
+    seen = lo <= hi
+    return lo.where(seen, 0.0), hi.where(seen, 0.0)
+
+
+class _InputObserver:
+    """Running range per step and an even sample of token vectors of one linear's input.
+
+    turn: the range of the rotated input, too.
+    """
+
+    def __init__(self, step: Tensor, rows: int, size: int, turn: bool = False) -> None:
+        self.step, self.rows, self.size = step, rows, size
+        self.range, self.turned = _Range(step), _Range(step) if turn else None
+        self.sample: list[Tensor] = []
+        self.position: list[Tensor] = []
+        self.start: list[Tensor] = []
+
+    def __call__(self, x: Tensor, start: int) -> None:
+        batch, tokens, channels = x.shape
+        self.range.add(x)
+        if self.turned is not None:
+            self.turned.add(rotate(x.float(), rotation_block(channels)))
         # Every stride-th token vector of the stream of all rows: even over rows and positions, and
         # the same whatever the batch size. A stride coprime to the row length visits all positions.
         stride = max(self.rows * tokens // self.size, 1)
@@ -150,22 +191,20 @@ class _InputObserver:
     def result(self) -> InputStatistics:
         """What all ranks found; the parts of the sample are given up."""
         mine = {}
-        if self.lo is not None:  # a rank may have had no rows
+        if self.range.lo is not None:  # a rank may have had no rows
             kept = {"sample": self.sample, "position": self.position, "start": self.start}
             mine = {name: torch.cat(parts) for name, parts in kept.items()}
-            mine |= {"lo": self.lo, "hi": self.hi}
+            mine |= {"range": self.range.ends()}
+            mine |= {"turned": self.turned.ends()} if self.turned is not None else {}
         self.sample = []
         parts = [part for part in current().gather(mine) if part]
         # A batch is one rank's: in a stable order of batches the sample is that of one process.
         order = torch.cat([part["start"] for part in parts]).argsort(stable=True)
         position = torch.cat([part["position"] for part in parts])[order]
         sample = torch.cat([part["sample"] for part in parts])[order]
-        # Of 0 and -0 either may come first: plus 0 makes them one.
-        lo = torch.stack([part["lo"] for part in parts]).amin(0) + 0.0
-        hi = torch.stack([part["hi"] for part in parts]).amax(0) + 0.0
-        seen = lo <= hi  # a step that no row reached has no range
-        return InputStatistics(lo.where(seen, 0.0), hi.where(seen, 0.0), self.step, sample,
-                               position)  # fmt: skip
+        rotated = self.turned and _joined([part["turned"] for part in parts])
+        lo, hi = _joined([part["range"] for part in parts])
+        return InputStatistics(lo, hi, self.step, sample, position, rotated)
 
 
 def collect_inputs(
@@ -176,15 +215,16 @@ def collect_inputs(
     sample: int = SAMPLE,
     batch_size: int = 16,
     progress: Progress | None = None,
+    rotations: bool = False,
 ) -> dict[str, InputStatistics]:
     """Input statistics of linears over the calibration rows; steps: name -> step per position.
 
     visits: name -> how often a replay runs it (once); sample: about how many token vectors to keep
-    of each.
+    of each; rotations: collect the ranges of the rotated inputs, too.
     """
     rows, often = len(calibration.labels), visits or {}
     observers = {
-        name: _InputObserver(step, rows * often.get(name, 1), sample)
+        name: _InputObserver(step, rows * often.get(name, 1), sample, rotations)
         for name, step in steps.items()
     }
     watch_inputs(model, calibration, observers, batch_size, progress, "collect", current())
@@ -192,15 +232,15 @@ def collect_inputs(
 
 
 class _HistogramObserver:
-    """Weighted histogram per position of one linear's input ``u / scale - shift`` (None: u), of
-    even and of odd rows apart.
+    """Weighted histogram per position of one linear's input, ``transform`` of u (None: u), of even
+    and of odd rows apart.
 
     Weights are whole numbers of ``unit``, 2^-24 of the largest: their sums are exact in float64,
     and so the same in whatever order rows are taken, by one process or by several.
     """
 
     def __init__(
-        self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int, transform: Affine | None = None
+        self, lo: Tensor, hi: Tensor, weight: Tensor, bins: int, transform: Input | None = None
     ) -> None:
         self.lo, self.bins, self.transform = lo, bins, transform
         self.unit = 2.0 ** (int(torch.frexp(weight.max()).exponent) - WEIGHT_BITS)
@@ -213,7 +253,7 @@ class _HistogramObserver:
         for half in (0, 1):
             rows, tokens = x[(start + half) % 2 :: 2].float(), x.shape[1]
             if self.transform is not None:
-                rows = rows / self.transform[0] - self.transform[1]
+                rows = self.transform(rows)
             lo, per_unit = self.lo[:tokens, None], self.per_unit[:tokens, None]
             index = ((rows - lo) * per_unit).to(torch.int32)
             index.clamp_(0, self.bins - 1)
@@ -234,15 +274,14 @@ def collect_histograms(
     calibration: Calibration,
     ranges: dict[str, tuple[Tensor, Tensor, Tensor]],
     bins: int,
-    transforms: Mapping[str, Affine] | None = None,
+    transforms: Mapping[str, Input] | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Histograms [2, T, bins] of linears' inputs: even rows, odd rows; per position.
 
     ``ranges``: name -> (lo [T], hi [T], weight of each channel [K]); values outside a range fall
-    into its end bins. ``transforms``: name -> (scale, shift), both float32 [K]: take
-    ``u / scale - shift`` of that input u.
+    into its end bins. ``transforms``: name -> what to make of that input in float32 first.
     """
     given = transforms or {}
     observers = {name: _HistogramObserver(*r, bins, given.get(name)) for name, r in ranges.items()}

@@ -51,11 +51,14 @@ def collect_steps(
     sample: int = SAMPLE,
     batch_size: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
+    rotations: bool = False,
 ) -> dict[str, InputStatistics]:
     """``collect_inputs`` of the planned linears of ``model``, with ranges by decoding step."""
     steps = {p.name: position_groups(p.spec, "step") for p in plan}
     visits = {name: model.visits(name) for name in steps}
-    return collect_inputs(model, calibration, steps, visits, sample, batch_size, progress)
+    return collect_inputs(
+        model, calibration, steps, visits, sample, batch_size, progress, rotations
+    )
 
 
 def step_ranges(stats: InputStatistics) -> Range:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ptq4arvg import reference
 from ptq4arvg.calibration import Calibration
 from ptq4arvg.statistics import InputStatistics, collect_histograms, collect_inputs
 
@@ -49,6 +50,18 @@ def test_ranges_and_sample_do_not_depend_on_the_batch_size(case, batch_size):
     for row, position in zip(stats.sample, stats.sample_position, strict=True):
         assert (x[:, position] == row).all(-1).any()
     assert set(stats.sample_position.tolist()) == set(range(T))
+
+
+def test_ranges_of_rotated_inputs(case):
+    toy, rows = case
+    stats = collect_inputs(toy, rows, {"linear": STEP}, sample=40, batch_size=3, rotations=True)
+    turned = stats["linear"].turned()
+    x = reference.rotate(toy.inputs(rows.ids).double(), 2)
+    for s in range(3):
+        torch.testing.assert_close(turned.lo[s].double(), x[:, s == STEP].amin((0, 1)))
+        torch.testing.assert_close(turned.hi[s].double(), x[:, s == STEP].amax((0, 1)))
+    torch.testing.assert_close(turned.sample, reference.rotate(stats["linear"].sample, 2))
+    assert turned.rotated is None and stats["linear"].float().rotated is not None
 
 
 class Growing(Toy):
@@ -118,7 +131,7 @@ def test_histograms_of_a_transformed_input(case):
     scale, shift = torch.rand(K) + 0.5, torch.randn(K)
     x = toy.inputs(rows.ids) / scale - shift
     ranges = {"linear": (x.amin((0, 2)), x.amax((0, 2)), torch.ones(K))}
-    found = collect_histograms(toy, rows, ranges, 64, {"linear": (scale, shift)})
+    found = collect_histograms(toy, rows, ranges, 64, {"linear": lambda x: x / scale - shift})
     toy.inputs = lambda ids: x[: len(ids)]
     assert torch.equal(found["linear"], collect_histograms(toy, rows, ranges, 64)["linear"])
 

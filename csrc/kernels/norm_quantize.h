@@ -4,6 +4,7 @@
 //   n = n * weight + bias            [k] each
 //   u = n * (constant + scale[i]) + shift[i]      i = row / tokens; constant [k], 1 where absent
 //   u = u * post_scale + post_shift  [k] each
+//   u rotated, see rotation.h
 #pragma once
 
 #include "kernels/quantize.h"
@@ -19,6 +20,7 @@ struct NormQuantizeProblem {
   FloatMatrix scale, shift;  // [m / tokens, k]
   double eps = 1e-6;
   bool rms = false;
+  int rotation = 0;  // columns of a block, 0: none
   int8_t* out = nullptr;  // [m, k] contiguous
 };
 

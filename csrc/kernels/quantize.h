@@ -1,7 +1,8 @@
-// Floats to stored activation codes by a table of scales and zero points.
+// Floats to stored activation codes by a table of scales and zero points, rotated before that if asked for.
 #pragma once
 
 #include "kernels/format.h"
+#include "kernels/rotation.h"
 
 namespace ptq4arvg {
 
@@ -16,6 +17,7 @@ struct QuantizeProblem {
   FloatMatrix x;  // [m, k]
   RowPositions rows;
   QuantizeTable table;
+  int rotation = 0;  // columns of a block, 0: none; see rotation.h
   int8_t* out = nullptr;  // [m, k] contiguous
 };
 

@@ -105,6 +105,12 @@ int Arguments::bits(const char* name, int64_t value) const {
   return static_cast<int>(value);
 }
 
+int Arguments::rotation(int64_t block, int64_t k) const {
+  require(rotation_fits(block, k), "rotation is ", block, " and K ", k, "; wanted 0, or a power of two from 2 to ",
+          kMaxRotation, " that divides K");
+  return static_cast<int>(block);
+}
+
 Activation Arguments::activation(const std::string& value) const {
   if (value == "none") return Activation::none;
   if (value == "gelu") return Activation::gelu;

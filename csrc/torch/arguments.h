@@ -44,6 +44,7 @@ class Arguments {
   }
 
   int bits(const char* name, int64_t value) const;
+  int rotation(int64_t block, int64_t k) const;
   Activation activation(const std::string& value) const;
   DType out_dtype(ScalarType value) const;
 

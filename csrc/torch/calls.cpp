@@ -117,7 +117,8 @@ Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, cons
 }
 
 Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, const Run<QuantizeProblem>& run) {
+                     const OptionalTensor& position, int64_t tokens, int64_t rotation,
+                     const Run<QuantizeProblem>& run) {
   Arguments args("quantize", "x", x);
   QuantizeProblem p;
   const int checked_bits = args.bits("bits", bits);
@@ -127,6 +128,7 @@ Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zer
   p.x = as_matrix(rows);
   p.table = table_of(args, "inv_scale", "zero", inv_scale, zero, checked_bits);
   p.rows = args.positions(position, tokens, "inv_scale", inv_scale.numel());
+  p.rotation = args.rotation(rotation, p.k);
   Tensor out = args.empty(x, p.k, ScalarType::Char);
   p.out = static_cast<int8_t*>(out.mutable_data_ptr());
   if (p.m > 0) run(p);
@@ -157,6 +159,7 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
   args.require(given.eps >= 0.0 && std::isfinite(given.eps), "eps is ", given.eps, ", wanted a finite number, 0 or more");
   p.eps = given.eps;
   p.rms = given.rms;
+  p.rotation = args.rotation(given.rotation, p.k);
   Tensor out = args.empty(given.x, p.k, ScalarType::Char);
   p.out = static_cast<int8_t*>(out.mutable_data_ptr());
   if (p.m > 0) run(p);

@@ -42,7 +42,8 @@ Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, const Run<Gem
 Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, const Run<GemmProblem>& run);
 
 Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, const Run<QuantizeProblem>& run);
+                     const OptionalTensor& position, int64_t tokens, int64_t rotation,
+                     const Run<QuantizeProblem>& run);
 
 struct NormArguments {
   const Tensor &x, &inv_scale, &zero;
@@ -51,7 +52,7 @@ struct NormArguments {
   double eps;
   bool rms;
   const OptionalTensor& position;
-  int64_t tokens;
+  int64_t tokens, rotation;
 };
 
 Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProblem>& run);

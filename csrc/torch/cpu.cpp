@@ -15,8 +15,8 @@ Tensor unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t b
 }
 
 Tensor quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                const OptionalTensor& position, int64_t tokens) {
-  return call_quantize(x, inv_scale, zero, bits, position, tokens, cpu::quantize);
+                const OptionalTensor& position, int64_t tokens, int64_t rotation) {
+  return call_quantize(x, inv_scale, zero, bits, position, tokens, rotation, cpu::quantize);
 }
 
 Tensor gemm(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
@@ -43,9 +43,9 @@ Tensor norm_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zer
                      const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& scale,
                      const OptionalTensor& shift, const OptionalTensor& constant, const OptionalTensor& post_scale,
                      const OptionalTensor& post_shift, double eps, bool rms, const OptionalTensor& position,
-                     int64_t tokens) {
+                     int64_t tokens, int64_t rotation) {
   return call_norm_quantize({x, inv_scale, zero, bits, weight, bias, scale, shift, constant, post_scale, post_shift,
-                             eps, rms, position, tokens},
+                             eps, rms, position, tokens, rotation},
                             cpu::norm_quantize);
 }
 

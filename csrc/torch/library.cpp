@@ -7,7 +7,8 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
   m.def("pack_weight(Tensor codes, Tensor? zero, int bits) -> Tensor");
   m.def("unpack_weight(Tensor packed, Tensor? zero, int bits, SymInt n, SymInt k) -> Tensor");
   m.def(
-      "quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, Tensor? position=None, SymInt tokens=0) -> Tensor");
+      "quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, Tensor? position=None, SymInt tokens=0, "
+      "int rotation=0) -> Tensor");
   m.def(
       "gemm(Tensor a, Tensor w, Tensor a_scale, Tensor w_scale, Tensor? a_zero=None, Tensor? w_sum=None, "
       "Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, Tensor? position=None, SymInt tokens=0, "
@@ -20,7 +21,8 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
   m.def(
       "norm_quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, *, Tensor? weight=None, Tensor? bias=None, "
       "Tensor? scale=None, Tensor? shift=None, Tensor? constant=None, Tensor? post_scale=None, "
-      "Tensor? post_shift=None, float eps=1e-6, bool rms=False, Tensor? position=None, SymInt tokens=0) -> Tensor");
+      "Tensor? post_shift=None, float eps=1e-6, bool rms=False, Tensor? position=None, SymInt tokens=0, int rotation=0) "
+      "-> Tensor");
   m.def(
       "gemm_float(Tensor x, Tensor w, Tensor w_scale, Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, "
       "str activation=\"none\", ScalarType out_dtype=6) -> Tensor");

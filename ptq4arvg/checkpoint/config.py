@@ -10,7 +10,7 @@ from ..nn import PackedLinear, QuantAttention
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "layer_settings", "quantization_config"]
 
 QUANT_METHOD = "ptq4arvg"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: inputs may be rotated; what has none is written as version 1
 
 
 def _group(module: PackedLinear) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _group(module: PackedLinear) -> dict[str, Any]:
             "num_bits": module.a_bits, "type": "int", "symmetric": False, "strategy": "token",
             "dynamic": False, "num_positions": len(module.position_group),
             "float_positions": list(module.sink),
-        },
+        } | ({"rotation": module.rotation} if module.rotation else {}),
     }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def quantization_config(
     formats = {group["format"] for group in groups}
     return {
         "quant_method": QUANT_METHOD,
-        "version": FORMAT_VERSION,
+        "version": FORMAT_VERSION if any(m.rotation for m in linears.values()) else 1,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "scheme": recipe["scheme"],
         "method": recipe["method"],
@@ -66,7 +66,7 @@ def quantization_config(
 
 
 def layer_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Linear -> {w_bits, a_bits, positions, sink} of a quantization config.
+    """Linear -> {w_bits, a_bits, positions, sink, rotation} of a quantization config.
 
     ValueError if a field is absent or has a value that this version does not know.
     """
@@ -79,6 +79,7 @@ def layer_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 "a_bits": inputs["num_bits"],
                 "positions": inputs["num_positions"],
                 "sink": tuple(inputs["float_positions"]),
+                "rotation": inputs.get("rotation", 0),
             }
             if weights["num_bits"] not in (4, 6, 8) or inputs["num_bits"] not in (4, 6, 8):
                 raise ValueError(

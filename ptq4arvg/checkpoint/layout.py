@@ -20,9 +20,13 @@ import torch
 from torch import Tensor
 
 from ..numerics import LinearQuantization
+from ..reference import MAX_ROTATION
 from .bits import pack_bits, packed_words, unpack_bits
 
 __all__ = ["linear_names", "pack_linear", "unpack_linear"]
+
+
+ROTATIONS = tuple(2**i for i in range(1, MAX_ROTATION.bit_length()))
 
 
 def linear_names(w_bits: int) -> tuple[set[str], set[str]]:
@@ -67,6 +71,7 @@ def unpack_linear(
     a_bits: int,
     positions: int,
     sink: tuple[int, ...],
+    rotation: int = 0,
 ) -> LinearQuantization:
     """The linear ``name`` of ``shape`` (N, K) from its tensors; ValueError if one does not fit."""
     n, k = shape
@@ -98,6 +103,11 @@ def unpack_linear(
             raise ValueError(f"{name}.{key} holds a scale that is not a positive number")
     if int(tensors["input_zero_point"].max()) >= 2**a_bits:
         raise ValueError(f"{name}.input_zero_point lies outside {a_bits} bits")
+    if rotation not in (0, *ROTATIONS) or (rotation and k % rotation):
+        raise ValueError(
+            f"{name}: its input of {k} columns is rotated in blocks of {rotation}; wanted a power "
+            f"of two up to {MAX_ROTATION} that divides their number"
+        )
     zero = None
     if w_bits == 8:
         codes = tensors["weight"]
@@ -120,4 +130,5 @@ def unpack_linear(
         w_bits=w_bits,
         a_bits=a_bits,
         sink=tuple(sink),
+        rotation=rotation,
     )

@@ -102,7 +102,7 @@ def expected_error(
     There is one input grid per step, or one for all (``one_grid``), as in ``Method.output_error``,
     which measures the same.
     """
-    stats = layer.stats.transformed(transform.scale.float(), transform.shift.float())
+    stats = transform.statistics(layer.stats)
     lo, hi = stats.lo.amin(1), stats.hi.amax(1)  # [S]
     if one_grid:
         lo, hi = lo.amin().expand(len(lo)), hi.amax().expand(len(hi))
@@ -140,7 +140,7 @@ class PTQ4ARVG(Method):
     """
 
     name: ClassVar[str] = "ptq4arvg"
-    summary: ClassVar[str] = "GPS folded upstream, static token-wise scales, searched ranges"
+    summary: ClassVar[str] = "GPS or rotated inputs, static token-wise scales, GPTQ"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {**Method.CHOICES, "norm": ("l2", "l1")}
 
     granularity: str = "auto"
@@ -148,6 +148,7 @@ class PTQ4ARVG(Method):
     weight_range: str = "mse"
     rounding: str = "gptq"
     bias_correction: bool = True
+    rotation: str = "measured"
     gps: bool = True
     smooth: float | None = None
     center: bool = True

@@ -54,6 +54,8 @@ class OmniQuant(Method):
 
     learned: ClassVar[Mapping[str, tuple[Transform | None, tuple[Tensor, Tensor]]]] = {}
 
+    no_rotation: ClassVar[str] = "its transforms are learned"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("steps", "rows"):

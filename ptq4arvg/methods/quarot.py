@@ -35,7 +35,8 @@ class QuaRot(Method):
     name: ClassVar[str] = "quarot"
     summary: ClassVar[str] = "inputs rotated by Hadamard matrices (Ashkboos et al. 2024)"
     integer: ClassVar[bool] = False
-    no_integer: ClassVar[str] = "its inputs are rotated at run time"
+    no_integer: ClassVar[str] = "it rotates all channels of an input together"
+    no_rotation: ClassVar[str] = "it rotates all inputs itself"
 
     seed: int = 0
 
@@ -70,6 +71,6 @@ def rotate_(linear: nn.Linear, rotation: Rotation) -> None:
     """Rotate the weight of ``linear`` in place, and its input whenever it runs."""
     weight = rotation(linear.weight.double()).to(linear.weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.rotation = rotation
+    linear.turn = rotation
     # A hook, not a module around it: hooks that observe inputs come after it and see its result.
     linear.register_forward_pre_hook(lambda _module, args: (rotation(args[0]), *args[1:]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import ops
+from .. import ops, reference
 from ..numerics import LinearQuantization, expand_groups
 from .cursor import Cursor
 
@@ -22,7 +22,7 @@ class _StaticInput(nn.Module):
         super().__init__()
         self.out_features, self.in_features = q.codes.shape
         self.w_bits, self.a_bits, self.sink = q.w_bits, q.a_bits, tuple(sorted(q.sink))
-        self.cursor = cursor
+        self.rotation, self.cursor = q.rotation, cursor
         self.register_buffer("w_scale", q.w_scale.float().contiguous())
         self.register_buffer("w_zero", q.w_zero)
         self.register_buffer("bias", None if q.bias is None else q.bias.float().contiguous())
@@ -46,6 +46,7 @@ class _StaticInput(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"w_bits={self.w_bits}, a_bits={self.a_bits}, groups={len(self.input_scale)}"
+            + (f", rotation={self.rotation}" if self.rotation else "")
         )
 
     def _where(self) -> tuple[Tensor | None, int]:
@@ -61,8 +62,15 @@ class _StaticInput(nn.Module):
         if x.dtype == torch.float64:  # a simulation in double precision: the codes are the same
             x, inv_scale = x.float(), inv_scale.float()
         return ops.quantize(
-            x, inv_scale, self.a_level_zero, self.a_bits, position=position, tokens=tokens
-        )
+            x, inv_scale, self.a_level_zero, self.a_bits, position=position, tokens=tokens,
+            rotation=self.rotation,
+        )  # fmt: skip
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """x [..., K] rotated as before its quantization, then in float32 or wider."""
+        if not self.rotation:
+            return x
+        return reference.rotate(x.to(torch.promote_types(x.dtype, torch.float32)), self.rotation)
 
     def _sink_rows(self, rows: int) -> Tensor | None:
         """Indices of the rows whose position is a sink, or None."""
@@ -80,7 +88,7 @@ class _StaticInput(nn.Module):
         rows = self._sink_rows(y.numel() // self.out_features)
         if rows is None:
             return y
-        flat = x.reshape(-1, self.in_features)[rows]
+        flat = self.rotated(x.reshape(-1, self.in_features)[rows])
         y.view(-1, self.out_features)[rows] = self._float_rows(flat).to(y.dtype)
         return y
 
@@ -90,7 +98,7 @@ class QuantLinear(_StaticInput):
 
     The same codes as ``PackedLinear``, multiplied after dequantization; it is what the integer
     path is checked against, and runs in any float dtype. Two things it can do that no integer
-    layer does: ``rotation`` turns the input before anything else; ``branch`` (up [N, r], down
+    layer does: ``turn`` rotates the whole input before anything else; ``branch`` (up [N, r], down
     [r, K]) adds a low-rank product of the input in floating point.
     """
 
@@ -99,13 +107,13 @@ class QuantLinear(_StaticInput):
         q: LinearQuantization,
         cursor: Cursor,
         branch: tuple[Tensor, Tensor] | None = None,
-        rotation: nn.Module | None = None,
+        turn: nn.Module | None = None,
     ) -> None:
         super().__init__(q, cursor)
         self.register_buffer("weight", q.weight())
         self.register_buffer("up", None if branch is None else branch[0])
         self.register_buffer("down", None if branch is None else branch[1])
-        self.rotation = rotation
+        self.turn = turn
 
     def dequantized_input(self, x: Tensor) -> Tensor:
         """x [..., K] rounded to the static grid of its positions, in its own dtype."""
@@ -122,12 +130,13 @@ class QuantLinear(_StaticInput):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rotation is not None:
-            x = self.rotation(x)
+        if self.turn is not None:
+            x = self.turn(x)
         y = self._replace_sinks(self._float_rows(self.dequantized_input(x)), x)
         if self.up is None:
             return y
-        return y + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        turned = self.rotated(x).to(x.dtype)
+        return y + F.linear(F.linear(turned, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
 class PackedLinear(_StaticInput):
@@ -156,7 +165,7 @@ class PackedLinear(_StaticInput):
         )
         return LinearQuantization(
             codes, self.w_scale, self.w_zero, self.bias, self.input_scale, self.input_zero,
-            self.position_group, self.w_bits, self.a_bits, self.sink,
+            self.position_group, self.w_bits, self.a_bits, self.sink, self.rotation,
         )  # fmt: skip
 
     def _apply(self, fn, recurse: bool = True):
@@ -203,6 +212,7 @@ class PackedLinear(_StaticInput):
             bias=affine.get("bias"), scale=scale, shift=shift, rms=norm.rms,
             constant=norms["constant"], post_scale=norms["post_scale"],
             post_shift=norms["post_shift"], eps=norm.eps, position=position, tokens=tokens,
+            rotation=self.rotation,
         )  # fmt: skip
 
     def forward(

@@ -41,6 +41,15 @@ def test_round_trip_is_exact(w_bits, a_bits, bias):
     assert back.w_zero is None if w_bits == 8 else torch.equal(back.w_zero, q.w_zero)
 
 
+@pytest.mark.parametrize("block", [-2, 1, 3, 24, 256])
+def test_a_rotation_that_there_is_not_is_refused(block):
+    q = quantization(6, 6, k=192)
+    message = f"x: its input of 192 columns is rotated in blocks of {block}; wanted a power of two"
+    with pytest.raises(ValueError, match=message):
+        unpack_linear("x", pack_linear(q), (24, 192), 6, 6, 7, (0,), block)
+    assert unpack_linear("x", pack_linear(q), (24, 192), 6, 6, 7, (0,), 64).rotation == 64
+
+
 @pytest.mark.parametrize(("w_bits", "a_bits"), SCHEMES)
 def test_a_weight_takes_its_bits(w_bits, a_bits):
     tensors = pack_linear(quantization(w_bits, a_bits))

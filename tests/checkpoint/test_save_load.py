@@ -99,6 +99,23 @@ torch.save(model.replay(ids, labels).detach(), {str(tmp_path / "logits.pt")!r})
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), logits(model))
 
 
+def test_rotated_inputs_are_saved(tmp_path):
+    model = quantized("rtn", rotation="all")
+    ptq4arvg.save_quantized(model, tmp_path / "q")
+    config = read_config(tmp_path / "q")["quantization_config"]
+    assert config["version"] == 2
+    blocks = {group["input_activations"]["rotation"] for group in config["config_groups"].values()}
+    assert blocks == {128}
+    assert torch.equal(logits(ptq4arvg.load_quantized(tmp_path / "q")), logits(model))
+
+
+def test_what_has_no_rotated_inputs_is_written_as_version_1(tmp_path):
+    ptq4arvg.save_quantized(quantized("rtn"), tmp_path / "q")
+    config = read_config(tmp_path / "q")["quantization_config"]
+    assert config["version"] == 1
+    assert "rotation" not in config["config_groups"]["group_0"]["input_activations"]
+
+
 def test_no_float_copy_of_a_quantized_weight_stays(saved):
     loaded = ptq4arvg.load_quantized(saved)
     for module in loaded.transformer.modules():

@@ -140,6 +140,7 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
   QuantizeProblem q;
   q.m = m, q.k = k, q.x = {noise.get(), dtype, k}, q.rows = {1 + m % kPositions, nullptr};
   q.table = {inv.get(), zero.get(), bits};
+  for (int block = 2; rotation_fits(block, k); block *= 2) q.rotation = m % 2 ? block : 0;
   q.out = expected.get();
   cpu::scalar_table().quantize(q);
   q.out = actual.get();
@@ -151,6 +152,7 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
   p.weight = p.bias = p.constant = p.post_scale = p.post_shift = vector.get();
   p.scale = p.shift = {rows.get(), DType::f32, k};
   p.rms = m % 2;
+  p.rotation = q.rotation;
   p.out = expected.get();
   cpu::scalar_table().norm_quantize(p);
   p.out = actual.get();
@@ -166,6 +168,7 @@ void check_table(const cpu::KernelTable& table, const char* how) {
         const int64_t n = uniform(1, 150), k = uniform(1, 90);
         check_gemm(table, m, n, k, bits, extreme, count % 2, DType(count % 3), Activation(count % 4));
         check_rows(table, m, k, bits, DType(count % 3));
+        check_rows(table, m, 16 * uniform(1, 20), bits, DType(count % 3));
         ++count;
       }
       check_gemm(table, 7, 16, 4, bits, extreme, false, DType::f32, Activation::none);

@@ -189,6 +189,10 @@ void check_rows(int64_t m, int64_t k, int bits, DType dtype, int count) {
   QuantizeProblem q;
   q.m = m, q.k = k, q.x = {x.data, dtype, stride}, q.rows = {1 + m % kPositions, nullptr};
   q.table = {inv.data(), zero.data(), bits};
+  const int blocks[] = {0, 2, 4, 8, 16, 32, 64, 128};
+  for (const int block : blocks) {
+    if (rotation_fits(block, k) && uniform(0, 2)) q.rotation = block;
+  }
   q.out = reinterpret_cast<int8_t*>(expected.data);
   cpu::scalar_table().quantize(q);
   q.out = reinterpret_cast<int8_t*>(actual.data);
@@ -202,6 +206,7 @@ void check_rows(int64_t m, int64_t k, int bits, DType dtype, int count) {
   if (count % 3) p.scale = p.shift = {rows.data(), DType::f32, k};
   if (count % 4) p.post_scale = p.post_shift = vector.data();
   p.rms = count % 2;
+  p.rotation = q.rotation;
   p.out = reinterpret_cast<int8_t*>(expected.data);
   cpu::scalar_table().norm_quantize(p);
   p.out = reinterpret_cast<int8_t*>(actual.data);
@@ -222,7 +227,7 @@ int main() {
     check_gemm(16, 33, 1100, bits, ++count);
     check_gemm(65, 64, 128, bits, ++count);
     for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (int64_t k : {1, 7, 64, 520, 1032, 4096, 9000}) check_rows(uniform(1, 9), k, bits, dtype, ++count);
+      for (int64_t k : {1, 7, 64, 384, 520, 1032, 1152, 4096, 9000, 9088}) check_rows(uniform(1, 9), k, bits, dtype, ++count);
     }
   }
   std::printf("%d cases agree\nok\n", count);

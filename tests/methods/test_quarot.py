@@ -57,7 +57,7 @@ def test_the_model_comes_through_outlier_channels(rows):
 
 def test_integers_are_refused_before_anything_happens(rows):
     model = ptq4arvg.load_model("var-tiny")
-    with pytest.raises(ValueError, match=r"'quarot' has no integer path \(its inputs are rotated"):
+    with pytest.raises(ValueError, match=r"'quarot' has no integer path \(it rotates all channels"):
         quantize_(model, "W6A6", "quarot", rows, pack=True)
     assert type(model.transformer.head) is nn.Linear and model.recipe is None
     quantize_(model, "W6A6", "quarot", rows, ignore=["re:blocks"])

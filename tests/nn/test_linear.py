@@ -8,7 +8,7 @@ from ptq4arvg.nn import Cursor, PackedLinear, QuantLinear
 from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
 
 
-def quantization(w_bits, a_bits, n=40, k=52, tokens=9, sink=(), seed=0):
+def quantization(w_bits, a_bits, n=40, k=52, tokens=9, sink=(), seed=0, rotation=0):
     g = torch.Generator().manual_seed(seed)
     codes, w_scale, w_zero = quantize_weight(torch.randn(n, k, generator=g), w_bits)
     groups = min(4, tokens)
@@ -17,7 +17,7 @@ def quantization(w_bits, a_bits, n=40, k=52, tokens=9, sink=(), seed=0):
     position_group = torch.arange(tokens) % groups
     bias = torch.randn(n, generator=g)
     return LinearQuantization(
-        codes, w_scale, w_zero, bias, scale, zero, position_group, w_bits, a_bits, sink
+        codes, w_scale, w_zero, bias, scale, zero, position_group, w_bits, a_bits, sink, rotation
     )
 
 
@@ -63,6 +63,27 @@ def test_sink_positions_are_computed_from_float_activations(sink, begin, hit):
     torch.testing.assert_close(QuantLinear(q, cursor)(x), y, rtol=1e-4, atol=1e-4)
     cursor.set(4, 2)
     assert torch.equal(packed(x[:, :2]), plain(x[:, :2]))  # no sink at positions 4 and 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotated_inputs(dtype):
+    cursor = Cursor()
+    q = quantization(6, 6, k=48, sink=(1,), rotation=16)
+    packed, plain = PackedLinear(q, cursor), PackedLinear(quantization(6, 6, k=48), cursor)
+    cursor.set(0, 5)
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(4)).to(dtype)
+    turned = ops.reference.rotate(x.float(), 16)
+    assert torch.equal(packed.quantize(x), plain.quantize(turned))
+    y = packed(x)
+    assert y.dtype == dtype and torch.equal(y[:, 2:], plain(turned)[:, 2:].to(dtype))
+    exact = torch.nn.functional.linear(turned.double(), q.weight(torch.float64), q.bias.double())
+    bound = max(1e-5, 2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(y[:, 1].double(), exact[:, 1], rtol=bound, atol=10 * bound)
+    branch = torch.randn(40, 3), torch.randn(3, 48)
+    simulated = QuantLinear(q, cursor, branch)(x.double())
+    extra = turned.double() @ (branch[0].double() @ branch[1].double()).T
+    torch.testing.assert_close(simulated[:, 1], exact[:, 1] + extra[:, 1], rtol=1e-5, atol=1e-4)
+    assert packed.canonical().rotation == 16 and "rotation=16" in repr(packed)
 
 
 def test_input_without_positions_ignores_the_cursor():

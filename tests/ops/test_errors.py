@@ -58,6 +58,8 @@ CASES = [
     *[((op,), {"bits": 5}, "bits is 5, wanted 4, 6 or 8") for op in (
         "pack_weight", "unpack_weight", *PRODUCTS, *QUANTIZERS)],
     (("gemm_quantize",), {"out_bits": 7}, "out_bits is 7, wanted 4, 6 or 8"),
+    *[(QUANTIZERS, {"rotation": block}, f"rotation is {block} and K 8; wanted 0, or a power of two "
+       "from 2 to 128 that divides K") for block in (-2, 1, 3, 6, 16, 256)],
     # pack_weight and unpack_weight
     (("pack_weight",), {"codes": torch.ones(N, K)}, "codes has dtype float32, wanted int8"),
     (("pack_weight",), {"codes": torch.ones(N, K, 1, dtype=torch.int8)},
@@ -210,6 +212,8 @@ FAKE_CASES = [
     ("gemm", {"tokens": 7}, "a_scale has 6 positions, but position 0 + tokens 7 = 7 are needed"),
     ("gemm_float", {"w_zero": torch.ones(N)}, "w_zero has dtype float32, wanted int32"),
     ("quantize", {"x": torch.ones(T, K, dtype=torch.float64)}, f"x has dtype float64, {FLOATS}"),
+    ("quantize", {"rotation": 16}, "rotation is 16 and K 8; wanted 0, or a power of two from 2"),
+    ("norm_quantize", {"rotation": 3}, "rotation is 3 and K 8; wanted 0, or a power of two from 2"),
     ("norm_quantize", {"weight": torch.ones(3)}, "weight has 3 entries, wanted 8"),
     ("pack_weight", {"codes": torch.ones(K, dtype=torch.int8)}, "codes has shape [8], wanted"),
     ("unpack_weight", {"n": 20}, "packed has shape [160], wanted [320]"),

@@ -58,6 +58,17 @@ def test_shapes(isa, make, same_bits):
             _both(same_bits, maker.normal(m, k), *_table(maker, 1))
 
 
+@pytest.mark.parametrize("block", [2, 8, 16, 64, 128])
+def test_rotations(isa, make, same_bits, block):
+    maker = make(8)
+    for blocks in (1, 3, 10):
+        k = block * blocks
+        scale, shift = maker.normal(3, k), maker.normal(3, k)
+        x = maker.normal(3, 2, k, dtype=torch.bfloat16)
+        options = {"weight": maker.normal(k), "post_shift": maker.normal(k)}
+        _both(same_bits, x, *_table(maker, 2), scale=scale, shift=shift, rotation=block, **options)
+
+
 def test_strided_rows(isa, make, same_bits):
     maker = make(4)
     wide = maker.normal(4, 3, 50)

@@ -72,6 +72,21 @@ def test_strides_tables_and_positions(isa, make, same_bits):
             assert y.is_contiguous()
 
 
+@pytest.mark.parametrize("block", [2, 4, 8, 16, 32, 64, 128])
+def test_rotations(isa, make, same_bits, block):
+    maker = make(3)
+    table = maker.uniform(0.5, 8, 6), maker.integers(0, 63, 6)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for blocks in (1, 2, 3, 5, 9, 17):
+            x = maker.normal(5, block * blocks, dtype=dtype)
+            _both(same_bits, x, *table, 6, rotation=block)
+    wide = maker.normal(4, 3, 2 * block + 6)
+    _both(same_bits, wide[..., 3:-3], *table, 6, tokens=3, rotation=block)
+    x = torch.full((2, 4 * block), 1e38)
+    x[0, 1], x[1, -1] = float("nan"), float("inf")
+    _both(same_bits, x, *table, 6, rotation=block)
+
+
 @given(
     m=st.integers(0, 30), k=st.integers(1, 80), bits=st.sampled_from(BITS),
     tokens=st.integers(1, 9), position=st.integers(0, 6), seed=st.integers(0, 2**32 - 1),

@@ -72,6 +72,31 @@ def test_quantize_is_the_affine_grid(seed, bits):
     assert torch.equal(level, exact.clamp(0, 2**bits - 1))
 
 
+@pytest.mark.parametrize("block", [2, 4, 8, 16, 32, 64, 128])
+def test_rotate_is_orthogonal_up_to_its_length(block):
+    matrix = ref.rotate(torch.eye(2 * block, dtype=torch.float64), block)
+    assert set(matrix.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    one = torch.eye(2 * block, dtype=torch.float64)
+    assert torch.equal(matrix @ matrix.T, block * one)
+    assert not matrix[:block, block:].any()
+    sylvester = matrix[:block, :block] * matrix[:block, :1]  # rows without their signs
+    k = torch.arange(block)
+    bits = k[:, None] & k
+    parity = sum(bits >> i & 1 for i in range(7)) % 2
+    assert torch.equal(sylvester, 1.0 - 2.0 * parity.double())
+
+
+@pytest.mark.parametrize("block", [4, 16, 64])
+def test_rotate_spreads_what_columns_have_in_common(block):
+    y = ref.rotate(torch.ones(3, 128), block)
+    assert torch.equal(y.abs(), torch.full_like(y, block**0.5))
+
+
+def test_rotate_by_nothing():
+    x = torch.randn(2, 7)
+    assert ref.rotate(x, 0) is x
+
+
 def test_quantize_rounds_half_to_even():
     x = torch.tensor([[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]])
     zero = torch.tensor([10], dtype=torch.int32)

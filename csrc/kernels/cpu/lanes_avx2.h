@@ -81,6 +81,19 @@ struct Avx2Lanes {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
   }
 
+  // a + b and a - b of elements H apart, whose index has bit H clear and set.
+  template <int H>
+  static F butterfly(F x) {
+    constexpr int second = H == 1 ? 0xaa : H == 2 ? 0xcc : 0xf0;
+    __m256 other;
+    if constexpr (H == 4) {
+      other = _mm256_permute2f128_ps(x.v, x.v, 1);
+    } else {
+      other = _mm256_permute_ps(x.v, H == 1 ? 0xb1 : 0x4e);
+    }
+    return Float8(_mm256_blend_ps(_mm256_add_ps(x.v, other), _mm256_sub_ps(other, x.v), second));
+  }
+
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {
     __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();

@@ -101,6 +101,21 @@ struct Avx512Lanes {
     }
   }
 
+  // a + b and a - b of elements H apart, whose index has bit H clear and set.
+  template <int H>
+  static F butterfly(F x) {
+    constexpr __mmask16 second = H == 1 ? 0xaaaa : H == 2 ? 0xcccc : H == 4 ? 0xf0f0 : 0xff00;
+    __m512 other;
+    if constexpr (H == 1) {
+      other = _mm512_permute_ps(x.v, 0xb1);
+    } else if constexpr (H == 2) {
+      other = _mm512_permute_ps(x.v, 0x4e);
+    } else {
+      other = _mm512_shuffle_f32x4(x.v, x.v, H == 4 ? 0xb1 : 0x4e);
+    }
+    return Float16(_mm512_mask_sub_ps(_mm512_add_ps(x.v, other), second, other, x.v));
+  }
+
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {
     __m512d sums = _mm512_setzero_pd();

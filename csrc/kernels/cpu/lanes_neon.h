@@ -79,6 +79,14 @@ struct NeonLanes {
     memcpy(out, &four, sizeof four);
   }
 
+  // a + b and a - b of elements H apart, whose index has bit H clear and set.
+  template <int H>
+  static F butterfly(F x) {
+    const float32x4_t other = H == 1 ? vrev64q_f32(x.v) : vextq_f32(x.v, x.v, 2);
+    const uint32x4_t second = H == 1 ? uint32x4_t{0, ~0u, 0, ~0u} : uint32x4_t{0, 0, ~0u, ~0u};
+    return Float4(vbslq_f32(second, vsubq_f32(other, x.v), vaddq_f32(x.v, other)));
+  }
+
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {
     float64x2_t sums[4] = {vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0)};

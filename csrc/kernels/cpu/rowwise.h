@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/lanes_scalar.h"
+#include "kernels/cpu/rotate.h"
 #include "kernels/norm_quantize.h"
 #include "kernels/parallel.h"
 
@@ -25,16 +26,29 @@ PTQ4ARVG_FN void with_dtype(const FloatMatrix& x, const Body& body) {
   body(FloatMatrix{x.data, DType::bf16, x.row_stride});
 }
 
+// The codes of row m, whose values load(lanes, k) gives.
+template <class Whole, class Tail, class Problem, class Load>
+PTQ4ARVG_FN void emit_row(const Problem& p, const QuantizeRow& row, int64_t m, const Load& load) {
+  int8_t* out = p.out + m * p.k;
+  const auto store = [&](auto lanes, int64_t k, auto value) __attribute__((always_inline)) {
+    lanes.store_codes(out + k, quantize(value, row));
+  };
+  if (p.rotation) return rotate_row<Whole, Tail>(p.k, p.rotation, load, store);
+  for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+    store(lanes, k, load(lanes, k));
+  });
+}
+
 template <class Whole, class Tail>
 static inline void quantize_rows(const QuantizeProblem& p) {
   parallel_for(p.m, kRowwiseGrain / p.k, [&p](int64_t begin, int64_t end) {
     with_dtype(p.x, [&](FloatMatrix x) __attribute__((always_inline)) {
       for (int64_t m = begin; m < end; ++m) {
         const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
-        for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
-          const auto value = lanes.load_any(x, m * x.row_stride + k);
-          lanes.store_codes(p.out + m * p.k + k, quantize(value, row));
-        });
+        const auto load = [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+          return lanes.load_any(x, m * x.row_stride + k);
+        };
+        emit_row<Whole, Tail>(p, row, m, load);
       }
     });
   });
@@ -80,8 +94,8 @@ PTQ4ARVG_FN void norm_statistics(const NormQuantizeProblem& p, const FloatMatrix
 }
 
 template <class L>
-PTQ4ARVG_FN void norm_lanes(const L& lanes, const NormQuantizeProblem& p, const FloatMatrix& x, const NormRow& norm,
-                            const QuantizeRow& row, int64_t m, int64_t image, int64_t k) {
+PTQ4ARVG_FN typename L::F norm_lanes(const L& lanes, const NormQuantizeProblem& p, const FloatMatrix& x,
+                                     const NormRow& norm, int64_t m, int64_t image, int64_t k) {
   using F = typename L::F;
   F y = lanes.load_any(x, m * x.row_stride + k);
   if (!p.rms) y = sub(y, F(norm.mean));
@@ -97,7 +111,7 @@ PTQ4ARVG_FN void norm_lanes(const L& lanes, const NormQuantizeProblem& p, const 
   if (p.shift.data) y = add(y, lanes.load_any(p.shift, image * p.shift.row_stride + k));
   if (p.post_scale) y = mul(y, lanes.load(p.post_scale + k));
   if (p.post_shift) y = add(y, lanes.load(p.post_shift + k));
-  lanes.store_codes(p.out + m * p.k + k, quantize(y, row));
+  return y;
 }
 
 template <class Whole, class Tail, int Rows>
@@ -108,8 +122,8 @@ PTQ4ARVG_FN void norm_quantize_some(const NormQuantizeProblem& p, const FloatMat
     const NormRow norm = norms[m - first];
     const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
     const int64_t image = m / p.rows.tokens;
-    for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
-      norm_lanes(lanes, p, x, norm, row, m, image, k);
+    emit_row<Whole, Tail>(p, row, m, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+      return norm_lanes(lanes, p, x, norm, m, image, k);
     });
   }
 }

@@ -1,5 +1,6 @@
 // norm_quantize: one block a row. The row stays in registers between the two sums and the output; rows that are too
 // long for that, or not aligned, are read again each time (from the caches).
+#include "kernels/cuda/rotate.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/rowwise.h"
 #include "kernels/cuda/vector.cuh"
@@ -59,8 +60,8 @@ __device__ inline double block_sum(double value, double* shared) {
 
 // The steps after the statistics, in the order of norm_quantize.h.
 template <int W>
-__device__ inline void finish(const NormQuantizeProblem& p, float mean, float rstd, const QuantizeRow& to, int64_t row,
-                              int64_t image, int64_t k, float* y) {
+__device__ inline void modulate(const NormQuantizeProblem& p, float mean, float rstd, int64_t image, int64_t k,
+                                float* y) {
   float v[W];
   const auto each = [&](auto step) {
 #pragma unroll
@@ -87,6 +88,10 @@ __device__ inline void finish(const NormQuantizeProblem& p, float mean, float rs
   if (p.shift.data) load_columns<W>(p.shift, image * p.shift.row_stride + k, v), each(plus);
   if (p.post_scale) load_columns<W>(p.post_scale, k, v), each(times);
   if (p.post_shift) load_columns<W>(p.post_shift, k, v), each(plus);
+}
+
+template <int W>
+__device__ inline void store(const NormQuantizeProblem& p, const QuantizeRow& to, int64_t row, int64_t k, float* y) {
   int8_t* out = p.out + row * p.k + k;
 #pragma unroll
   for (int i = 0; i < W; ++i) y[i] = ptq4arvg::quantize(y[i], to);
@@ -99,15 +104,31 @@ __device__ inline void finish(const NormQuantizeProblem& p, float mean, float rs
   }
 }
 
+// The rotation of the columns that a block of threads holds, W neighbouring ones a thread; all threads take part.
+template <int W>
+__device__ inline void rotate(float* y, int block, int64_t k, float* exchange) {
+  rotate_in_warp<W>(y, block, k);
+  if constexpr (W == 1) {
+    for (int stride = 32; stride < block; stride *= 2) {
+      __syncthreads();
+      exchange[threadIdx.x] = y[0];
+      __syncthreads();
+      const float other = exchange[threadIdx.x ^ stride];
+      y[0] = threadIdx.x & stride ? sub(other, y[0]) : add(y[0], other);
+    }
+  }
+}
+
 // C chunks of W elements a thread are kept; C = 0 keeps none.
-template <DType T, int W, int C>
+template <DType T, int W, int C, bool Rotated>
 __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constant__ NormQuantizeProblem p) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
   __shared__ double shared[2][8];
+  __shared__ float exchange[W == 1 && Rotated ? 256 : 1];
   const int64_t row = blockIdx.x;
   const int64_t start = row * p.x.row_stride, chunks = p.k / W;
-  float kept[C ? C : 1][W];
+  float kept[C ? C : 1][W] = {};
   const auto for_each_chunk = [&](auto body) {
     if constexpr (C > 0) {
 #pragma unroll
@@ -147,14 +168,29 @@ __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constan
   const float rstd = static_cast<float>(1.0 / sqrt(variance + p.eps));
   const RowPlace place = place_of(p.rows, row);
   const QuantizeRow to = table_row(p.table, place.t);
-  for_each_chunk([&](int64_t chunk, float* x) {
-    finish<W>(p, static_cast<float>(mean), rstd, to, row, place.image, chunk * W, x);
-  });
+  const auto write = [&](int64_t chunk, float* x) {
+    const bool inside = chunk < chunks;
+    if (inside) modulate<W>(p, static_cast<float>(mean), rstd, place.image, chunk * W, x);
+    if constexpr (Rotated) rotate<W>(x, p.rotation, chunk * W, exchange);
+    if (inside) store<W>(p, to, row, chunk * W, x);
+  };
+  if constexpr (!Rotated) {
+    for_each_chunk(write);
+  } else if constexpr (C > 0) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) write(threadIdx.x + static_cast<int64_t>(c) * blockDim.x, kept[c]);
+  } else {  // threads past the end take part in the exchange
+    for (int64_t first = 0; first < chunks; first += blockDim.x) {
+      const int64_t chunk = first + threadIdx.x;
+      if (chunk < chunks) load_row<T, W>(p.x, start + chunk * W, kept[0]);
+      write(chunk, kept[0]);
+    }
+  }
 }
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-template <DType T>
+template <DType T, bool Rotated>
 cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
   constexpr int W = kWidth<T>;
   if (p.m > 0x7fffffff) return cudaErrorInvalidConfiguration;
@@ -163,11 +199,17 @@ cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
   for (const float* each : {p.weight, p.bias, p.constant, p.post_scale, p.post_shift}) wide = wide && aligned(each);
   const int64_t chunks = wide ? p.k / W : p.k;
   const auto run = [&](auto* kernel, int threads) { return launch_early(kernel, grid, threads, 0, launch, p); };
-  if (!wide) return run(norm_quantize_kernel<T, 1, 0>, 256);
-  if (chunks <= 128) return run(norm_quantize_kernel<T, W, 1>, 128);
-  if (chunks <= 256) return run(norm_quantize_kernel<T, W, 2>, 128);
-  if (chunks <= 512) return run(norm_quantize_kernel<T, W, 4>, 128);
-  return chunks <= 1024 ? run(norm_quantize_kernel<T, W, 4>, 256) : run(norm_quantize_kernel<T, W, 0>, 256);
+  if (!wide) return run(norm_quantize_kernel<T, 1, 0, Rotated>, 256);
+  if (chunks <= 128) return run(norm_quantize_kernel<T, W, 1, Rotated>, 128);
+  if (chunks <= 256) return run(norm_quantize_kernel<T, W, 2, Rotated>, 128);
+  if (chunks <= 512) return run(norm_quantize_kernel<T, W, 4, Rotated>, 128);
+  if (chunks <= 1024) return run(norm_quantize_kernel<T, W, 4, Rotated>, 256);
+  return run(norm_quantize_kernel<T, W, 0, Rotated>, 256);
+}
+
+template <DType T>
+cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
+  return p.rotation ? start<T, true>(p, launch) : start<T, false>(p, launch);
 }
 
 }  // namespace

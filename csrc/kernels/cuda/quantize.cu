@@ -1,4 +1,5 @@
 // quantize: a warp takes a piece of a row, four 16-byte loads a lane at once. Bound by memory.
+#include "kernels/cuda/rotate.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/rowwise.h"
 #include "kernels/cuda/vector.cuh"
@@ -9,8 +10,29 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kLoads = 4;  // of a lane
 
+// The rotation of a warp's columns, kLoads times 32 lanes of W.
+template <int W>
+__device__ inline void rotate(float (*values)[W], int block, int64_t k) {
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) rotate_in_warp<W>(values[i], block, k + 32 * W * i);
+  if constexpr (W == 1) {  // a lane's columns are 32 apart, so that stages are left
+    static_assert(32 * kLoads >= kMaxRotation);
+#pragma unroll
+    for (int stride = 1; stride < kLoads; stride *= 2) {
+      if (32 * stride >= block) return;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if (i & stride) continue;
+        const float a = values[i][0], b = values[i + stride][0];
+        values[i][0] = add(a, b);
+        values[i + stride][0] = sub(a, b);
+      }
+    }
+  }
+}
+
 // W elements at a time: what fills 16 bytes, or 1 where rows are not aligned.
-template <DType T, int W>
+template <DType T, int W, bool Rotated>
 __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_constant__ QuantizeProblem p) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
@@ -19,7 +41,7 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
   const int64_t chunks = p.k / W;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * (32 * kLoads) + threadIdx.x;
   const int64_t start = row * p.x.row_stride;
-  float values[kLoads][W];
+  float values[kLoads][W] = {};
 #pragma unroll
   for (int i = 0; i < kLoads; ++i) {
     const int64_t chunk = first + 32 * i;
@@ -31,6 +53,7 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
       widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), values[i]);
     }
   }
+  if constexpr (Rotated) rotate<W>(values, p.rotation, first * W);
   const QuantizeRow to = table_row(p.table, place_of(p.rows, row).t);
 #pragma unroll
   for (int i = 0; i < kLoads; ++i) {
@@ -59,7 +82,9 @@ cudaError_t start(const QuantizeProblem& p, const Launch& launch) {
   const int64_t blocks = (p.m + kWarps - 1) / kWarps;
   if (blocks > 0x7fffffff || pieces > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces)), block(32, kWarps);
-  return launch_early(wide ? quantize_kernel<T, W> : quantize_kernel<T, 1>, grid, block, 0, launch, p);
+  const auto run = [&](auto* kernel) { return launch_early(kernel, grid, block, 0, launch, p); };
+  if (p.rotation) return run(wide ? quantize_kernel<T, W, true> : quantize_kernel<T, 1, true>);
+  return run(wide ? quantize_kernel<T, W, false> : quantize_kernel<T, 1, false>);
 }
 
 }  // namespace

@@ -1,0 +1,29 @@
+// The rotation of a row before it is quantized: signs, then a Hadamard matrix over each block of neighbouring columns.
+//
+//   u = H s x     s: +1 and -1, the Golay-Rudin-Shapiro sequence; H: Sylvester's matrix, entries +1 and -1
+//
+// H is not divided by the square root of its size: scales take that up. It is applied in stages of stride 1, 2, 4, ...:
+// of two elements a, b a stride apart, the first becomes a + b and the second a - b. The stages' order is part of the
+// format, so that all backends agree bit for bit. The Walsh spectrum of s is flat, so that what all columns of a block
+// have in common does not fall into one.
+#pragma once
+
+#include "kernels/real.h"
+
+namespace ptq4arvg {
+
+constexpr int kMaxRotation = 128;  // columns of a block: what a warp holds with 16-byte loads of float32
+
+// Is the sign of a column -1? The number of pairs of neighbouring ones in its index, odd or even.
+PTQ4ARVG_FN bool negative_column(int64_t k) {
+  uint32_t pairs = static_cast<uint32_t>(k) & (static_cast<uint32_t>(k) >> 1) & (kMaxRotation / 2 - 1);
+  pairs ^= pairs >> 4;
+  pairs ^= pairs >> 2;
+  return (pairs ^ (pairs >> 1)) & 1;
+}
+
+PTQ4ARVG_FN bool rotation_fits(int64_t block, int64_t k) {
+  return block == 0 || (block >= 2 && block <= kMaxRotation && (block & (block - 1)) == 0 && k % block == 0);
+}
+
+}  // namespace ptq4arvg
