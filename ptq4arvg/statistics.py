@@ -143,16 +143,11 @@ class _Range:
         self.lo.scatter_reduce_(0, index, lo, "amin")
         self.hi.scatter_reduce_(0, index, hi, "amax")
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """(lo, hi) [S, K], infinite the wrong way around for steps that no vector was of."""
-        return self.lo, self.hi
 
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(lo, hi) [S, K] of all; a step that no row reached has the range of a zero."""
+def _joined(lows: list[Tensor], highs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(lo, hi) [S, K] of all ranks; a step that no row reached has the range of a zero."""
     # Of 0 and -0 either may come first: plus 0 makes them one.
-    lo = torch.stack([part[0] for part in parts]).amin(0) + 0.0
-    hi = torch.stack([part[1] for part in parts]).amax(0) + 0.0
+    lo, hi = torch.stack(lows).amin(0) + 0.0, torch.stack(highs).amax(0) + 0.0
     seen = lo <= hi
     return lo.where(seen, 0.0), hi.where(seen, 0.0)
 
@@ -194,16 +189,19 @@ class _InputObserver:
         if self.range.lo is not None:  # a rank may have had no rows
             kept = {"sample": self.sample, "position": self.position, "start": self.start}
             mine = {name: torch.cat(parts) for name, parts in kept.items()}
-            mine |= {"range": self.range.ends()}
-            mine |= {"turned": self.turned.ends()} if self.turned is not None else {}
+            mine |= {"lo": self.range.lo, "hi": self.range.hi}
+            if self.turned is not None:
+                mine |= {"turned_lo": self.turned.lo, "turned_hi": self.turned.hi}
         self.sample = []
         parts = [part for part in current().gather(mine) if part]
         # A batch is one rank's: in a stable order of batches the sample is that of one process.
         order = torch.cat([part["start"] for part in parts]).argsort(stable=True)
         position = torch.cat([part["position"] for part in parts])[order]
         sample = torch.cat([part["sample"] for part in parts])[order]
-        rotated = self.turned and _joined([part["turned"] for part in parts])
-        lo, hi = _joined([part["range"] for part in parts])
+        lo, hi = _joined([part["lo"] for part in parts], [part["hi"] for part in parts])
+        rotated = None
+        if self.turned is not None:
+            rotated = _joined(*([part[f"turned_{end}"] for part in parts] for end in ("lo", "hi")))
         return InputStatistics(lo, hi, self.step, sample, position, rotated)
 
 
