@@ -49,7 +49,8 @@ def png(seed, width=64, height=8, large=False):
 
 
 def transform(i):
-    return {"gain_predicted": 2.0 + i, "error_before": 0.01, "error_after": 0.009 - 1e-4 * i,
+    return {"smooth": 0.5, "rotation": 64 if i == 1 else 0,
+            "gain_predicted": 2.0 + i, "error_before": 0.01, "error_after": 0.009 - 1e-4 * i,
             "error_whole_step": 0.008 + 3e-3 * i, "gps_share": 0.5,
             "expected_before": 0.02, "expected_whole_step": 0.019 + 6e-3 * i}  # fmt: skip
 
@@ -291,6 +292,7 @@ def test_figures_are_those_of_the_cells(folder):
     assert "4 of 8 rows are kept (median distance 6.50, of those left 2.50)" in page.text
     assert "row 7, unconditional: distance 8.00, kept" in page.text
     assert "9.0 (8.0 to 10.0)" in page.text
+    assert "rotated, blocks of 64" in page.text
 
 
 def test_a_budget_is_shown_like_a_scheme(tmp_path):

@@ -130,7 +130,8 @@ def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
 @register
 @dataclass(frozen=True)
 class PTQ4ARVG(Method):
-    """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges, GPTQ.
+    """GPS on a smoothed and zero-centred input, or a rotated one where that measures better; static
+    token-wise scales, searched ranges, GPTQ.
 
     smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
     each channel's midpoint where the model can absorb that. gps: the gain-projected factors; norm:

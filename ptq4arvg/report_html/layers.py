@@ -50,14 +50,23 @@ def _layers(record: Record, pair: Pair) -> Markup:
     position = {name: number for number, (name, _) in enumerate(values, 1)}
     rows = [
         tag("tr", tag("td", position[name]), tag("td", tag("code", name)),
-            tag("td", f"{value:.1f}"), tag("td", chosen[name]) if chosen else None)
+            tag("td", f"{value:.1f}"), tag("td", _input(cell["transforms"].get(name))),
+            tag("td", chosen[name]) if chosen else None)
         for name, value in worst.items()
     ]  # fmt: skip
-    names = ("no.", "linear", "SQNR, dB", *(["scheme"] if chosen else []))
+    names = ("no.", "linear", "SQNR, dB", "input", *(["scheme"] if chosen else []))
     head = tag("tr", *(tag("th", text, scope="col") for text in names))
     table = tag("table", tag("caption", f"The {len(worst)} worst layers"), tag("thead", head),
                 tag("tbody", *rows))  # fmt: skip
     return join(plot.render(), tag("div", table, class_="scroll"))
+
+
+def _input(record: Mapping[str, Any] | None) -> str:
+    """What the method did to a linear's input."""
+    record = record or {}
+    if record.get("rotation"):
+        return f"rotated, blocks of {record['rotation']}"
+    return "scaled" if "smooth" in record else "as it is"
 
 
 def gains(record: Record) -> Markup:
