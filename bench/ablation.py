@@ -45,7 +45,6 @@ COLUMNS = ("stress", "seed", "variant", "kl", "top1_agreement", "logit_error", "
 SMOOTHQUANT = {
     "smooth": 0.5, "center": False, "gps": False, "granularity": "tensor", "rounding": "nearest",
     "activation_range": "minmax", "weight_range": "minmax", "bias_correction": False,
-    "rotation": "none",
 }  # fmt: skip
 WITH_GPS = SMOOTHQUANT | {"gps": True}
 WITH_STWQ = WITH_GPS | {"granularity": "group"}
@@ -66,9 +65,6 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W6A6 without DGC (random rows)": ("W6A6", "random", False, {}),
     "W6A6 without range search": ("W6A6", "dgc", False, {"activation_range": "minmax"}),
     "W6A6 without bias correction": ("W6A6", "dgc", False, {"bias_correction": False}),
-    "W6A6 without rotations": ("W6A6", "dgc", False, {"rotation": "none"}),
-    "W6A6 all inputs rotated": ("W6A6", "dgc", False, {"rotation": "all"}),
-    "W4A8 all inputs rotated": ("W4A8", "dgc", False, {"rotation": "all"}),
     "W6A6 without GPTQ": ("W6A6", "dgc", False, {"rounding": "nearest"}),
     "W4A8 without GPTQ": ("W4A8", "dgc", False, {"rounding": "nearest"}),
     "W6A6 sinks in float": ("W6A6", "dgc", False, {"sink": "float"}),

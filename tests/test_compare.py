@@ -122,6 +122,7 @@ def test_methods_with_additions():
     method = parse_method("rtn+stwq")
     assert method.name == "rtn" and method.granularity == "auto"
     assert parse_method("smoothquant+stwq+gptq").rounding == "gptq"
+    assert parse_method("ptq4arvg+rot").rotation == "measured"
     with pytest.raises(ValueError, match=r"'stwk' is no addition; wanted stwq.*Closest: 'stwq'"):
         parse_method("rtn+stwk")
     with pytest.raises(ValueError, match="unknown method 'rtm'"):
