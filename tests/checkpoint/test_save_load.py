@@ -262,9 +262,9 @@ def test_a_tensor_of_another_shape_is_refused(copy):
 
 def test_a_newer_format_is_refused(copy):
     config = read_config(copy)
-    config["quantization_config"]["version"] = 2
+    config["quantization_config"]["version"] = 3
     reseal(copy, config=config)
-    refuse(copy, "format version 2; this ptq4arvg reads versions up to 1")
+    refuse(copy, "format version 3; this ptq4arvg reads versions up to 2")
 
 
 def test_other_folders_are_refused(copy, tmp_path):
