@@ -62,6 +62,7 @@ caption{text-align:left;font-weight:600;padding:4px 8px}
 .strip{display:block;width:100%;height:auto;image-rendering:pixelated}
 .strips{display:grid;grid-template-columns:minmax(90px,190px) minmax(0,768px);gap:6px 12px;
 align-items:center}
+.strips>div{overflow-wrap:anywhere}
 .viewer{max-width:970px}
 .controls{display:flex;flex-wrap:wrap;gap:8px 18px;align-items:center;margin:8px 0}
 .controls input[type=range]{width:min(320px,70vw)}
