@@ -307,7 +307,8 @@ def test_a_budget_is_shown_like_a_scheme(tmp_path):
     assert "5.5 bits (reached 5.41 to 5.47)" in page.text and "W8A8 (" not in page.text
     assert "ptq4arvg at 5.5 bits: 25.5 dB on average" in page.text
     assert "1. blocks.0.fc: 20.0 dB at W4A8" in page.text
-    assert re.search("<td><code>blocks.1.fc</code></td><td>21.0</td><td>W6A8</td>", text)
+    assert re.search("<td><code>blocks.1.fc</code></td><td>21.0</td>"
+                     "<td>rotated, blocks of 64</td><td>W6A8</td>", text)  # fmt: skip
     assert "5.5 bits: GPS lowers the measured error of 12 of 12 linears" in page.text
     assert "rtn at 5.5 bits: 0.01, 5.41 bits a weight, 1.00 MB, Frechet" in page.text
     words = shlex.split(command(comparison))

@@ -65,7 +65,7 @@ struct Avx512Lanes {
   I load_int(const int32_t* p) const { return Whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(mask, p); }
 
   void store_int(int32_t* p, I x) const {
-    Whole ? _mm512_storeu_si512(p, x) : _mm512_mask_storeu_epi32(p, mask, x);
+    Whole ? _mm512_storeu_si512(p, x) : _mm512_mask_storeu_ps(p, mask, _mm512_castsi512_ps(x));
   }
 
   static I minus(I a, I b) { return _mm512_sub_epi32(a, b); }
@@ -105,14 +105,8 @@ struct Avx512Lanes {
   template <int H>
   static F butterfly(F x) {
     constexpr __mmask16 second = H == 1 ? 0xaaaa : H == 2 ? 0xcccc : H == 4 ? 0xf0f0 : 0xff00;
-    __m512 other;
-    if constexpr (H == 1) {
-      other = _mm512_permute_ps(x.v, 0xb1);
-    } else if constexpr (H == 2) {
-      other = _mm512_permute_ps(x.v, 0x4e);
-    } else {
-      other = _mm512_shuffle_f32x4(x.v, x.v, H == 4 ? 0xb1 : 0x4e);
-    }
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 other = _mm512_permutexvar_ps(_mm512_xor_si512(lane, _mm512_set1_epi32(H)), x.v);
     return Float16(_mm512_mask_sub_ps(_mm512_add_ps(x.v, other), second, other, x.v));
   }
 
