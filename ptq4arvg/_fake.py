@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS, MAX_ROTATION
+from .reference import ACTIVATIONS, MAX_ROTATION, rotation_fits
 
 PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -53,8 +53,7 @@ def _check_bits(op: str, name: str, bits: int) -> None:
 
 
 def _check_rotation(op: str, block: int, k: int) -> None:
-    power = 2 <= block <= MAX_ROTATION and block & (block - 1) == 0
-    if block and not (power and k % block == 0):
+    if not rotation_fits(block, k):
         raise RuntimeError(
             f"{op}: rotation is {block} and K {k}; wanted 0, or a power of two from 2 to "
             f"{MAX_ROTATION} that divides K"

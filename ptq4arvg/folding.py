@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from .hadamard import turn_input_
 from .memory import release_mapped, return_freed_memory
 from .methods import LayerView, Method, Transform
-from .numerics import rotate
 from .plan import LayerPlan
 from .statistics import SAMPLE, InputStatistics
 
@@ -127,12 +127,7 @@ def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
     """
     linear = model.transformer.get_submodule(name)
     if transform.rotation:
-        weight = transform.weight(linear.weight.detach())
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        # A hook, not a module around it: hooks that observe inputs come later and see its result.
-        linear.register_forward_pre_hook(
-            lambda _module, args: (rotate(args[0], transform.rotation), *args[1:])
-        )
+        turn_input_(linear, transform.input, transform.weight(linear.weight.detach()))
         return
     model.fold_(name, transform.scale, transform.shift)
     dtype = linear.weight.dtype

@@ -7,10 +7,12 @@ q = 1 modulo 4 (II). The multiplication takes O(K (k + m)) steps instead of O(K^
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Rotation", "factor", "paley", "split_size"]
+__all__ = ["Rotation", "factor", "paley", "split_size", "turn_input_", "turn_of"]
 
 
 def _is_prime(q: int) -> bool:
@@ -99,3 +101,26 @@ class Rotation(nn.Module):
             y = torch.stack([y[:, 0] + y[:, 1], y[:, 0] - y[:, 1]], 1)
             width //= 2
         return y.reshape(x.shape) * self.size**-0.5
+
+
+class _Turn:
+    """A hook that turns the input of a module. Not a module around it: hooks that observe inputs
+    come after it and see its result."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor]) -> None:
+        self.turn = turn
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self.turn(args[0]), *args[1:])
+
+
+def turn_input_(linear: nn.Linear, turn: Callable[[Tensor], Tensor], weight: Tensor) -> None:
+    """Turn the input of ``linear`` whenever it runs; weight [N, K]: the one that goes with that."""
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_forward_pre_hook(_Turn(turn))
+
+
+def turn_of(linear: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What ``turn_input_`` made a linear do to its input; None if nothing."""
+    hooks = linear._forward_pre_hooks.values()
+    return next((hook.turn for hook in hooks if isinstance(hook, _Turn)), None)

@@ -52,8 +52,7 @@ def inspect_(
     else:
         budget = Budget.of(model, goal.target_bits)
         plan = allocate(model, budget, method, calibration, progress=progress).plan
-    turn = method.rotation != "none"
-    stats = collect_steps(model, plan, calibration, progress=progress, rotations=turn)
+    stats = collect_steps(model, plan, calibration, progress=progress, rotations=method.rotates)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
     }  # fmt: skip

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import closest
-from .reference import MAX_ROTATION, column_signs
-from .reference import rotate as rotate_exactly
+from .reference import MAX_ROTATION
 
 __all__ = [
     "SCHEMES",
@@ -25,7 +24,6 @@ __all__ = [
     "get_scheme",
     "grid_error",
     "quantize_weight",
-    "rotate",
     "rotation_block",
     "round_to_grid",
     "round_weight",
@@ -101,18 +99,6 @@ def rotation_block(columns: int) -> int:
     """The largest block that ``columns`` can be rotated in; 0 if their number is odd."""
     block = min(columns & -columns, MAX_ROTATION)
     return block if block > 1 else 0
-
-
-def rotate(x: Tensor, block: int) -> Tensor:
-    """`reference.rotate` of x [..., K] as a matrix product: equal but for the rounding of sums."""
-    if not block:
-        return x
-    signs = column_signs(x.shape[-1]).to(x)
-    # The rotated identity is Hadamard's matrix with its rows signed.
-    hadamard = rotate_exactly(torch.eye(block).to(x), block) * signs[:block, None]
-    return ((x * signs).unflatten(-1, (-1, block)) @ hadamard).flatten(
-        -2
-    )  # [..., K / block, block]
 
 
 def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,15 @@ from torch import nn
 
 from .allocation import Budget, allocate
 from .attention import quantize_attention_
+from .block_parts import BlockParts
 from .calibration import Calibration, calibrate
 from .compat import quantize_like_research_
 from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
+from .hadamard import turn_of
 from .layer import input_grids, quantize_linear, sample_size, scaled_statistics
 from .memory import release_mapped, return_freed_memory
 from .methods import Method, get_method
-from .methods.block_parts import BlockParts
 from .nn import PackedLinear, QuantLinear
 from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
@@ -74,7 +75,7 @@ def quantize_(
         raise ValueError(
             "quantize_: this model is quantized already; load the float model again to start over"
         )
-    if any(model.transformer.get_submodule(s.name)._forward_pre_hooks for s in model.linears()):
+    if any(turn_of(model.transformer.get_submodule(s.name)) for s in model.linears()):
         raise ValueError(
             "quantize_: this model is left rotated by a run that did not end; load the float "
             "model again to start over"
@@ -118,8 +119,7 @@ def quantize_(
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
     size = sample_size(model, active, method)
-    turn = method.rotation != "none"
-    stats = collect_steps(model, active, calibration, size, batch_size, progress, turn)
+    stats = collect_steps(model, active, calibration, size, batch_size, progress, method.rotates)
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,
@@ -137,8 +137,6 @@ def quantize_(
             rotation = 0 if transform is None else transform.rotation
             q, sqnr, branch = quantize_linear(model, p, own, grids[p.name], method, rotation)
             record = {} if transform is None else dict(transform.record)
-            if rotation:
-                record["rotation"] = rotation
             if grids[p.name][3] is not None:
                 record["position_blend"] = grids[p.name][3]
             layers.append(_install(model, p, q, sqnr, pack, record, branch))
@@ -168,7 +166,8 @@ def _install(model, p: LayerPlan, q: LinearQuantization, sqnr, pack: bool, recor
     if pack:
         module = PackedLinear(q, cursor, linear.weight.dtype)
     else:
-        module = QuantLinear(q, cursor, branch, getattr(linear, "turn", None))
+        # A rotation in blocks is the quantizer's own; any other one has to be kept.
+        module = QuantLinear(q, cursor, branch, None if q.rotation else turn_of(linear))
     model.replace_(p.name, module)
     release_mapped(linear.parameters())
     half = 2 * q.codes.numel()

@@ -15,7 +15,6 @@ __all__ = [
     "ACTIVATIONS",
     "MAX_ROTATION",
     "activate",
-    "column_signs",
     "gemm",
     "gemm_float",
     "gemm_quantize",
@@ -23,6 +22,7 @@ __all__ = [
     "pack_weight",
     "quantize",
     "rotate",
+    "rotation_fits",
     "unpack_weight",
 ]
 
@@ -114,7 +114,13 @@ def _image_rows(values: Tensor, count: int, tokens: int) -> Tensor:
     return _rows(values).float()[images]
 
 
-def column_signs(count: int) -> Tensor:
+def rotation_fits(block: int, k: int) -> bool:
+    """Whether k columns can be rotated in such blocks: 0, or powers of two that divide k."""
+    power = 2 <= block <= MAX_ROTATION and block & (block - 1) == 0
+    return block == 0 or (power and k % block == 0)
+
+
+def _column_signs(count: int) -> Tensor:
     """The Golay-Rudin-Shapiro sequence of 128, repeated: float32 [count]."""
     k = torch.arange(count) % MAX_ROTATION
     pairs = k & (k >> 1)  # of neighbouring ones
@@ -130,7 +136,7 @@ def rotate(x: Tensor, block: int) -> Tensor:
     """
     if not block:
         return x
-    y = x * column_signs(x.shape[-1]).to(x)
+    y = x * _column_signs(x.shape[-1]).to(x)
     stride = 1
     while stride < block:
         y = y.reshape(-1, 2, stride)  # [..., K] -> [pairs of runs, 2, stride]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .distributed import ALONE, Group, current
-from .numerics import rotate, rotation_block
+from .numerics import rotation_block
+from .reference import rotate
 
 __all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
 

@@ -15,7 +15,7 @@ namespace ptq4arvg {
 constexpr int kMaxRotation = 128;  // columns of a block: what a warp holds with 16-byte loads of float32
 
 // Is the sign of a column -1? The number of pairs of neighbouring ones in its index, odd or even.
-PTQ4ARVG_FN bool negative_column(int64_t k) {
+PTQ4ARVG_FN constexpr bool negative_column(int64_t k) {
   uint32_t pairs = static_cast<uint32_t>(k) & (static_cast<uint32_t>(k) >> 1) & (kMaxRotation / 2 - 1);
   pairs ^= pairs >> 4;
   pairs ^= pairs >> 2;

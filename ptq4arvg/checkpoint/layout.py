@@ -20,13 +20,10 @@ import torch
 from torch import Tensor
 
 from ..numerics import LinearQuantization
-from ..reference import MAX_ROTATION
+from ..reference import MAX_ROTATION, rotation_fits
 from .bits import pack_bits, packed_words, unpack_bits
 
 __all__ = ["linear_names", "pack_linear", "unpack_linear"]
-
-
-ROTATIONS = tuple(2**i for i in range(1, MAX_ROTATION.bit_length()))
 
 
 def linear_names(w_bits: int) -> tuple[set[str], set[str]]:
@@ -103,7 +100,7 @@ def unpack_linear(
             raise ValueError(f"{name}.{key} holds a scale that is not a positive number")
     if int(tensors["input_zero_point"].max()) >= 2**a_bits:
         raise ValueError(f"{name}.input_zero_point lies outside {a_bits} bits")
-    if rotation not in (0, *ROTATIONS) or (rotation and k % rotation):
+    if not rotation_fits(rotation, k):
         raise ValueError(
             f"{name}: its input of {k} columns is rotated in blocks of {rotation}; wanted a power "
             f"of two up to {MAX_ROTATION} that divides their number"

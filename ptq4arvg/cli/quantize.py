@@ -158,11 +158,11 @@ def run_quantize(request: Request) -> None:
         raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
     header(f"quantize {r.source[0]} to {r.goal} by {r.method}", r.seed, r.quiet)
     from ..allocation import Budget
+    from ..block_parts import BlockParts
     from ..calibration import calibrate
     from ..checkpoint.save import check_target
     from ..distributed import current
     from ..methods import get_method
-    from ..methods.block_parts import BlockParts
     from ..pipeline import quantize_
     from ..plan import make_plan
 

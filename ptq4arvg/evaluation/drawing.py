@@ -81,7 +81,8 @@ class Drawing:
     def images(self, batch: Tensor) -> Tensor:
         """Images uint8 [n, H, W, 3] of the indices ``batch`` [n]."""
         labels = self.labels[batch]
-        ids = self.model.sample_ids(labels, seed=self.seed, index=batch, **self.options)
+        options = self.options | self.model.captures()
+        ids = self.model.sample_ids(labels, seed=self.seed, index=batch, **options)
         return to_bytes(resize_bicubic(self.model.decode_ids(ids).float(), self.size))
 
     def draw(self, folder: Path, progress: Progress | None, phase: str) -> ImageParts:

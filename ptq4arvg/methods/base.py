@@ -15,11 +15,11 @@ from ..numerics import (
     Scheme,
     affine_grid,
     quantize_weight,
-    rotate,
     rotation_block,
     round_to_grid,
     weight_range,
 )
+from ..reference import rotate
 from ..statistics import InputStatistics
 from ..token_scales import GRANULARITIES
 
@@ -135,6 +135,11 @@ class Method:
         "softmax": ("best", "uniform", "log_sqrt2"),
     }
 
+    @property
+    def rotates(self) -> bool:
+        """Whether some inputs may be rotated: their ranges are then needed, too."""
+        return self.rotation != "none"
+
     def __post_init__(self) -> None:
         for option, wanted in self.CHOICES.items():
             value = getattr(self, option)
@@ -143,7 +148,7 @@ class Method:
                     f"method {self.name!r}: {option} is {value!r}; wanted one of "
                     f"{', '.join(wanted)}. {closest(str(value), wanted)}"
                 )
-        if self.no_rotation and self.rotation != "none":
+        if self.no_rotation and self.rotates:
             raise ValueError(
                 f"method {self.name!r}: rotation is {self.rotation!r}, but {self.no_rotation}; "
                 "wanted none"
@@ -169,9 +174,9 @@ class Method:
         found = self.fit(layer, scheme)
         columns = layer.weight.shape[1]
         block = rotation_block(columns)
-        if self.rotation == "none" or not block:
+        if not self.rotates or not block:
             return found
-        turned = Transform.none(columns, block)
+        turned = replace(Transform.none(columns, block), record={"rotation": block})
         if self.rotation == "all":
             return turned
         errors = []
@@ -180,7 +185,8 @@ class Method:
             errors.append(self.output_error(layer, trial, scheme, branch))
         record = {"error_unrotated": errors[0], "error_rotated": errors[1]}
         if errors[1] < ROTATION_PAYS * errors[0]:
-            return replace(turned, record=({} if found is None else found.record) | record)
+            before = {} if found is None else found.record
+            return replace(turned, record=turned.record | before | record)
         if found is not None:
             found.record.update(record)
         return found

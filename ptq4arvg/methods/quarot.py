@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..calibration import Calibration
-from ..hadamard import Rotation, split_size
+from ..hadamard import Rotation, split_size, turn_input_
 from .base import Method, register
 
 __all__ = ["QuaRot"]
@@ -69,8 +69,4 @@ class QuaRot(Method):
 @torch.no_grad()
 def rotate_(linear: nn.Linear, rotation: Rotation) -> None:
     """Rotate the weight of ``linear`` in place, and its input whenever it runs."""
-    weight = rotation(linear.weight.double()).to(linear.weight.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.turn = rotation
-    # A hook, not a module around it: hooks that observe inputs come after it and see its result.
-    linear.register_forward_pre_hook(lambda _module, args: (rotation(args[0]), *args[1:]))
+    turn_input_(linear, rotation, rotation(linear.weight.double()).to(linear.weight.dtype))

@@ -15,11 +15,7 @@ from ..graphs import StepGraphs
 from ..nn import Cursor
 from ..sampling import Sampler
 
-__all__ = ["ADALN_ROWS", "ARVGModel", "LinearSpec", "SamplingDefaults"]
-
-# Row blocks of VAR's and Switti's AdaLN linears: gate1, gate2, scale1, scale2, shift1, shift2; of
-# the head's: scale, shift. Role of the modulated linear -> (its scale, its shift).
-ADALN_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
+__all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
 
 
 @dataclass(frozen=True)
@@ -217,13 +213,13 @@ class ARVGModel(nn.Module):
         rows = self.check_labels(labels).to(self.cursor.position.device)
         return torch.cat([rows, torch.full_like(rows, self.null_label)]) if guided else rows
 
-    def _captures(self, graphs: bool | None) -> bool:
-        """Whether ``generate`` captures steps when asked for ``graphs``."""
+    def captures(self, graphs: bool | None = None) -> dict[str, bool]:
+        """What ``sample_ids`` takes to capture its steps, if ``generate`` does with ``graphs``."""
         why = self.not_captured or self.graphs.refusal(self.cursor.position.device)
         if graphs and why:
             raise ValueError(f"{self.name}: graphs=True, but {why}; wanted graphs=None or False")
         self.graphs.eager = "graphs=False" if graphs is False else why
-        return not self.graphs.eager
+        return {} if self.graphs.eager else {"graphs": True}
 
     @torch.inference_mode()
     def generate(
@@ -259,8 +255,7 @@ class ARVGModel(nn.Module):
                     f"{self.name}: no sampling option {name!r}; wanted cfg or one of "
                     f"{', '.join(self.sampling_options)}. {closest(name, self.sampling_options)}"
                 )
-        if self._captures(graphs):
-            options["graphs"] = True
+        options |= self.captures(graphs)
         images = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]

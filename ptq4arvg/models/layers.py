@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..nn import Cursor, PackedLinear
 
 __all__ = [
+    "ADALN_ROWS",
     "Activation",
     "FeedForward",
     "GatedFeedForward",
@@ -25,6 +26,10 @@ __all__ = [
     "rotate",
     "scaled_buffer",
 ]
+
+# Row blocks of VAR's and Switti's AdaLN linears: gate1, gate2, scale1, scale2, shift1, shift2; of
+# the head's: scale, shift. Role of the modulated linear -> (its scale, its shift).
+ADALN_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
 
 
 class ModulatedNorm(nn.Module):

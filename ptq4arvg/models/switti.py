@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
-from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
+from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .family import Family, PublishedFiles
 from .layers import (
+    ADALN_ROWS,
     GatedFeedForward,
     HeadNorm,
     ModulatedNorm,

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
-from .base import ADALN_ROWS, ARVGModel, LinearSpec, SamplingDefaults
+from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import decoding
 from .family import Family, PublishedFiles
 from .layers import (
+    ADALN_ROWS,
     FeedForward,
     HeadNorm,
     ModulatedNorm,

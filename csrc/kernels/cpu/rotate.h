@@ -10,11 +10,7 @@ namespace {  // compiled for several instruction sets: internal linkage, see rea
 struct Signs {
   float of[kMaxRotation];
   constexpr Signs() : of() {
-    for (int k = 0; k < kMaxRotation; ++k) {
-      int pairs = k & (k >> 1), odd = 0;
-      for (; pairs; pairs &= pairs - 1) odd ^= 1;
-      of[k] = odd ? -1.0f : 1.0f;
-    }
+    for (int k = 0; k < kMaxRotation; ++k) of[k] = negative_column(k) ? -1.0f : 1.0f;
   }
 };
 constexpr Signs kSigns;

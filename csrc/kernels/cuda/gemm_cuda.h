@@ -1,7 +1,7 @@
 // The interface between the choice of a CUDA GEMM and the tiled kernels that work on plain int8 codes.
 //
 // A configuration is a row of data: a name, the oldest architecture it runs on, its tile and three functions. The
-// CUTLASS kernels fill one table of them, one configuration per file; the choice among them is in select.h.
+// CUTLASS kernels fill one table of them, one configuration per file; the choice among them is in choose.cpp.
 //
 // What the build does with files below this folder goes by their names (csrc/ptq4arvg_build/sources.py): a .cu file
 // with sm90 in its name is compiled for sm_90a alone and left out where that is not wanted, one with sm80 for all

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..calibration import Calibration
-from ..checkpoint.hashing import model_hash, text_hash
-from ..distributed import current
-from ..parts import Parts
-from ..plan import LayerPlan
-from ..serialize import canonical_json
-from .base import Method
+from .calibration import Calibration
+from .checkpoint.hashing import model_hash, text_hash
+from .distributed import current
+from .methods import Method
+from .parts import Parts
+from .plan import LayerPlan
+from .serialize import canonical_json
 
 __all__ = ["BlockParts"]
 
@@ -33,7 +33,7 @@ class BlockParts(Parts):
     ) -> BlockParts:  # fmt: skip
         """Of one quantization: of the float ``model``, the schemes of ``plan``, the rows, the
         method's options. ValueError if the folder holds blocks of another one."""
-        from .. import __version__
+        from . import __version__
 
         schemes = {p.name: p.scheme.name for p in plan}
         settings = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import ptq4arvg
+from ptq4arvg.block_parts import BlockParts
 from ptq4arvg.cli import main
 from ptq4arvg.methods import METHODS, get_method
-from ptq4arvg.methods.block_parts import BlockParts
 from ptq4arvg.models import build_model
 from ptq4arvg.pipeline import quantize_
 from tests.models.tiny import TINY
@@ -54,7 +54,7 @@ def threads():
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, threads):
     folder = tmp_path / "parts"
-    code = f"from tests.methods.test_block_parts import run_and_die; run_and_die({str(folder)!r})"
+    code = f"from tests.test_block_parts import run_and_die; run_and_die({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
     kept = sorted(path.name for path in folder.iterdir())
