@@ -9,7 +9,9 @@ from ptq4arvg.evaluation.drawing import Drawing, remove_parts
 from ptq4arvg.evaluation.protocol import find_protocol
 from ptq4arvg.evaluation.run import evaluate
 from ptq4arvg.evaluation.spaces import bundled_reference, bundled_space
+from ptq4arvg.graphs import StepGraphs
 from ptq4arvg.models.registry import build_model
+from tests.graph_tape import TapeBackend
 from tests.models.tiny import TINY
 
 SMOKE = find_protocol("smoke").with_(images=6, compared=3)
@@ -55,6 +57,14 @@ def test_an_interrupted_evaluation_goes_on(model, space, tmp_path, monkeypatch):
     assert found.figures == measure(model, space, None).figures
     remove_parts(parts)
     assert not parts.exists()
+
+
+def test_steps_are_captured_as_by_generate(model, space):
+    labels = torch.arange(3)
+    eager = Drawing(model, SMOKE, labels, 3, space, 2).images(labels)
+    model.graphs = StepGraphs(TapeBackend())
+    assert torch.equal(Drawing(model, SMOKE, labels, 3, space, 2).images(labels), eager)
+    assert len(model.graphs.captured) == 1 and not model.graphs.eager
 
 
 def test_images_that_other_weights_drew_are_refused(model, space, tmp_path):
