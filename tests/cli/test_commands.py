@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -149,8 +150,9 @@ def test_sampling_options_are_those_of_the_family(tmp_path, capsys):
 def test_generate_writes_images_that_depend_on_seed_and_index(checkpoint, tmp_path, capsys):
     run("generate", checkpoint, "--classes", "3,7", "--seed", 4, "--out", tmp_path / "a", "-q")
     run("generate", checkpoint, "--classes", "3", "--seed", 4, "--out", tmp_path / "b", "-q")
-    first = (tmp_path / "a" / "000_class3.png").read_bytes()
-    assert first == (tmp_path / "b" / "000_class3.png").read_bytes()
+    # The decoder's float sums may round by the size of the batch: one level of a pixel at most.
+    two, one = (np.asarray(Image.open(tmp_path / d / "000_class3.png")).astype(int) for d in "ab")
+    assert abs(two - one).max() <= 1
     assert Image.open(tmp_path / "a" / "001_class7.png").size == (32, 32)
     assert "ms per image" in capsys.readouterr().out
 
