@@ -237,8 +237,8 @@ class ARVGModel(nn.Module):
     ) -> Tensor:
         """Images float32 [n, 3, H, W] in [0, 1], one per label.
 
-        Image i depends on ``seed`` and i only, not on the other images or the batch size, but for
-        the rounding of float sums, which on some processors goes with the batch size. index:
+        Image i depends on ``seed`` and i, not on the other images. Nor on the batch size, in
+        integers; but on some processors float linears round by it, and a token can flip. index:
         the i of the first image, or int64 [n], of each. cfg, top_k, top_p: None takes the model's
         defaults (``config.sampling``); 0 switches one off.
         options: others that the family has. ValueError for one that it does not.
