@@ -2,7 +2,8 @@
 # Build the kernel test without torch and Python: build.sh OUTPUT [compiler flags]
 #
 # With AVX-512 emulated by SIMDe where its headers are installed (Debian: libsimde-dev) and the processor has AVX2 but
-# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. CXX names the
+# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. MAX_JOBS: files
+# compiled at a time (default 2). CXX names the
 # compiler (default g++), whose target decides which instruction sets there are.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -51,8 +52,7 @@ for source in "$csrc"/kernels/*.cpp "$csrc"/kernels/cpu/*.cpp "$here"/test_kerne
         *avx* | *amx*) [ $x86 = 1 ] || continue ;;
         *neon*) [ $arm64 = 1 ] || continue ;;
     esac
-    # shellcheck disable=SC2086 - words on purpose
-    $cxx $flags $isa -c "$source" -o "$objects/$name.o"
-done
+    printf '%s\0' "$cxx $flags $isa -c '$source' -o '$objects/$name.o'"
+done | xargs -0 -n 1 -P "${MAX_JOBS:-2}" sh -c
 # shellcheck disable=SC2086
 $cxx $flags "$objects"/*.o -pthread -o "$output"
