@@ -126,9 +126,15 @@ def apply_transform_(model: nn.Module, name: str, transform: Transform) -> None:
     A rotation is folded into nothing: the linear rotates its input itself, in a hook.
     """
     linear = model.transformer.get_submodule(name)
+    if transform.folds:
+        _fold_(model, name, transform)
     if transform.rotation:
-        turn_input_(linear, transform.input, transform.weight(linear.weight.detach()))
-        return
+        turn = Transform.none(linear.in_features, transform.rotation)
+        turn_input_(linear, turn.input, turn.weight(linear.weight.detach()))
+
+
+def _fold_(model: nn.Module, name: str, transform: Transform) -> None:
+    linear = model.transformer.get_submodule(name)
     model.fold_(name, transform.scale, transform.shift)
     dtype = linear.weight.dtype
     weight = linear.weight.detach().double() * transform.scale

@@ -52,7 +52,7 @@ def inspect_(
     else:
         budget = Budget.of(model, goal.target_bits)
         plan = allocate(model, budget, method, calibration, progress=progress).plan
-    stats = collect_steps(model, plan, calibration, progress=progress, rotations=method.rotates)
+    stats = collect_steps(model, plan, calibration, progress=progress)
     outputs = {
         p.name: len(stats[p.name].sample) * len(_weight(model, p.name)) for p in plan
     }  # fmt: skip

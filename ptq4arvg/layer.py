@@ -13,7 +13,7 @@ from .methods import Method, Transform
 from .numerics import LinearQuantization, round_to_grid, round_weight, weight_grid
 from .plan import LayerPlan
 from .rounding import compensated_codes
-from .statistics import SAMPLE, InputStatistics, collect_histograms
+from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_ranges
 from .token_scales import input_grid, step_ranges
 
 __all__ = ["input_grids", "quantize_linear", "sample_size", "scaled_statistics"]
@@ -56,12 +56,18 @@ def input_grids(
                              transforms.get(p.name))
         for p in plan
     }  # fmt: skip
+    inputs = {name: transform.input for name, transform in transforms.items()}
+    turned = {p.name: (stats[p.name].step, inputs[p.name]) for p in plan
+              if p.name in transforms and transforms[p.name].rotation}  # fmt: skip
+    if turned:
+        found = collect_ranges(model, calibration, turned, batch_size, progress)
+        for name, (lo, hi) in found.items():
+            ranges[name] = replace(ranges[name], lo=lo, hi=hi)
     histograms: dict[str, Tensor] = {}
     if method.activation_range == "mse":
         # An error in channel k reaches the output multiplied by column k of the weight.
         over = {p.name: (*step_ranges(ranges[p.name]), columns[p.name]) for p in plan}
         bins = 4 * 2 ** max(p.scheme.a_bits for p in plan)
-        inputs = {name: transform.input for name, transform in transforms.items()}
         histograms = collect_histograms(
             model, calibration, over, bins, inputs, batch_size=batch_size, progress=progress
         )

@@ -119,7 +119,7 @@ def quantize_(
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
     size = sample_size(model, active, method)
-    stats = collect_steps(model, active, calibration, size, batch_size, progress, method.rotates)
+    stats = collect_steps(model, active, calibration, size, batch_size, progress)
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,

@@ -53,8 +53,7 @@ def sensitivities(
     costs about as much as quantizing the model once per candidate. What ``method.prepare`` would
     learn or rotate is left out.
     """
-    stats = collect_steps(model, active, calibration, batch_size=batch_size, progress=progress,
-                          rotations=method.rotates)  # fmt: skip
+    stats = collect_steps(model, active, calibration, batch_size=batch_size, progress=progress)
     visits = {name: model.visits(name) for name in free}
     seen = _gradients(model, visits, calibration, progress)
     harm: Harm = {p.name: {} for p in active if p.name in free}

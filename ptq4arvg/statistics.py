@@ -1,9 +1,10 @@
 """Streaming statistics of the inputs of linears, collected through hooks in bounded memory.
 
-Two passes over the calibration rows are enough for every method, both on the float model as it is:
-``collect_inputs`` (ranges per decoding step and channel, and an even sample of token vectors) and,
-once the transforms are known, ``collect_histograms`` (values of the transformed inputs per
-position) for the search of the static scales. Nothing grows with the number of rows.
+Up to three passes over the calibration rows, all on the float model as it is: ``collect_inputs``
+(ranges per decoding step and channel, and an even sample of token vectors); once the transforms are
+known, ``collect_ranges`` of the inputs that are rotated, which no earlier range tells, and
+``collect_histograms`` (values of the transformed inputs per position) for the search of the static
+scales. Nothing grows with the number of rows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .distributed import ALONE, Group, current
-from .numerics import rotation_block
 from .reference import rotate
 
-__all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "watch_inputs"]
+__all__ = ["SAMPLE", "InputStatistics", "collect_histograms", "collect_inputs", "collect_ranges",
+           "watch_inputs"]  # fmt: skip
 
 SAMPLE = 1024  # token vectors that are enough to compare transforms on
 
@@ -38,7 +39,6 @@ class InputStatistics:
     token axis); step int64 [T]: the step of each position; sample [M, K] and sample_position int64
     [M]: token vectors taken evenly over rows and positions. Values are float32; as collected from
     a model in half precision they are in its dtype, which holds the same in half the memory.
-    rotated: (lo, hi) [S, K] of the input rotated in its largest blocks, if that was collected.
     """
 
     lo: Tensor
@@ -46,13 +46,12 @@ class InputStatistics:
     step: Tensor
     sample: Tensor
     sample_position: Tensor
-    rotated: tuple[Tensor, Tensor] | None = None
 
     def float(self) -> InputStatistics:
         """The same in float32."""
-        rotated = self.rotated and tuple(x.float() for x in self.rotated)
-        return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float(),
-                       rotated=rotated)  # fmt: skip
+        return replace(
+            self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float()
+        )  # fmt: skip
 
     def thinned(self, size: int) -> InputStatistics:
         """The same with at most ``size`` token vectors, drawn from the sample at random."""
@@ -68,13 +67,28 @@ class InputStatistics:
     def transformed(self, scale: Tensor, shift: Tensor) -> InputStatistics:
         """Statistics of ``u / scale - shift`` (scale > 0, both float32 [K]), in float32."""
         lo, hi, sample = (x / scale - shift for x in (self.lo, self.hi, self.sample))
-        return replace(self, lo=lo, hi=hi, sample=sample, rotated=None)
+        return replace(self, lo=lo, hi=hi, sample=sample)
 
-    def turned(self) -> InputStatistics:
-        """Statistics of the input rotated in its largest blocks, in float32."""
-        sample = rotate(self.sample.float(), rotation_block(self.sample.shape[1]))
-        lo, hi = (x.float() for x in self.rotated)
-        return replace(self, lo=lo, hi=hi, sample=sample, rotated=None)
+    def sampled(self) -> InputStatistics:
+        """The same with the ranges of the sample; that of a step without any is 0 to 0."""
+        if not len(self.sample):
+            return replace(self, lo=torch.zeros_like(self.lo), hi=torch.zeros_like(self.hi))
+        at = self.step[self.sample_position].to(self.sample.device)
+        index = at[:, None].expand_as(self.sample)  # [M, K]
+        lo, hi = (
+            like.new_zeros(like.shape).scatter_reduce_(
+                0, index, self.sample, how, include_self=False
+            )
+            for like, how in ((self.lo, "amin"), (self.hi, "amax"))
+        )
+        return replace(self, lo=lo, hi=hi)
+
+    def turned(self, block: int) -> InputStatistics:
+        """Those of the input rotated in blocks of so many columns, in float32.
+
+        The ranges are those of the sample: ranges of channels do not tell those of their sums.
+        """
+        return replace(self.float(), sample=rotate(self.sample.float(), block)).sampled()
 
 
 @torch.inference_mode()
@@ -154,14 +168,11 @@ def _joined(lows: list[Tensor], highs: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class _InputObserver:
-    """Running range per step and an even sample of token vectors of one linear's input.
+    """Running range per step and an even sample of token vectors of one linear's input."""
 
-    turn: the range of the rotated input, too.
-    """
-
-    def __init__(self, step: Tensor, rows: int, size: int, turn: bool = False) -> None:
+    def __init__(self, step: Tensor, rows: int, size: int) -> None:
         self.step, self.rows, self.size = step, rows, size
-        self.range, self.turned = _Range(step), _Range(step) if turn else None
+        self.range = _Range(step)
         self.sample: list[Tensor] = []
         self.position: list[Tensor] = []
         self.start: list[Tensor] = []
@@ -169,8 +180,6 @@ class _InputObserver:
     def __call__(self, x: Tensor, start: int) -> None:
         batch, tokens, channels = x.shape
         self.range.add(x)
-        if self.turned is not None:
-            self.turned.add(rotate(x.float(), rotation_block(channels)))
         # Every stride-th token vector of the stream of all rows: even over rows and positions, and
         # the same whatever the batch size. A stride coprime to the row length visits all positions.
         stride = max(self.rows * tokens // self.size, 1)
@@ -191,8 +200,6 @@ class _InputObserver:
             kept = {"sample": self.sample, "position": self.position, "start": self.start}
             mine = {name: torch.cat(parts) for name, parts in kept.items()}
             mine |= {"lo": self.range.lo, "hi": self.range.hi}
-            if self.turned is not None:
-                mine |= {"turned_lo": self.turned.lo, "turned_hi": self.turned.hi}
         self.sample = []
         parts = [part for part in current().gather(mine) if part]
         # A batch is one rank's: in a stable order of batches the sample is that of one process.
@@ -200,10 +207,7 @@ class _InputObserver:
         position = torch.cat([part["position"] for part in parts])[order]
         sample = torch.cat([part["sample"] for part in parts])[order]
         lo, hi = _joined([part["lo"] for part in parts], [part["hi"] for part in parts])
-        rotated = None
-        if self.turned is not None:
-            rotated = _joined(*([part[f"turned_{end}"] for part in parts] for end in ("lo", "hi")))
-        return InputStatistics(lo, hi, self.step, sample, position, rotated)
+        return InputStatistics(lo, hi, self.step, sample, position)
 
 
 def collect_inputs(
@@ -214,19 +218,50 @@ def collect_inputs(
     sample: int = SAMPLE,
     batch_size: int = 16,
     progress: Progress | None = None,
-    rotations: bool = False,
 ) -> dict[str, InputStatistics]:
     """Input statistics of linears over the calibration rows; steps: name -> step per position.
 
     visits: name -> how often a replay runs it (once); sample: about how many token vectors to keep
-    of each; rotations: collect the ranges of the rotated inputs, too.
+    of each.
     """
     rows, often = len(calibration.labels), visits or {}
     observers = {
-        name: _InputObserver(step, rows * often.get(name, 1), sample, rotations)
+        name: _InputObserver(step, rows * often.get(name, 1), sample)
         for name, step in steps.items()
     }
     watch_inputs(model, calibration, observers, batch_size, progress, "collect", current())
+    return {name: observer.result() for name, observer in observers.items()}
+
+
+class _RangeObserver:
+    """Running range per step of ``transform`` of one linear's input."""
+
+    def __init__(self, step: Tensor, transform: Input) -> None:
+        self.range, self.transform = _Range(step), transform
+
+    def __call__(self, x: Tensor, start: int) -> None:
+        self.range.add(self.transform(x.float()))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(lo, hi) [S, K] of all ranks' rows."""
+        mine = {} if self.range.lo is None else {"lo": self.range.lo, "hi": self.range.hi}
+        parts = [part for part in current().gather(mine) if part]
+        return _joined([part["lo"] for part in parts], [part["hi"] for part in parts])
+
+
+def collect_ranges(
+    model: torch.nn.Module,
+    calibration: Calibration,
+    inputs: Mapping[str, tuple[Tensor, Input]],
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(lo, hi) float32 [S, K] of linears' transformed inputs over the calibration rows.
+
+    inputs: name -> (step of each position [T], what to make of the input in float32).
+    """
+    observers = {name: _RangeObserver(*given) for name, given in inputs.items()}
+    watch_inputs(model, calibration, observers, batch_size, progress, "rotated ranges", current())
     return {name: observer.result() for name, observer in observers.items()}
 
 

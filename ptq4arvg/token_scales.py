@@ -51,14 +51,11 @@ def collect_steps(
     sample: int = SAMPLE,
     batch_size: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
-    rotations: bool = False,
 ) -> dict[str, InputStatistics]:
     """``collect_inputs`` of the planned linears of ``model``, with ranges by decoding step."""
     steps = {p.name: position_groups(p.spec, "step") for p in plan}
     visits = {name: model.visits(name) for name in steps}
-    return collect_inputs(
-        model, calibration, steps, visits, sample, batch_size, progress, rotations
-    )
+    return collect_inputs(model, calibration, steps, visits, sample, batch_size, progress)
 
 
 def step_ranges(stats: InputStatistics) -> Range:

@@ -50,8 +50,7 @@ def test_fitting_changes_nothing_and_folding_what_was_fitted(config):
         p.name for p in plan
     )
     stats = collect_inputs(model, rows, {p.name: position_groups(p.spec, "step") for p in plan},
-                           {p.name: model.visits(p.name) for p in plan},
-                           rotations=True)  # fmt: skip
+                           {p.name: model.visits(p.name) for p in plan})  # fmt: skip
     objects = {name: (value, value.clone()) for name, value in model.named_parameters()}
     buffers = set(model.state_dict())
     transforms, columns = fit(model, parts, stats, get_method("ptq4arvg"), None)

@@ -1,12 +1,14 @@
 """Streaming statistics of inputs, against the same numbers computed at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ptq4arvg import reference
 from ptq4arvg.calibration import Calibration
-from ptq4arvg.statistics import InputStatistics, collect_histograms, collect_inputs
+from ptq4arvg.statistics import InputStatistics, collect_histograms, collect_inputs, collect_ranges
 
 T, K, ROWS = 12, 6, 10
 STEP = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])
@@ -54,14 +56,32 @@ def test_ranges_and_sample_do_not_depend_on_the_batch_size(case, batch_size):
 
 def test_ranges_of_rotated_inputs(case):
     toy, rows = case
-    stats = collect_inputs(toy, rows, {"linear": STEP}, sample=40, batch_size=3, rotations=True)
-    turned = stats["linear"].turned()
-    x = reference.rotate(toy.inputs(rows.ids).double(), 2)
+
+    def turn(x):
+        return reference.rotate(x / 3, 2)
+
+    lo, hi = collect_ranges(toy, rows, {"linear": (STEP, turn)}, batch_size=3)["linear"]
+    x = turn(toy.inputs(rows.ids).double())
     for s in range(3):
-        torch.testing.assert_close(turned.lo[s].double(), x[:, s == STEP].amin((0, 1)))
-        torch.testing.assert_close(turned.hi[s].double(), x[:, s == STEP].amax((0, 1)))
-    torch.testing.assert_close(turned.sample, reference.rotate(stats["linear"].sample, 2))
-    assert turned.rotated is None and stats["linear"].float().rotated is not None
+        torch.testing.assert_close(lo[s].double(), x[:, s == STEP].amin((0, 1)))
+        torch.testing.assert_close(hi[s].double(), x[:, s == STEP].amax((0, 1)))
+
+
+def test_ranges_of_the_sample(case):
+    toy, rows = case
+    stats = collect_inputs(toy, rows, {"linear": STEP}, sample=40)["linear"]
+    turned = stats.turned(2)
+    assert torch.equal(turned.sample, reference.rotate(stats.sample, 2))
+    at = STEP[turned.sample_position]
+    for s in range(3):
+        assert torch.equal(turned.lo[s], turned.sample[at == s].amin(0))
+        assert torch.equal(turned.hi[s], turned.sample[at == s].amax(0))
+    first = replace(stats, sample=stats.sample[at == 0],
+                    sample_position=stats.sample_position[at == 0]).sampled()  # fmt: skip
+    assert torch.equal(first.lo[0], stats.sample[at == 0].amin(0))
+    assert not first.lo[1:].any() and not first.hi[1:].any()
+    empty = replace(stats, sample=stats.sample[:0], sample_position=stats.sample_position[:0])
+    assert not empty.turned(2).hi.any() and empty.turned(2).hi.shape == stats.hi.shape
 
 
 class Growing(Toy):

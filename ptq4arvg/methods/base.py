@@ -51,8 +51,8 @@ class LayerView:
 class Transform:
     """Make a linear's input ``u / scale - shift`` (float64 [K] each); ``record`` is for reports.
 
-    rotation: or rotate it in blocks of so many columns as it is quantized (`reference.rotate`), the
-    scale being 1 and the shift 0; a model absorbs nothing of that.
+    rotation: then rotate that in blocks of so many columns as it is quantized (`reference.rotate`);
+    the model absorbs the scale and the shift, but nothing of the rotation.
     """
 
     scale: Tensor
@@ -66,24 +66,27 @@ class Transform:
         one = torch.ones(columns, dtype=torch.float64)
         return cls(one, torch.zeros_like(one), rotation=rotation)
 
+    @property
+    def folds(self) -> bool:
+        """Whether there is anything for the model to absorb."""
+        return bool((self.scale != 1).any() or self.shift.any())
+
     def weight(self, weight: Tensor) -> Tensor:
         """The weight [N, K] that goes with the transformed input."""
-        if self.rotation:
-            # The rotation's matrix times its transpose is ``rotation``.
-            return (rotate(weight.double(), self.rotation) / self.rotation).to(weight.dtype)
-        return (weight.double() * self.scale).to(weight.dtype)
+        scaled = weight.double() * self.scale
+        if self.rotation:  # whose matrix times its transpose is ``rotation``
+            scaled = rotate(scaled, self.rotation) / self.rotation
+        return scaled.to(weight.dtype)
 
     def input(self, x: Tensor) -> Tensor:
         """The transformed input, of float32 x [..., K]."""
-        if self.rotation:
-            return rotate(x, self.rotation)
-        return x / self.scale.float() - self.shift.float()
+        scaled = x / self.scale.float() - self.shift.float()
+        return rotate(scaled, self.rotation) if self.rotation else scaled
 
     def statistics(self, stats: InputStatistics) -> InputStatistics:
-        """Those of the transformed input, in float32."""
-        if self.rotation:
-            return stats.turned()
-        return stats.transformed(self.scale.float(), self.shift.float())
+        """Those of the transformed input, in float32; if rotated, with ranges of the sample."""
+        scaled = stats.transformed(self.scale.float(), self.shift.float())
+        return scaled.turned(self.rotation) if self.rotation else scaled
 
     def then(self, scale: Tensor) -> Transform:
         """This transform followed by a further division by ``scale``."""
@@ -99,12 +102,12 @@ class Method:
     activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest" or
     "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones.
     bias_correction: add the mean output error over the calibration sample to the bias. rotation: of
-    inputs in blocks of up to 128 channels as they are quantized, in place of a transform that the
-    model absorbs: "none", "all", or "measured", where it lowers the output error of the linear on
-    the sample by 3 %. sink: "integer" or "float", how sink positions are computed. attention:
-    "float", or "simulated" quantization of both attention products (never in the integer path);
-    softmax: the grid of the probabilities there, "uniform", "log_sqrt2", or the "best" of both for
-    every block.
+    inputs in blocks of up to 128 channels as they are quantized, after the transform or without it,
+    whichever measures better: "none", "all", or "measured", where it lowers the output error of the
+    linear on the sample by 3 %. sink: "integer" or "float", how sink positions are computed.
+    attention: "float", or "simulated" quantization of both attention products (never in the integer
+    path); softmax: the grid of the probabilities there, "uniform", "log_sqrt2", or the "best" of
+    both for every block.
     """
 
     name: ClassVar[str] = ""
@@ -137,7 +140,7 @@ class Method:
 
     @property
     def rotates(self) -> bool:
-        """Whether some inputs may be rotated: their ranges are then needed, too."""
+        """Whether some inputs may be rotated."""
         return self.rotation != "none"
 
     def __post_init__(self) -> None:
@@ -170,26 +173,29 @@ class Method:
         return None
 
     def transform_of(self, layer: LayerView, scheme: Scheme) -> Transform | None:
-        """What ``fit`` finds, or a rotation where one is asked for and the input can be rotated."""
+        """What ``fit`` finds, and a rotation where one is asked for and can be had."""
         found = self.fit(layer, scheme)
         columns = layer.weight.shape[1]
         block = rotation_block(columns)
         if not self.rotates or not block:
             return found
-        turned = replace(Transform.none(columns, block), record={"rotation": block})
-        if self.rotation == "all":
-            return turned
-        errors = []
-        for trial in (found or Transform.none(columns), turned):
-            branch = self.branch(trial.weight(layer.weight).float())
-            errors.append(self.output_error(layer, trial, scheme, branch))
-        record = {"error_unrotated": errors[0], "error_rotated": errors[1]}
-        if errors[1] < ROTATION_PAYS * errors[0]:
-            before = {} if found is None else found.record
-            return replace(turned, record=turned.record | before | record)
-        if found is not None:
-            found.record.update(record)
-        return found
+        plain = Transform.none(columns)
+        # What the range of a rotated input is, only its sample tells: so that all are judged by it.
+        view = replace(layer, stats=layer.stats.sampled())
+
+        def error(transform: Transform) -> float:
+            branch = self.branch(transform.weight(layer.weight).float())
+            return self.output_error(view, transform, scheme, branch)
+
+        turned = [replace(t, rotation=block) for t in (plain, found) if t is not None]
+        errors = [error(t) for t in turned]
+        best = min(range(len(turned)), key=errors.__getitem__)
+        unturned = error(found or plain)
+        record = {} if found is None else dict(found.record)
+        record |= {"error_unrotated": unturned, "error_rotated": errors[best]}
+        if self.rotation == "measured" and errors[best] >= ROTATION_PAYS * unturned:
+            return found and replace(found, record=record)
+        return replace(turned[best], record=record | {"rotation": block, "rotated_after": best > 0})
 
     def branch(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """Factors (up [N, r], down [r, K]) of a part of the weight that stays in float, or None.

@@ -36,7 +36,7 @@ def test_transforms_keep_the_float_function(name, case):
     with torch.no_grad():
         method = get_method(name, **SHORT.get(name, {})).prepare(model, plan, rows)
     steps = {p.name: position_groups(p.spec, "step") for p in plan}
-    stats = collect_inputs(model, rows, steps, sample=64, rotations=True)
+    stats = collect_inputs(model, rows, steps, sample=64)
     parts = stages(plan)
     transforms, _ = fit(model, parts, stats, method, None)
     for part in parts:
