@@ -25,7 +25,7 @@ from ptq4arvg.evaluation.protocol import find_protocol
 from ptq4arvg.evaluation.spaces import bundled_reference, bundled_space
 from ptq4arvg.models.registry import build_model
 from ptq4arvg.serialize import pretty_json
-from ptq4arvg.statistics import collect_histograms, collect_inputs
+from ptq4arvg.statistics import collect_histograms, collect_inputs, collect_ranges
 from ptq4arvg.token_scales import position_groups, step_ranges
 from tests.models.tiny import TINY
 
@@ -96,6 +96,9 @@ def statistics_hash(model: ptq4arvg.ARVGModel, rows: ptq4arvg.Calibration) -> st
     for name, s in stats.items():
         found |= {f"{name} {key}": getattr(s, key) for key in ("lo", "hi", "sample")}
         found[f"{name} position"] = s.sample_position
+    turned = {name: (step, torch.neg) for name, step in steps.items()}
+    for name, (lo, hi) in collect_ranges(model, rows, turned, batch_size=2).items():
+        found |= {f"{name} turned lo": lo, f"{name} turned hi": hi}
     return content_hash({}, found)
 
 

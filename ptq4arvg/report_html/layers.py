@@ -65,7 +65,8 @@ def _input(record: Mapping[str, Any] | None) -> str:
     """What the method did to a linear's input."""
     record = record or {}
     if record.get("rotation"):
-        return f"rotated, blocks of {record['rotation']}"
+        first = "scaled, then " if record.get("rotated_after") else ""
+        return f"{first}rotated, blocks of {record['rotation']}"
     return "scaled" if "smooth" in record else "as it is"
 
 

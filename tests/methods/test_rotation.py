@@ -45,9 +45,8 @@ def test_the_weight_makes_up_for_the_rotation(block):
     error = (F.linear(turn.input(x), turn.weight(weight)) - exact).abs().max()
     assert error < 1e-12 * exact.abs().max()
     both = scaled(block)  # whose scale and shift are taken in float32
-    error = (
-        F.linear(both.input(x), both.weight(weight)) + weight @ (both.scale * both.shift) - exact
-    )
+    bias = weight @ (both.scale * both.shift)
+    error = F.linear(both.input(x), both.weight(weight), bias) - exact
     assert error.abs().max() < 1e-5 * exact.abs().max()
 
 
