@@ -36,10 +36,11 @@ from .serialize import pretty_json, write_file
 __all__ = ["ADDITIONS", "Comparison", "all_methods", "parse_method", "run_comparison"]
 
 # What can be added to a method's name, as in "smoothquant+stwq": options that compose with all, but
-# "rot" not with those that rotate or learn for themselves.
+# rotations not with those that rotate or learn for themselves.
 ADDITIONS: Mapping[str, dict[str, Any]] = {
     "stwq": {"granularity": "auto"},
     "rot": {"rotation": "measured"},
+    "rotall": {"rotation": "all"},
     "mse": {"activation_range": "mse", "weight_range": "mse"},
     "gptq": {"rounding": "gptq"},
 }

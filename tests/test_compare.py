@@ -123,6 +123,7 @@ def test_methods_with_additions():
     assert method.name == "rtn" and method.granularity == "auto"
     assert parse_method("smoothquant+stwq+gptq").rounding == "gptq"
     assert parse_method("ptq4arvg+rot").rotation == "measured"
+    assert parse_method("ptq4arvg+rotall").rotation == "all"
     with pytest.raises(ValueError, match=r"'stwk' is no addition; wanted stwq.*Closest: 'stwq'"):
         parse_method("rtn+stwk")
     with pytest.raises(ValueError, match="unknown method 'rtm'"):
