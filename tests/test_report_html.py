@@ -49,7 +49,7 @@ def png(seed, width=64, height=8, large=False):
 
 
 def transform(i):
-    return {"smooth": 0.5, "rotation": 64 if i == 1 else 0,
+    return {"smooth": 0.5, "rotation": 64 if i in (1, 2) else 0, "rotated_after": i == 2,
             "gain_predicted": 2.0 + i, "error_before": 0.01, "error_after": 0.009 - 1e-4 * i,
             "error_whole_step": 0.008 + 3e-3 * i, "gps_share": 0.5,
             "expected_before": 0.02, "expected_whole_step": 0.019 + 6e-3 * i}  # fmt: skip
@@ -293,6 +293,7 @@ def test_figures_are_those_of_the_cells(folder):
     assert "row 7, unconditional: distance 8.00, kept" in page.text
     assert "9.0 (8.0 to 10.0)" in page.text
     assert "rotated, blocks of 64" in page.text
+    assert "scaled, then rotated, blocks of 64" in page.text
 
 
 def test_a_budget_is_shown_like_a_scheme(tmp_path):
