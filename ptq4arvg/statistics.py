@@ -49,9 +49,7 @@ class InputStatistics:
 
     def float(self) -> InputStatistics:
         """The same in float32."""
-        return replace(
-            self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float()
-        )  # fmt: skip
+        return replace(self, lo=self.lo.float(), hi=self.hi.float(), sample=self.sample.float())
 
     def thinned(self, size: int) -> InputStatistics:
         """The same with at most ``size`` token vectors, drawn from the sample at random."""
@@ -158,9 +156,14 @@ class _Range:
         self.lo.scatter_reduce_(0, index, lo, "amin")
         self.hi.scatter_reduce_(0, index, hi, "amax")
 
+    def parts(self) -> dict[str, Tensor]:
+        """What a rank hands over for ``_joined``; nothing if it had no rows."""
+        return {} if self.lo is None else {"lo": self.lo, "hi": self.hi}
 
-def _joined(lows: list[Tensor], highs: list[Tensor]) -> tuple[Tensor, Tensor]:
+
+def _joined(parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """(lo, hi) [S, K] of all ranks; a step that no row reached has the range of a zero."""
+    lows, highs = [part["lo"] for part in parts], [part["hi"] for part in parts]
     # Of 0 and -0 either may come first: plus 0 makes them one.
     lo, hi = torch.stack(lows).amin(0) + 0.0, torch.stack(highs).amax(0) + 0.0
     seen = lo <= hi
@@ -199,14 +202,14 @@ class _InputObserver:
         if self.range.lo is not None:  # a rank may have had no rows
             kept = {"sample": self.sample, "position": self.position, "start": self.start}
             mine = {name: torch.cat(parts) for name, parts in kept.items()}
-            mine |= {"lo": self.range.lo, "hi": self.range.hi}
+            mine |= self.range.parts()
         self.sample = []
         parts = [part for part in current().gather(mine) if part]
         # A batch is one rank's: in a stable order of batches the sample is that of one process.
         order = torch.cat([part["start"] for part in parts]).argsort(stable=True)
         position = torch.cat([part["position"] for part in parts])[order]
         sample = torch.cat([part["sample"] for part in parts])[order]
-        lo, hi = _joined([part["lo"] for part in parts], [part["hi"] for part in parts])
+        lo, hi = _joined(parts)
         return InputStatistics(lo, hi, self.step, sample, position)
 
 
@@ -244,9 +247,7 @@ class _RangeObserver:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(lo, hi) [S, K] of all ranks' rows."""
-        mine = {} if self.range.lo is None else {"lo": self.range.lo, "hi": self.range.hi}
-        parts = [part for part in current().gather(mine) if part]
-        return _joined([part["lo"] for part in parts], [part["hi"] for part in parts])
+        return _joined([part for part in current().gather(self.range.parts()) if part])
 
 
 def collect_ranges(

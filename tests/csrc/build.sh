@@ -2,9 +2,9 @@
 # Build the kernel test without torch and Python: build.sh OUTPUT [compiler flags]
 #
 # With AVX-512 emulated by SIMDe where its headers are installed (Debian: libsimde-dev) and the processor has AVX2 but
-# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. MAX_JOBS: files
-# compiled at a time (default 2). CXX names the
-# compiler (default g++), whose target decides which instruction sets there are.
+# no AVX-512-VNNI; PTQ4ARVG_EMULATE=0 or 1 decides by hand. SIMDe has no AMX, which is never emulated. CXX names the
+# compiler (default g++), whose target decides which instruction sets there are; MAX_JOBS: files compiled at a time
+# (default 2).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 csrc=$here/../../csrc
