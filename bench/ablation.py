@@ -45,6 +45,7 @@ COLUMNS = ("stress", "seed", "variant", "kl", "top1_agreement", "logit_error", "
 SMOOTHQUANT = {
     "smooth": 0.5, "center": False, "gps": False, "granularity": "tensor", "rounding": "nearest",
     "activation_range": "minmax", "weight_range": "minmax", "bias_correction": False,
+    "rotation": "none",
 }  # fmt: skip
 WITH_GPS = SMOOTHQUANT | {"gps": True}
 WITH_STWQ = WITH_GPS | {"granularity": "group"}
@@ -55,6 +56,10 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W4A8": ("W4A8", "dgc", True, {}),
     "W6A8": ("W6A8", "dgc", True, {}),
     "W6A6": ("W6A6", "dgc", True, {}),
+    "W8A8 without rotations": ("W8A8", "dgc", False, {"rotation": "none"}),
+    "W4A8 without rotations": ("W4A8", "dgc", False, {"rotation": "none"}),
+    "W6A6 without rotations": ("W6A6", "dgc", False, {"rotation": "none"}),
+    "W6A6 all inputs rotated": ("W6A6", "dgc", False, {"rotation": "all"}),
     "W6A6 without GPS": ("W6A6", "dgc", False, {"gps": False}),
     "W6A6 without smoothing": ("W6A6", "dgc", False, {"smooth": 0.0}),
     "W6A6 without GPS, smoothing, centring": (

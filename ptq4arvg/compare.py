@@ -41,6 +41,7 @@ ADDITIONS: Mapping[str, dict[str, Any]] = {
     "stwq": {"granularity": "auto"},
     "rot": {"rotation": "measured"},
     "rotall": {"rotation": "all"},
+    "norot": {"rotation": "none"},
     "mse": {"activation_range": "mse", "weight_range": "mse"},
     "gptq": {"rounding": "gptq"},
 }

@@ -130,7 +130,8 @@ def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
 @register
 @dataclass(frozen=True)
 class PTQ4ARVG(Method):
-    """GPS on a smoothed and zero-centred input, static token-wise scales, searched ranges, GPTQ.
+    """GPS on a smoothed and zero-centred input, rotated where that pays, with static token-wise
+    scales, searched ranges and GPTQ.
 
     smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
     each channel's midpoint where the model can absorb that. gps: the gain-projected factors; norm:
@@ -140,7 +141,7 @@ class PTQ4ARVG(Method):
     """
 
     name: ClassVar[str] = "ptq4arvg"
-    summary: ClassVar[str] = "GPS folded upstream, static token-wise scales, searched ranges"
+    summary: ClassVar[str] = "GPS or rotated inputs, static token-wise scales, searched ranges"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {**Method.CHOICES, "norm": ("l2", "l1")}
 
     granularity: str = "auto"
@@ -148,6 +149,7 @@ class PTQ4ARVG(Method):
     weight_range: str = "mse"
     rounding: str = "gptq"
     bias_correction: bool = True
+    rotation: str = "measured"
     gps: bool = True
     smooth: float | None = None
     center: bool = True
