@@ -17,11 +17,21 @@ CSRC = HERE.parents[1] / "csrc"
 CXX = os.environ.get("CXX") or "g++"
 NVCC_FLAGS = ("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--fmad=false", "-Xptxas", "-v")
 
-# One configuration per architecture, with codes as output: one kernel each, of the base set.
+# Of each kind one configuration, with codes as output: name -> (architecture, header, its settings,
+# configuration, instruction). The first two are those of the base set.
 KERNELS = {
-    "80": ("sm80_gemm.h", "Sm80Gemm<128, 128, 64, 64, 64, 5>", r"\bIMMA\.16832\.S8\.S8"),
-    "90a": ("sm90_gemm.h", "Sm90Gemm<128, 128, 128, 2, Pingpong>", r"\bIGMMA\.64x128x32\.S8\.S8"),
-}
+    "sm80": (
+        "80", "sm80_gemm.h", "", "Sm80Gemm<128, 128, 64, 64, 64, 5>", r"\bIMMA\.16832\.S8\.S8",
+    ),
+    "sm90": (
+        "90a", "sm90_gemm.h", "", "Sm90Gemm<128, 128, 128, 2, Pingpong>",
+        r"\bIGMMA\.64x128x32\.S8\.S8",
+    ),
+    "sm90 swapped, stream-K": (
+        "90a", "sm90_gemm.h", "#define PTQ4ARVG_NO_EARLY_START\n",
+        "Sm90Gemm<128, 32, 128, 1, StreamK, true>", r"\bIGMMA\.64x32x32\.S8\.S8",
+    ),
+}  # fmt: skip
 
 
 def find_disassembler() -> str | None:
@@ -48,16 +58,15 @@ def find_cutlass() -> list[Path]:
 
 @pytest.fixture(scope="module", params=KERNELS)
 def kernel(request, tmp_path_factory) -> tuple[str, str, str]:
-    """An architecture, the SASS of its kernel and what the compiler said."""
+    """A kernel's name, its SASS and what the compiler said."""
     nvcc, disassembler = shutil.which("nvcc"), find_disassembler()
     if not nvcc or not disassembler:
         pytest.skip("needs nvcc and cuobjdump")
-    arch = request.param
-    header, config, _ = KERNELS[arch]
-    folder = tmp_path_factory.mktemp(f"sm_{arch}")
+    arch, header, settings, config, _ = KERNELS[request.param]
+    folder = tmp_path_factory.mktemp("kernel")
     source = folder / "kernel.cu"
     source.write_text(
-        f'#include "kernels/cuda/cutlass/{header}"\n'
+        f'{settings}#include "kernels/cuda/cutlass/{header}"\n'
         "namespace ptq4arvg::cuda {\n"
         "cudaError_t one(const CodesGemm& g) {\n"
         f"  return {config}::Launch<Output::codes>::run(g);\n"
@@ -78,13 +87,13 @@ def kernel(request, tmp_path_factory) -> tuple[str, str, str]:
     sass = subprocess.run(
         [disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True
     ).stdout
-    return arch, sass, said
+    return request.param, sass, said
 
 
 @pytest.mark.slow
 def test_tensor_core_instructions(kernel):
-    arch, sass, _ = kernel
-    assert re.search(KERNELS[arch][2], sass)
+    name, sass, _ = kernel
+    assert re.search(KERNELS[name][-1], sass)
     assert not re.search(r"\bDP4A\b|\bIDP\b", sass)
 
 
@@ -99,18 +108,18 @@ def test_registers_suffice(kernel):
 @pytest.mark.slow
 def test_no_calls(kernel):
     """A call would make ptxas serialize wgmma, and cost the others their registers."""
-    arch, sass, said = kernel
+    name, sass, said = kernel
     calls = re.findall(r"\bCALL\.(\w+)", sass)
     # On sm_80 ptxas leaves the loop of the epilogue by one jump that it writes as a call of EXIT.
-    assert calls == [] or (arch == "80" and calls == ["REL"])
+    assert calls == [] or (name == "sm80" and calls == ["REL"])
     assert "serialized" not in said
 
 
 @pytest.mark.slow
 def test_waits_for_earlier_kernels_where_it_may_start_early(kernel):
-    arch, sass, _ = kernel
+    name, sass, _ = kernel
     for instruction in ("ACQBULK", "PREEXIT"):
-        assert bool(re.search(rf"\b{instruction}\b", sass)) == (arch == "90a")
+        assert bool(re.search(rf"\b{instruction}\b", sass)) == (name == "sm90")
 
 
 def test_epilogue_arithmetic(tmp_path):

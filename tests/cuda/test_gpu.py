@@ -286,6 +286,24 @@ def test_a_bad_value_for_early_starts(monkeypatch):
         Case(1, 64, 64, 8, tokens=1).product("cuda", False)
 
 
+@pytest.mark.parametrize("kernel", kernels())
+def test_every_kernel_in_a_graph(kernel, monkeypatch):
+    """Few tiles of great depth, which stream-K shares among blocks, through a workspace that each
+    replay has to clear anew."""
+    monkeypatch.setenv("PTQ4ARVG_CUDA_KERNEL", kernel)
+    case = Case(31, 1024, 4096, 8, tokens=1)
+    packed = ops.pack_weight(case.codes.cuda(), None, 8)
+    a, a_scale, w_scale = case.a.cuda(), case.a_scale.cuda(), case.w_scale.cuda()
+    expected = ops.gemm(a, packed, a_scale, w_scale, tokens=1).cpu()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.gemm(a, packed, a_scale, w_scale, tokens=1)
+    for _ in range(50):
+        out.zero_()
+        graph.replay()
+        same(out, expected)
+
+
 @pytest.mark.parametrize("size", [(3, 1024, 4096), (200, 1024, 4096)], ids=str)
 def test_a_hundred_runs_are_equal(size):
     case = Case(*size, 4, tokens=1)

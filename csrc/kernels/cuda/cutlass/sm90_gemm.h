@@ -3,8 +3,11 @@
 
 #include "kernels/cuda/cutlass/no_asserts.h"
 
-// CUTLASS's own waits of programmatic dependent launch: its kernels keep the rule of early_start.h.
+// CUTLASS's own waits of programmatic dependent launch: its kernels keep the rule of early_start.h. Its stream-K does not
+// compile with them in 4.2; such kernels never start early, and later ones not before they end.
+#if !defined(PTQ4ARVG_NO_EARLY_START)
 #define CUTLASS_ENABLE_GDC_FOR_SM90
+#endif
 
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp>
@@ -24,11 +27,18 @@ struct Pingpong {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
   using Subtile = cute::Shape<cute::_64, cute::_32>;
+  using Scheduler = cutlass::gemm::PersistentScheduler;
 };
 struct Cooperative {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
   using Subtile = cute::Shape<cute::_128, cute::_32>;
+  using Scheduler = cutlass::gemm::PersistentScheduler;
+};
+// Blocks share the depth of tiles that are too few for the device, and the last block of a tile adds up the sums of
+// the others. They are integers, so that the order in which they are added does not matter.
+struct StreamK : Cooperative {
+  using Scheduler = cutlass::gemm::StreamKScheduler;
 };
 
 // swapped: the weights are the left operand, so that the 64 or more rows that wgmma wants are channels, and the
@@ -37,6 +47,9 @@ template <int block_m, int block_n, int block_k, int cluster_m, class Schedule, 
 struct Sm90Gemm {
   using Block = cute::Shape<cute::Int<block_m>, cute::Int<block_n>, cute::Int<block_k>>;
   using Cluster = cute::Shape<cute::Int<cluster_m>, cute::_1, cute::_1>;
+  static constexpr bool kStreamK = cute::is_same_v<typename Schedule::Scheduler, cutlass::gemm::StreamKScheduler>;
+
+  using Reduction = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90StreamKParams::ReductionMode;
 
   template <Output output>
   struct Launch {
@@ -61,24 +74,24 @@ struct Sm90Gemm {
             sizeof(typename CollectiveEpilogue::SharedStorage))>,
         typename Schedule::Mainloop>::CollectiveOp;
     using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
-                                                        CollectiveEpilogue, cutlass::gemm::PersistentScheduler>;
+                                                        CollectiveEpilogue, typename Schedule::Scheduler>;
     using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-    static cudaError_t run(const CodesGemm& g) {
+    static typename Gemm::Arguments arguments_of(const CodesGemm& g) {
       const GemmProblem& p = g.problem;
       const Epilogue& e = p.epilogue;
       typename Gemm::Arguments arguments;
       arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
       const int m = static_cast<int>(p.m), n = static_cast<int>(p.n);
+      const int depth = padded_depth(g);
+      arguments.problem_shape = swapped ? cute::make_shape(n, m, depth, 1) : cute::make_shape(m, n, depth, 1);
       if constexpr (swapped) {
-        arguments.problem_shape = {n, m, padded_depth(g), 1};
         arguments.mainloop.ptr_A = g.codes;
         arguments.mainloop.dA = {g.ldc, cute::_1{}, 0};
         arguments.mainloop.ptr_B = p.a;
         arguments.mainloop.dB = {p.a_stride, cute::_1{}, 0};
         arguments.epilogue.dD = {cute::_1{}, p.n, 0};
       } else {
-        arguments.problem_shape = {m, n, padded_depth(g), 1};
         arguments.mainloop.ptr_A = p.a;
         arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
         arguments.mainloop.ptr_B = g.codes;
@@ -91,10 +104,19 @@ struct Sm90Gemm {
                                    {e, p.rows}};
       arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
       arguments.hw_info.sm_count = g.sm_count;
+      if constexpr (kStreamK) arguments.scheduler.reduction_mode = Reduction::Nondeterministic;
+      return arguments;
+    }
+
+    static size_t workspace(const CodesGemm& g) { return Gemm::get_workspace_size(arguments_of(g)); }
+
+    static cudaError_t run(const CodesGemm& g) {
+      const typename Gemm::Arguments arguments = arguments_of(g);
       Gemm gemm;
       if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
-      if (gemm.initialize(arguments, nullptr, g.stream) != cutlass::Status::kSuccess) return failure();
-      return gemm.run(g.stream, nullptr, g.early) == cutlass::Status::kSuccess ? cudaSuccess : failure();
+      if (gemm.initialize(arguments, g.workspace, g.stream) != cutlass::Status::kSuccess) return failure();
+      const bool early = g.early && !kStreamK;
+      return gemm.run(g.stream, nullptr, early) == cutlass::Status::kSuccess ? cudaSuccess : failure();
     }
 
     static cudaError_t failure() {
@@ -110,10 +132,16 @@ struct Sm90Gemm {
            aligned(g.problem.epilogue.out, 16);
   }
 
+  // The partial sums and their barriers, which do not depend on the type of the output.
+  static size_t workspace(const CodesGemm& g) {
+    if constexpr (kStreamK) return g.problem.m == 0 ? 0 : Launch<Output::f32>::workspace(g);
+    return 0;
+  }
+
   static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch>(g); }
 
   static TileConfig config(const char* name) {
-    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, no_workspace, can_run, launch};
+    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, workspace, can_run, launch};
   }
 };
 

@@ -22,7 +22,9 @@ const TileConfig* cutlass_configs(int* count) {
       sm90_64x64x128(),
       sm90_64x128x128(),
       sm90_128x256x128(),
+      sm90_128x128x128_streamk(),
       sm90_swap_32x128x128(),
+      sm90_swap_32x128x128_streamk(),
       sm90_swap_64x128x128(),
 #endif
 #endif

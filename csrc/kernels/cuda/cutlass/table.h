@@ -15,7 +15,9 @@ TileConfig sm90_64x64x128();
 TileConfig sm90_64x128x128();
 TileConfig sm90_128x128x128();
 TileConfig sm90_128x256x128();
+TileConfig sm90_128x128x128_streamk();
 TileConfig sm90_swap_32x128x128();
+TileConfig sm90_swap_32x128x128_streamk();
 TileConfig sm90_swap_64x128x128();
 
 }  // namespace ptq4arvg::cuda
