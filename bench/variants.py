@@ -161,10 +161,11 @@ def _compile(model: Any) -> None:
     """Compile every block by itself, which is the same code for all of them."""
     import torch
 
-    # Each scale, and each number of positions at once, is compiled for its own shape.
+    # Each scale, and each number of positions at once, is compiled for its own shape; but every
+    # iteration of MAR has another number of tokens.
     torch._dynamo.config.recompile_limit = 64
     for name in model.block_names():
-        model.transformer.get_submodule(name).compile(dynamic=False)
+        model.transformer.get_submodule(name).compile(dynamic=model.continuous)
 
 
 def _serve(name: str, variant: str, folder: str, images: str, threads: str, device: str) -> None:
@@ -172,6 +173,7 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
     from timing import Waiting
 
     import ptq4arvg
+    from ptq4arvg.models.mar import ImageNoise
     from ptq4arvg.sampling import Sampler
 
     torch.set_num_threads(int(threads))
@@ -195,19 +197,20 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
         marks.setdefault(key, time.perf_counter())
 
     # The first logits are there when something is drawn from them; where a diffusion head draws,
-    # when its last linear was called. No hook of a module runs while a graph is replayed.
+    # its first tokens are when it gets noise again. No hook runs while a graph is replayed.
+    draws, source, method = 0, Sampler, "__call__"
     if model.continuous:
-        head = model.transformer.get_submodule(model.linears()[-1].name)
-        head.register_forward_hook(lambda *_: None if "first" in marks else mark("first"))
-    else:
-        draw = Sampler.__call__
+        source, method = ImageNoise, "draw"
+    draw = getattr(source, method)
 
-        def watched(sampler: Sampler, logits: torch.Tensor, step: int) -> torch.Tensor:
-            if "first" not in marks:
-                mark("first")
-            return draw(sampler, logits, step)
+    def watched(*args: Any) -> torch.Tensor:
+        nonlocal draws
+        draws += 1
+        if draws == 1 + model.continuous:
+            mark("first")
+        return draw(*args)
 
-        Sampler.__call__ = watched
+    setattr(source, method, watched)
     decode = model.decode_ids
     model.decode_ids = lambda ids: (mark("tokens"), decode(ids))[1]
     wait()
@@ -216,6 +219,7 @@ def _serve(name: str, variant: str, folder: str, images: str, threads: str, devi
     _answer({"seconds": time.perf_counter() - start, "import_mib": before})
     for _ in sys.stdin:
         marks.clear()
+        draws = 0
         with Waiting() as waiting:
             waited, cpu, start = waiting.read(), time.process_time(), time.perf_counter()
             model.generate(labels, seed=0, batch_size=len(labels), graphs=graphs)

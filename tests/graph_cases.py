@@ -15,6 +15,7 @@ from tests.models.tiny import TINY
 
 LLAMAGEN = {**TINY["par"], "transformer": {**TINY["par"]["transformer"], "parallel": 1}}
 CONFIGS = {"var": TINY["var"], "rar": TINY["rar"], "par": TINY["par"], "llamagen": LLAMAGEN}
+MODELS = CONFIGS | {"mar": TINY["mar"]}  # MAR's steps have no logits: see test_mar_graphs.py
 # How a model is made: options of ``quantize_``; None: a float model.
 KINDS = {
     "float32": None,
@@ -30,14 +31,17 @@ LABELS = torch.tensor([0, 2, 4])
 
 
 def build(name, dtype=torch.float32, backend=None):
-    model = build_model(f"{name}-test", CONFIGS[name], seed=0, dtype=dtype)
+    model = build_model(f"{name}-test", MODELS[name], seed=0, dtype=dtype)
     model.graphs = StepGraphs(backend or TapeBackend())
     return model
 
 
 def quantized(model, scheme="W8A8", **options):
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(40, (2, model.tokens), generator=generator)
+    if model.continuous:
+        ids = torch.randn(2, model.tokens, model.config.channels, generator=generator)
+    else:
+        ids = torch.randint(40, (2, model.tokens), generator=generator)
     rows = Calibration(ids, torch.tensor([0, model.null_label]), seed=1, select="given")
     quantize_(model, scheme, "rtn", rows, **options)
 

@@ -68,3 +68,15 @@ class TapeBackend:
         for tensor in tree_leaves(outputs):
             tensor.fill_(torch.nan)  # a captured graph has not run yet
         return tape.replay, outputs
+
+
+class DirectBackend(TapeBackend):
+    """Calls the function again instead of repeating what was recorded."""
+
+    def capture(self, function, device, pool):
+        outputs = function()
+        return (lambda: self.copy(function(), outputs)), outputs
+
+    def copy(self, source, target):
+        for new, old in zip(*map(tree_leaves, (source, target)), strict=True):
+            old.copy_(new)

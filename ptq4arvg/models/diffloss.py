@@ -186,16 +186,20 @@ class DiffLoss(nn.Module):
         return self.net(self.noised(tokens, noise), y).chunk(2, -1)[0]
 
     def sample(
-        self, z: Tensor, noise: Tensor, cfg: float | None = None, temperature: float = 1.0
+        self,
+        z: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        temperature: float | Tensor = 1.0,
+        cfg: float | Tensor | None = None,
     ) -> Tensor:
         """Tokens [R, C] under conditions z [R, D] from noise [S, R, C]: the initial state, then
         that of each step but the last. The state keeps the dtype of the noise: the first steps
-        multiply its rounding by thousands.
+        multiply its rounding by thousands. times [S, w]: what ``times`` gives.
 
         cfg: strength of guidance; z is then [2 R, D], conditional rows before unconditional ones.
         """
-        s, x = self.schedule, noise[0]
-        times, condition = self.times(), self.net.cond_embed(z)
+        s, x, condition = self.schedule, noise[0], self.net.cond_embed(z)
         for number, step in enumerate(reversed(range(self.steps))):
             self.cursor.set(step, 1)
             state = x if cfg is None else torch.cat([x, x])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..nn import Cursor
 from ..sampling import image_streams
 from .base import ARVGModel, LinearSpec
+from .decoding import decoding
 from .family import Family, PublishedFiles
 from .klvae import KLVAE, KLVAEConfig
 from .layers import absorb_constant_, divide_rows_, fold_modulation_
@@ -84,7 +85,6 @@ class MARModel(ARVGModel):
     family = "mar"
     continuous = True
     sampling_options = ("num_iter", "temperature")
-    not_captured = "every iteration of MAR has another number of tokens"
     # Linears that stay in float, with the reason.
     kept_in_float: ClassVar = {
         "z_proj": "it reads the few channels of a token",
@@ -234,7 +234,9 @@ class MARModel(ARVGModel):
         """Tokens float32 [n, N, C] of one image per label [n], in raster order.
 
         Options: cfg (1: no guidance), num_iter, temperature, index, and noise: a
-        ``NoiseSource``, by default an ``ImageNoise``.
+        ``NoiseSource``, by default an ``ImageNoise``. graphs: replay every iteration as two CUDA
+        graphs, the transformer's of its own, the diffusion head's shared by all iterations that
+        draw as many tokens.
         """
         return self._sample(labels, seed, **options)[0]
 
@@ -253,6 +255,7 @@ class MARModel(ARVGModel):
         temperature: float | None = None,
         index: int | Tensor = 0,
         noise: NoiseSource | None = None,
+        graphs: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """(tokens float32 [n, N, C], order int64 [n, N]); the order's last tokens come first."""
         net, c = self.transformer, self.config
@@ -265,20 +268,31 @@ class MARModel(ARVGModel):
         order = noise.orders(c.tokens).to(like.device)
         dtype, copies = torch.promote_types(like.dtype, torch.float32), 1 + guided
         tokens = like.new_zeros(n, c.tokens, c.channels, dtype=dtype)
-        for masked, after in itertools.pairwise(sizes):
-            visible = order[:, masked:].sort(1).values
-            wanted = order[:, after:masked].sort(1).values  # [n, p]
-            seen = visible.repeat(copies, 1)
-            known = tokens.to(like).repeat(copies, 1, 1)
-            encoded = net.encode(known, seen, condition, sampling=True)
-            z = net.decode(encoded, seen, sampling=True)
-            every = torch.arange(len(z), device=like.device)[:, None]
-            z = z[every, wanted.repeat(copies, 1)].flatten(0, 1)  # [n p or 2 n p, D]
-            drawn = noise.draw(c.diffusion_steps, wanted.shape[1], c.channels).to(tokens)
-            strength = self._strength(cfg, max(after, 1)) if guided else None
-            x = net.diffloss.sample(z, drawn.flatten(1, 2), strength, temperature)  # [n p, C]
-            tokens[every[:n], wanted] = x.unflatten(0, wanted.shape)
+        every, times = torch.arange(n, device=like.device)[:, None], net.diffloss.times()
+        heat, head = tokens.new_full((), temperature, dtype=torch.float64), net.diffloss.sample
+        with decoding(self, copies * n, like, graphs) as steps:
+            for masked, after in itertools.pairwise(sizes):
+                visible = order[:, masked:].sort(1).values
+                wanted = order[:, after:masked].sort(1).values  # [n, p]
+                there, p = visible.shape[1], wanted.shape[1]
+                of_rows = (torch.cat([t] * copies) for t in (tokens.to(like), visible, wanted))
+                z = steps.run(f"{p} after {there}", self._conditions, *of_rows, condition)
+                drawn = noise.draw(c.diffusion_steps, p, c.channels).to(tokens).flatten(1, 2)
+                if guided:
+                    strength = heat.new_full((), self._strength(cfg, max(after, 1)))
+                    x = steps.run(f"draw {p}, guided", head, z, drawn, times, heat, strength)
+                else:
+                    x = steps.run(f"draw {p}", head, z, drawn, times, heat)
+                tokens[every, wanted] = x.unflatten(0, wanted.shape)  # [n p, C] -> [n, p, C]
         return tokens.float(), order
+
+    def _conditions(self, known: Tensor, seen: Tensor, wanted: Tensor, condition: Tensor) -> Tensor:
+        """The diffusion head's conditions [B p, D] for the positions wanted [B, p], from tokens
+        [B, N, C] of which those at seen [B, v] are known."""
+        encoded = self.transformer.encode(known, seen, condition, sampling=True)
+        z = self.transformer.decode(encoded, seen, sampling=True)
+        every = torch.arange(len(z), device=z.device)[:, None]
+        return z[every, wanted].flatten(0, 1)
 
     def _strength(self, cfg: float, masked: int) -> float:
         """Guidance of the iteration that leaves ``masked`` tokens."""

@@ -48,8 +48,8 @@ def test_the_bundled_model(tmp_path, capsys):
         (["--images", "1;8"], "--images '1;8'; wanted numbers such as 1,8,64"),
         (["--floats", "bfloat16_graphs"], "--floats bfloat16_graphs wants --device cuda"),
         (
-            ["--floats", "bfloat16_compiled", "--device", "cuda", "--model", "mar-b"],
-            "--floats bfloat16_compiled: every iteration of MAR",
+            ["--floats", "bfloat16_compiled", "--device", "cuda", "--model", "switti-512"],
+            "--floats bfloat16_compiled: the steps of Switti",
         ),
         (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
         (["--schemes", "", "--floats", ""], "nothing to measure"),

@@ -229,7 +229,8 @@ def test_guidance_of_one_is_no_guidance():
     z = torch.randn(6, 32, generator=g, dtype=torch.float64)
     noise = torch.randn(6, 3, 4, generator=g, dtype=torch.float64)  # [S, R, C]
     with torch.inference_mode():
-        guided, plain = head.sample(z, noise, cfg=1.0), head.sample(z[:3], noise)
+        times = head.times()
+        guided, plain = head.sample(z, noise, times, cfg=1.0), head.sample(z[:3], noise, times)
     assert_close(guided, plain)
     assert model._strength(2.5, 10) == 2.5
 

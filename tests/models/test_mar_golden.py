@@ -100,7 +100,7 @@ def test_the_head_samples_as_the_original(golden):
         drawn = noise.draw(head.steps, masked - after, model.config.channels).flatten(1, 2)
         z, wanted = records[f"sample.{i}.z"], records[f"sample.{i}.pred"]
         strength = float(records["sample.cfg_per_iter"][i]) if len(z) > len(wanted) else None
-        found = head.sample(z, drawn, strength, case.config["temp"])
+        found = head.sample(z, drawn, head.times(), case.config["temp"], strength)
         assert (found - wanted).square().mean().sqrt() < SAMPLES * wanted.std()
 
 

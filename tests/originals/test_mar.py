@@ -223,7 +223,7 @@ def test_the_head_draws_the_same_as_ours(case, sink):
     start, noise = (records[f"sample.{iteration}.{name}_noise"] for name in ("init", "step"))
     drawn, guided = torch.cat([start[None], noise[:-1]]), len(start) < count
     head = ours.transformer.diffloss
-    wanted = head.sample(z, drawn, strength if guided else None, c["temp"])
+    wanted = head.sample(z, drawn, head.times(), c["temp"], strength if guided else None)
     with recorded_noise(case, module, [iteration]):
         found = module.diffloss.sample(z, c["temp"], strength)
     assert relative_error(found[: len(wanted)], wanted) < 1e-7
