@@ -1,4 +1,4 @@
-"""The float architecture in a checkpoint's config, and a model built from it to be filled."""
+"""The float architecture in a checkpoint's config."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from ..models import build_model
 from ..serialize import plain
 
-__all__ = ["architecture", "build", "compute_dtype"]
+__all__ = ["architecture", "compute_dtype"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -38,14 +37,3 @@ def compute_dtype(config: Mapping[str, Any]) -> torch.dtype:
     if config.get("dtype") not in _DTYPES:
         raise ValueError(f"dtype is {config.get('dtype')!r}; wanted one of {', '.join(_DTYPES)}")
     return _DTYPES[config["dtype"]]
-
-
-def build(config: Mapping[str, Any]) -> Any:
-    """The model that ``config`` describes; its memory is not set. ValueError if it cannot be."""
-    try:
-        dtype = compute_dtype(config)
-        model = build_model(config["name"], config["architecture"], dtype=dtype)
-        model.stress = float(config["stress"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the architecture in config.json is incomplete: {error}") from None
-    return model

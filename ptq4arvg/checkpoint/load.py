@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..fuse import fuse_
 from ..memory import return_freed_memory
+from ..models import build_model
 from ..nn import PackedLinear, QuantAttention
 from ..quant_report import LayerReport, QuantReport
-from .architecture import build, compute_dtype
+from .architecture import compute_dtype
 from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
 from .hashing import content_hash, text_hash
 from .layout import linear_names, unpack_linear
@@ -53,6 +54,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if "hash" not in config:
         raise ValueError(f"{path} has no hash; the checkpoint is incomplete")
     return config
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    """The model that ``config`` describes; its memory is not set. ValueError if it cannot be."""
+    try:
+        dtype = compute_dtype(config)
+        model = build_model(config["name"], config["architecture"], dtype=dtype)
+        model.stress = float(config["stress"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the architecture in config.json is incomplete: {error}") from None
+    return model
 
 
 def _check_files(folder: Path, files: dict[str, str]) -> None:
@@ -96,7 +108,7 @@ def _assemble(
     folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device
 ) -> Any:
     settings = layer_settings(config["quantization_config"])
-    model, dtype = build(config), compute_dtype(config)
+    model, dtype = _build(config), compute_dtype(config)
     _install_attention(model, config["quantization_config"], tensors)
     left = set(tensors)
     for name, setting in settings.items():

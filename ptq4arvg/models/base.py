@@ -269,7 +269,7 @@ class ARVGModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the quantized model as a checkpoint folder."""
-        from ..checkpoint import save_quantized
+        from ..checkpoint.save import save_quantized
 
         save_quantized(self, folder, overwrite=overwrite)
 
