@@ -8,7 +8,8 @@
 Every variant lives in a process of its own, so that its peak memory is its own; they generate in
 turn, one at a time. Quantized ones are loaded from a checkpoint and never hold a float copy of a
 quantized weight. Published sizes get random weights: speed and memory do not depend on their
-values, images do, and mean nothing here.
+values, images do, and mean nothing here. All inputs are rotated that can be, which is as much to do
+as with the default method, or more (``--rotation none``: as with most others).
 
 Attention products, norms, embeddings and the tokenizer of quantized variants are in ``--rest``:
 bfloat16 by default, as in the stronger of the two float variants. On a GPU the float variants are
@@ -48,8 +49,8 @@ def _ratios(bases: tuple[str, ...]) -> tuple[str, ...]:
 
 PLAIN, CAPTURED = _ratios(FLOATS), _ratios(BASES[len(FLOATS) :])
 COLUMNS = (
-    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "variant",
-    "repeats",
+    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "rotation",
+    "variant", "repeats",
     *(f"seconds_{name}" for name in TIMES), "p10", "p90", "seconds_load", "peak_mib",
     "import_mib", "waited", *PLAIN, "images_second", "seconds_call", "seconds_first_call",
     "device_peak_mib", *CAPTURED,
@@ -137,8 +138,9 @@ def measure(
     """Start all variants, run them in turn, and add what was measured to ``rows``."""
     names = [*arguments.floats, *arguments.schemes]
     folders = prepare(
-        arguments.model, arguments.schemes, arguments.rest, checkpoints, arguments.threads, progress
-    )
+        arguments.model, arguments.schemes, arguments.rest, arguments.rotation, checkpoints,
+        arguments.threads, progress,
+    )  # fmt: skip
     variants: dict[str, Variant] = {}
     first: dict[str, float] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -162,6 +164,7 @@ def measure(
             variant.close()
         shared = stamp(arguments.device, arguments.threads) | {
             "model": arguments.model, "images": images, "rest": arguments.rest,
+            "rotation": arguments.rotation,
         }  # fmt: skip
         made = [
             shared | summarize(n, variants[n].loaded, runs[n], images, first[n])
@@ -181,6 +184,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--floats", help=f"float variants to compare with, of {', '.join(BASES)}")
     add("--rest", default="bfloat16", choices=FLOATS,
         help="dtype of what is not quantized in a quantized model")  # fmt: skip
+    add("--rotation", default="all", choices=("all", "none"),
+        help="which inputs of a quantized model are rotated")  # fmt: skip
     add("--repeats", type=int, default=5, help="calls of every variant")
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())

@@ -85,25 +85,29 @@ class Variant:
 
 
 def prepare(
-    model: str, schemes: list[str], rest: str, folder: Path, threads: int,
+    model: str, schemes: list[str], rest: str, rotation: str, folder: Path, threads: int,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Path]:  # fmt: skip
     """Checkpoints of ``model``, one per scheme, made in ``folder`` where they do not exist yet.
 
-    rest: the dtype of what is not quantized."""
-    folders = {scheme: folder / f"{model}-{scheme}-{rest}" for scheme in schemes}
+    rest: the dtype of what is not quantized. rotation: "all" inputs that can be, or "none"."""
+    folders = {s: folder / _checkpoint_name(model, s, rest, rotation) for s in schemes}
     missing = [scheme for scheme in schemes if not folders[scheme].exists()]
     if missing:
         progress("prepare", 0, 1)
         folder.mkdir(parents=True, exist_ok=True)
-        worker = _Worker("prepare", "prepare", model, ",".join(missing), rest, str(folder),
-                         str(threads))  # fmt: skip
+        worker = _Worker("prepare", "prepare", model, ",".join(missing), rest, rotation,
+                         str(folder), str(threads))  # fmt: skip
         try:
             while step := worker.read():
                 progress(*step["progress"])
         finally:
             worker.close()
     return folders
+
+
+def _checkpoint_name(model: str, scheme: str, rest: str, rotation: str) -> str:
+    return f"{model}-{scheme}-{rest}" + ("" if rotation == "none" else "-rotated")
 
 
 def float_model(name: str, dtype: str) -> Any:
@@ -122,7 +126,9 @@ def _answer(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 
 
-def _prepare(name: str, schemes: str, rest: str, folder: str, threads: str) -> None:
+def _prepare(
+    name: str, schemes: str, rest: str, rotation: str, folder: str, threads: str
+) -> None:  # fmt: skip
     import torch
 
     import ptq4arvg
@@ -141,8 +147,10 @@ def _prepare(name: str, schemes: str, rest: str, folder: str, threads: str) -> N
         rows = rows or ptq4arvg.calibrate(
             model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
         )
-        ptq4arvg.quantize_(model, scheme, "rtn", rows, batch_size=1, progress=progress)
-        model.save_pretrained(Path(folder) / f"{name}-{scheme}-{rest}")
+        ptq4arvg.quantize_(
+            model, scheme, "rtn", rows, batch_size=1, progress=progress, rotation=rotation
+        )
+        model.save_pretrained(Path(folder) / _checkpoint_name(name, scheme, rest, rotation))
     _answer({})
 
 
