@@ -14,9 +14,10 @@ from tests.models.tiny import TINY
 
 
 @pytest.mark.slow
-def test_the_bundled_model(tmp_path, capsys):
+@pytest.mark.parametrize("model", ["var-tiny", "mar-tiny"])
+def test_a_bundled_model(tmp_path, capsys, model):
     out, kept = tmp_path / "g.csv", tmp_path / "checkpoints"
-    arguments = ["--model", "var-tiny", "--schemes", "W4A8", "--floats", "float32", "--repeats",
+    arguments = ["--model", model, "--schemes", "W4A8", "--floats", "float32", "--repeats",
                  "1", "--threads", "1", "--checkpoints", str(kept), "--out", str(out)]  # fmt: skip
     assert generate.main(arguments) == 0
     with out.open() as file:
@@ -32,7 +33,7 @@ def test_the_bundled_model(tmp_path, capsys):
         assert float(row["x_float32"]) > 0 and not row["x_bfloat16"]
         assert float(row["seconds_first_call"]) > 0 and not row["device_peak_mib"]
     assert float(rows[0]["x_float32"]) == 1 and float(rows[0]["memory_float32"]) == 1
-    assert (kept / "var-tiny-W4A8-bfloat16" / "config.json").is_file()
+    assert (kept / f"{model}-W4A8-bfloat16-rotated" / "config.json").is_file()
     captured = capsys.readouterr()
     assert "W4A8" in captured.out and "generate" in captured.err
 
