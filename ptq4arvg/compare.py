@@ -44,6 +44,7 @@ ADDITIONS: Mapping[str, dict[str, Any]] = {
     "norot": {"rotation": "none"},
     "mse": {"activation_range": "mse", "weight_range": "mse"},
     "gptq": {"rounding": "gptq"},
+    "descent": {"rounding": "descent"},
 }
 EVALUATION_SEED = 1000  # of the images and the rows compared on; calibration seeds are below
 FLOAT_SEEDS = 10  # float draws: another one is within their span nine times in eleven

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import Calibration
+from .descent import descended
 from .methods import Method, Transform
 from .numerics import LinearQuantization, round_to_grid, round_weight, weight_grid
 from .plan import LayerPlan
@@ -26,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 def sample_size(model: nn.Module, plan: Sequence[LayerPlan], method: Method) -> int:
     """Token vectors to keep of each input: more where weights are fitted to them, if they fit."""
-    if method.rounding != "gptq":
+    if method.rounding == "nearest":
         return SAMPLE
     weights = [model.transformer.get_submodule(p.name).weight for p in plan]
     vector = sum(w.shape[1] * (2 if w.element_size() == 2 else 4) for w in weights)
@@ -104,10 +105,12 @@ def quantize_linear(
     w_scale, w_zero = weight_grid(*method.row_range(p.name, weight, x, bits), bits)
     at = group[stats.sample_position]
     x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
-    if method.rounding == "gptq":
-        codes = compensated_codes(weight, w_scale, w_zero, bits, x_hat)
-    else:
+    if method.rounding == "nearest":
         codes = round_weight(weight, w_scale, w_zero, bits)
+    else:
+        codes = compensated_codes(weight, w_scale, w_zero, bits, x_hat)
+        if method.rounding == "descent":
+            codes, w_scale = descended(weight, codes, w_scale, w_zero, bits, x_hat)
     error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - rest
     bias = None if linear.bias is None else linear.bias.detach().float()
     if bias is not None:

@@ -21,7 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["compensated_codes", "mean_products"]
+__all__ = ["BLOCK", "CHANNELS", "compensated_codes", "damped_products", "limits",
+           "mean_products"]  # fmt: skip
 
 BLOCK = 128
 CHANNELS = 4096  # that make up for each other; H of more would take gigabytes
@@ -39,9 +40,9 @@ def compensated_codes(
     """
     w = weight.detach().double().clone()
     step = scale.double()
-    low, high = _limits(zero, bits, len(w), w.device)
+    low, high = limits(zero, bits, len(w), w.device)
     codes = [
-        _compensate_(part, step, low, high, _inverse_factor(own))
+        _compensate_(part, step, low, high, _inverse_factor(damped_products(own)))
         for part, own in zip(w.split(CHANNELS, 1), x.split(CHANNELS, 1), strict=True)
     ]
     return torch.cat(codes, 1)
@@ -65,7 +66,7 @@ def _compensate_(w: Tensor, step: Tensor, low: Tensor, high: Tensor, upper: Tens
     return codes.t().contiguous()
 
 
-def _limits(zero: Tensor | None, bits: int, rows: int, device: torch.device):
+def limits(zero: Tensor | None, bits: int, rows: int, device: torch.device):
     """(lowest, highest) level of every row, float64 [N]."""
     if zero is None:
         high = torch.full((rows,), 2.0 ** (bits - 1) - 1, dtype=torch.float64, device=device)
@@ -74,18 +75,23 @@ def _limits(zero: Tensor | None, bits: int, rows: int, device: torch.device):
     return low, low + (2**bits - 1)
 
 
-def _inverse_factor(x: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped mean of x^T x, float64 [K, K].
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of H [K, K]."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
 
-    Where the inputs are all zero, H is the identity and every column is rounded on its own; so is
+
+def damped_products(x: Tensor) -> Tensor:
+    """H: ``mean_products`` with more on its diagonal, float64 [K, K].
+
+    Where the inputs are all zero, it is the identity and every column is rounded on its own; so is
     a single channel that is always zero.
     """
     hessian = mean_products(x)
     diagonal = hessian.diagonal()
     mean = diagonal.mean()
     diagonal += DAMPING * mean if mean > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True)
+    return hessian
 
 
 def mean_products(x: Tensor) -> Tensor:

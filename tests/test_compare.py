@@ -122,6 +122,7 @@ def test_methods_with_additions():
     method = parse_method("rtn+stwq")
     assert method.name == "rtn" and method.granularity == "auto"
     assert parse_method("smoothquant+stwq+gptq").rounding == "gptq"
+    assert parse_method("ptq4arvg+descent").rounding == "descent"
     assert parse_method("rtn+rot").rotation == "measured"
     assert parse_method("ptq4arvg+rotall").rotation == "all"
     assert parse_method("ptq4arvg+norot").rotation == "none"

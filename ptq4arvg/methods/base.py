@@ -99,8 +99,9 @@ class Method:
 
     granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
     "step", per "position", or "auto" (per position, shrunk towards the step's by held-out error).
-    activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest" or
-    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones.
+    activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest",
+    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones, or
+    "descent", which goes on from there (``descent.py``).
     bias_correction: add the mean output error over the calibration sample to the bias. rotation: of
     inputs in blocks of up to 128 channels as they are quantized, after the transform or without it,
     whichever measures better: "none", "all", or "measured", where it lowers the output error of the
@@ -131,7 +132,7 @@ class Method:
         "granularity": GRANULARITIES,
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
-        "rounding": ("nearest", "gptq"),
+        "rounding": ("nearest", "gptq", "descent"),
         "rotation": ("none", "measured", "all"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
