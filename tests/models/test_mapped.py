@@ -123,7 +123,8 @@ def test_no_copy_of_the_whole_model_is_held(tmp_path):
                           "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"},
     )  # fmt: skip
     growth, float32 = int(done.stdout), 2 * files["large"].stat().st_size
-    assert growth < 0.35 * float32, f"{growth / float32:.2f}"  # a copy in bfloat16 takes 0.5
+    # Packed weights take 0.125, samples and statistics the rest; a copy in bfloat16 takes 0.5.
+    assert growth < 0.4 * float32, f"{growth / float32:.2f}"
 
 
 def test_what_cannot_be_mapped_is_refused(file, tmp_path):
