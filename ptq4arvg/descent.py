@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rounding import BLOCK, CHANNELS, damped_products, limits
+from .rounding import BLOCK, limits
 
 __all__ = ["descended"]
 
@@ -25,22 +25,21 @@ TURNS = 4  # of all columns and the scales; more lower the loss by half a per ce
 
 
 def descended(
-    weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, x: Tensor
+    weight: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    products: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """(codes int8 [N, K], scale float32 [N]) from those that ``compensated_codes`` found.
 
-    The arguments are its own: weight [N, K], zero int32 [N] or None, x [M, K] as the layer will see
-    it; the zero points stay. Channels beyond ``CHANNELS`` are taken as unrelated to the first ones.
+    The arguments are its own; the zero points stay.
     """
-    w, step = weight.detach().double(), scale.double()
-    levels = codes.double()
+    w, levels, step = weight.detach().double(), codes.double(), scale.double()
     low, high = limits(zero, bits, len(w), w.device)
-    parts = [
-        (level, own, damped_products(inputs))
-        for level, own, inputs in zip(
-            levels.split(CHANNELS, 1), w.split(CHANNELS, 1), x.split(CHANNELS, 1), strict=True
-        )
-    ]
+    widths = [len(h) for h in products]
+    parts = list(zip(levels.split(widths, 1), w.split(widths, 1), products, strict=True))
     for _ in range(TURNS):
         moved = [_descend_(level, own, h, step, low, high) for level, own, h in parts]
         if not any(moved):

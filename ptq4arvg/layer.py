@@ -13,7 +13,7 @@ from .descent import descended
 from .methods import Method, Transform
 from .numerics import LinearQuantization, round_to_grid, round_weight, weight_grid
 from .plan import LayerPlan
-from .rounding import compensated_codes
+from .rounding import channel_products, compensated_codes
 from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_ranges
 from .token_scales import input_grid, step_ranges
 
@@ -108,9 +108,10 @@ def quantize_linear(
     if method.rounding == "nearest":
         codes = round_weight(weight, w_scale, w_zero, bits)
     else:
-        codes = compensated_codes(weight, w_scale, w_zero, bits, x_hat)
+        products = channel_products(x_hat)
+        codes = compensated_codes(weight, w_scale, w_zero, bits, products)
         if method.rounding == "descent":
-            codes, w_scale = descended(weight, codes, w_scale, w_zero, bits, x_hat)
+            codes, w_scale = descended(weight, codes, w_scale, w_zero, bits, products)
     error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - rest
     bias = None if linear.bias is None else linear.bias.detach().float()
     if bias is not None:

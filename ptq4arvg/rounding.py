@@ -21,8 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "CHANNELS", "compensated_codes", "damped_products", "limits",
-           "mean_products"]  # fmt: skip
+__all__ = ["BLOCK", "channel_products", "compensated_codes", "limits", "mean_products"]
 
 BLOCK = 128
 CHANNELS = 4096  # that make up for each other; H of more would take gigabytes
@@ -30,21 +29,19 @@ DAMPING = 0.01  # of the mean diagonal of H
 
 
 def compensated_codes(
-    weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int, x: Tensor
+    weight: Tensor, scale: Tensor, zero: Tensor | None, bits: int, products: list[Tensor]
 ) -> Tensor:
     """Codes int8 [N, K] of ``weight`` [N, K] on a grid that ``quantize_weight`` found.
 
-    scale float32 [N], zero int32 [N] or None: that grid; x [M, K]: inputs as the layer will see
-    them, that is, quantized. The limits are the grid's: [-zero, 2**bits - 1 - zero], or
-    [-127, 127] where there is no zero point. Sums are in float64.
+    scale float32 [N], zero int32 [N] or None: that grid; products: ``channel_products`` of inputs
+    as the layer will see them, that is, quantized. The limits are the grid's: [-zero, 2**bits - 1 -
+    zero], or [-127, 127] where there is no zero point. Sums are in float64.
     """
     w = weight.detach().double().clone()
     step = scale.double()
     low, high = limits(zero, bits, len(w), w.device)
-    codes = [
-        _compensate_(part, step, low, high, _inverse_factor(damped_products(own)))
-        for part, own in zip(w.split(CHANNELS, 1), x.split(CHANNELS, 1), strict=True)
-    ]
+    parts = zip(w.split([len(h) for h in products], 1), products, strict=True)
+    codes = [_compensate_(part, step, low, high, _inverse_factor(h)) for part, h in parts]
     return torch.cat(codes, 1)
 
 
@@ -81,7 +78,12 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True)
 
 
-def damped_products(x: Tensor) -> Tensor:
+def channel_products(x: Tensor) -> list[Tensor]:
+    """H of inputs x [M, K], float64 [k, k] for every ``CHANNELS`` channels of them."""
+    return [_damped_products(own) for own in x.split(CHANNELS, 1)]
+
+
+def _damped_products(x: Tensor) -> Tensor:
     """H: ``mean_products`` with more on its diagonal, float64 [K, K].
 
     Where the inputs are all zero, it is the identity and every column is rounded on its own; so is

@@ -6,7 +6,7 @@ import torch
 from ptq4arvg import rounding
 from ptq4arvg.methods import get_method
 from ptq4arvg.numerics import quantize_weight
-from ptq4arvg.rounding import compensated_codes, mean_products
+from ptq4arvg.rounding import channel_products, mean_products
 
 
 def correlated(k=48, rows=400, rank=6, seed=0):
@@ -18,6 +18,10 @@ def correlated(k=48, rows=400, rank=6, seed=0):
 
 def weight_of(n=24, k=48, seed=1):
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def compensated_codes(weight, scale, zero, bits, x):
+    return rounding.compensated_codes(weight, scale, zero, bits, channel_products(x))
 
 
 def textbook(weight, scale, zero, bits, x):

@@ -278,11 +278,9 @@ class MARModel(ARVGModel):
                 of_rows = (torch.cat([t] * copies) for t in (tokens.to(like), visible, wanted))
                 z = steps.run(f"{p} after {there}", self._conditions, *of_rows, condition)
                 drawn = noise.draw(c.diffusion_steps, p, c.channels).to(tokens).flatten(1, 2)
-                if guided:
-                    strength = heat.new_full((), self._strength(cfg, max(after, 1)))
-                    x = steps.run(f"draw {p}, guided", head, z, drawn, times, heat, strength)
-                else:
-                    x = steps.run(f"draw {p}", head, z, drawn, times, heat)
+                strength = [heat.new_full((), self._strength(cfg, max(after, 1)))] * guided
+                name = f"draw {p}" + ", guided" * guided
+                x = steps.run(name, head, z, drawn, times, heat, *strength)
                 tokens[every, wanted] = x.unflatten(0, wanted.shape)  # [n p, C] -> [n, p, C]
         return tokens.float(), order
 
