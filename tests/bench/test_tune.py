@@ -97,7 +97,9 @@ def test_measure_and_write(device, run, capsys):
     _, table = tile_table.parse(run.table.read_text())
     assert table[-1:] == tile_table.parse(TABLE)[1]
     assert all(row.reason.startswith(tile_table.MEASURED) for row in table[:-1])
-    assert {row.kernel for row in table if row.m[0] > 1} == {"tiled.64x64x64"}
+    # Which of the two wins at one row, the clock says; then both may share a row of the table.
+    of_64 = {row.kernel for row in table[:-1] if row.m[0] <= 64 <= row.m[1]}
+    assert of_64 == {"tiled.64x64x64"}
     assert str(run.table) in capsys.readouterr().out
     assert tune.FORCE not in os.environ
 
