@@ -71,7 +71,9 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "W6A6 without range search": ("W6A6", "dgc", False, {"activation_range": "minmax"}),
     "W6A6 without bias correction": ("W6A6", "dgc", False, {"bias_correction": False}),
     "W6A6 without GPTQ": ("W6A6", "dgc", False, {"rounding": "nearest"}),
-    "W4A8 without GPTQ": ("W4A8", "dgc", False, {"rounding": "nearest"}),
+    "W6A6 with coordinate descent": ("W6A6", "dgc", False, {"rounding": "descent"}),
+    "W4A8 without coordinate descent": ("W4A8", "dgc", False, {"rounding": "gptq"}),
+    "W4A8 without both, GPTQ and descent": ("W4A8", "dgc", False, {"rounding": "nearest"}),
     "W6A6 sinks in float": ("W6A6", "dgc", False, {"sink": "float"}),
     "W6A6 attention products quantized": (
         "W6A6", "dgc", False, {"attention": "simulated", "pack": False},

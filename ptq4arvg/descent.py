@@ -36,45 +36,58 @@ def descended(
 
     The arguments are its own; the zero points stay.
     """
-    w, levels, step = weight.detach().double(), codes.double(), scale.double()
-    low, high = limits(zero, bits, len(w), w.device)
-    widths = [len(h) for h in products]
-    parts = list(zip(levels.split(widths, 1), w.split(widths, 1), products, strict=True))
+    step = scale.double()
+    low, high = limits(zero, bits, len(weight), weight.device)
+    columns = zip(
+        weight.detach().split([len(h) for h in products], 1),
+        codes.split([len(h) for h in products], 1),
+        products, strict=True,
+    )  # fmt: skip
+    parts = [_Columns(w.t().double(), q.t().double().contiguous(), h) for w, q, h in columns]
     for _ in range(TURNS):
-        moved = [_descend_(level, own, h, step, low, high) for level, own, h in parts]
+        moved = [part.descend_(step, low, high) for part in parts]
         if not any(moved):
             break
         step = _least_squares(parts, step)
-    return levels.to(torch.int8), step.float()
+    return torch.cat([part.codes for part in parts]).t().to(torch.int8).contiguous(), step.float()
 
 
-def _descend_(q: Tensor, w: Tensor, h: Tensor, step: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Move each column of the codes q [N, k] of w [N, k] once; whether any moved. h [k, k]."""
-    gradient = (w - q * step[:, None]) @ h
-    moved = False
-    for start in range(0, q.shape[1], BLOCK):
-        stop = min(start + BLOCK, q.shape[1])
-        own, g = h[start:stop, start:stop], gradient[:, start:stop].clone()
-        change = torch.empty_like(g)
-        for k in range(stop - start):
-            old = q[:, start + k]
-            best = torch.round(old + g[:, k] / (step * own[k, k])).clamp_(low, high)
-            change[:, k] = (best - old) * step
-            g -= change[:, k, None] * own[k]
-            q[:, start + k] = best
-        if change.any():
-            gradient -= change @ h[start:stop]
-            moved = True
-    return moved
+class _Columns:
+    """Columns with an H [k, k] of their own; transposed, so that a column lies in one piece.
+
+    codes: q^T, float64 [k, N]; aim: H w^T and product: H q^T, which change with no scale.
+    """
+
+    def __init__(self, weight: Tensor, codes: Tensor, h: Tensor) -> None:
+        self.codes, self.h = codes, h
+        self.aim, self.product = h @ weight, h @ codes
+
+    def descend_(self, step: Tensor, low: Tensor, high: Tensor) -> bool:
+        """Move every column of codes once; whether any moved."""
+        q, h = self.codes, self.h
+        gap = self.aim / step  # g / s, [k, N]
+        gap -= self.product
+        moved = False
+        for start in range(0, len(q), BLOCK):
+            own, g = h[start : start + BLOCK, start : start + BLOCK], gap[start : start + BLOCK]
+            g = g.clone()
+            change = torch.empty_like(g)
+            for k in range(len(g)):
+                old = q[start + k]
+                best = (g[k] / own[k, k] + old).round_().clamp_(low, high)
+                torch.sub(best, old, out=change[k])
+                g[k + 1 :].addr_(own[k, k + 1 :], change[k], alpha=-1)
+                q[start + k] = best
+            if change.any():
+                gap.addmm_(h[:, start : start + BLOCK], change, alpha=-1)
+                moved = True
+        self.product = (self.aim / step).sub_(gap)
+        return moved
 
 
-def _least_squares(parts: list[tuple[Tensor, Tensor, Tensor]], step: Tensor) -> Tensor:
+def _least_squares(parts: list[_Columns], step: Tensor) -> Tensor:
     """The best scale of every row as float32 holds it, float64 [N]; a row without one keeps its."""
-    over = torch.zeros_like(step)
-    under = torch.zeros_like(step)
-    for q, w, h in parts:
-        product = q @ h
-        over += (product * w).sum(1)
-        under += (product * q).sum(1)
+    over = sum((part.codes * part.aim).sum(0) for part in parts)
+    under = sum((part.codes * part.product).sum(0) for part in parts)
     best = (over / under.clamp_min(torch.finfo(under.dtype).tiny)).float().double()
     return torch.where((under > 0) & (best > 0), best, step)

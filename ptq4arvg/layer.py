@@ -105,12 +105,13 @@ def quantize_linear(
     w_scale, w_zero = weight_grid(*method.row_range(p.name, weight, x, bits), bits)
     at = group[stats.sample_position]
     x_hat = round_to_grid(x, scale[at, None], zero[at, None], p.scheme.a_bits)
-    if method.rounding == "nearest":
+    rounding = method.rounding_of(bits)
+    if rounding == "nearest":
         codes = round_weight(weight, w_scale, w_zero, bits)
     else:
         products = channel_products(x_hat)
         codes = compensated_codes(weight, w_scale, w_zero, bits, products)
-        if method.rounding == "descent":
+        if rounding == "descent":
             codes, w_scale = descended(weight, codes, w_scale, w_zero, bits, products)
     error = nn.functional.linear(x_hat, codes.float() * w_scale[:, None]) - rest
     bias = None if linear.bias is None else linear.bias.detach().float()

@@ -5,7 +5,9 @@ import torch
 
 import ptq4arvg
 from ptq4arvg import descent, rounding
+from ptq4arvg.methods import get_method
 from ptq4arvg.models import load_model
+from ptq4arvg.nn import PackedLinear
 from ptq4arvg.numerics import quantize_weight
 from ptq4arvg.pipeline import quantize_
 from ptq4arvg.rounding import channel_products
@@ -119,6 +121,36 @@ def test_channels_beyond_the_limit_are_unrelated_but_share_the_scale(monkeypatch
         return sum(losses(w, q, scale, own) for w, q, own in parts)
 
     assert (loss(found, step) <= loss(codes, scale) * (1 + 1e-6)).all()
+
+
+def test_the_default_descends_at_4_bits():
+    method = get_method("ptq4arvg")
+    assert [method.rounding_of(bits) for bits in (8, 6, 4)] == ["gptq", "gptq", "descent"]
+    assert get_method("rtn").rounding_of(4) == "nearest"
+    for rounding_ in ("nearest", "gptq", "descent"):
+        assert get_method("rtn", rounding=rounding_).rounding_of(4) == rounding_
+        assert get_method("rtn", rounding=rounding_).rounding_of(8) == rounding_
+
+
+@pytest.mark.slow
+def test_a_model_of_two_schemes_is_rounded_by_each():
+    """The linears at 4 bits as by descent, the others as by GPTQ."""
+    found = {}
+    for rounding_ in ("auto", "gptq", "descent"):
+        model = load_model("par-tiny")
+        rows = ptq4arvg.calibrate(model, samples=8, keep=4)
+        quantize_(model, "W6A6", "rtn", rows, rounding=rounding_, ignore=[r"re:layers\.[1-9]"],
+                  overrides={r"re:.*w2$": "W4A8"})  # fmt: skip
+        found[rounding_] = {
+            name: module.canonical().codes
+            for name, module in model.named_modules() if isinstance(module, PackedLinear)
+        }  # fmt: skip
+    assert len(found["auto"]) > 2
+    for name, codes in found["auto"].items():
+        same = "descent" if name.endswith("w2") else "gptq"
+        other = "gptq" if same == "descent" else "descent"
+        assert torch.equal(codes, found[same][name])
+        assert not torch.equal(codes, found[other][name])
 
 
 @pytest.mark.slow

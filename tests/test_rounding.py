@@ -156,6 +156,6 @@ def test_more_channels_than_fit_make_up_among_themselves(monkeypatch):
 
 
 def test_another_rounding_is_refused():
-    message = r"rounding is 'gtpq'; wanted one of nearest, gptq, descent\. Closest: 'gptq'"
+    message = r"rounding is 'gtpq'; wanted one of nearest, gptq, descent, auto\. Closest: 'gptq'"
     with pytest.raises(ValueError, match=message):
         get_method("rtn", rounding="gtpq")

@@ -100,8 +100,9 @@ class Method:
     granularity: one input grid per "tensor", per "group" (the paper's groups), per decoding
     "step", per "position", or "auto" (per position, shrunk towards the step's by held-out error).
     activation_range and weight_range: "minmax" or "mse". rounding: of the weights, "nearest",
-    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones, or
-    "descent", which goes on from there (``descent.py``).
+    "gptq" (see ``rounding.py``), which makes up for each column's error in the later ones,
+    "descent", which goes on from there (``descent.py``), or "auto": "descent" for weights of 4
+    bits, "gptq" for those of more, which it brings no closer.
     bias_correction: add the mean output error over the calibration sample to the bias. rotation: of
     inputs in blocks of up to 128 channels as they are quantized, after the transform or without it,
     whichever measures better: "none", "all", or "measured", where it lowers the output error of the
@@ -132,7 +133,7 @@ class Method:
         "granularity": GRANULARITIES,
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
-        "rounding": ("nearest", "gptq", "descent"),
+        "rounding": ("nearest", "gptq", "descent", "auto"),
         "rotation": ("none", "measured", "all"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
@@ -143,6 +144,12 @@ class Method:
     def rotates(self) -> bool:
         """Whether some inputs may be rotated."""
         return self.rotation != "none"
+
+    def rounding_of(self, bits: int) -> str:
+        """How weights of so many bits are rounded: "nearest", "gptq" or "descent"."""
+        if self.rounding == "auto":
+            return "descent" if bits <= 4 else "gptq"
+        return self.rounding
 
     def __post_init__(self) -> None:
         for option, wanted in self.CHOICES.items():

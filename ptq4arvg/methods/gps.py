@@ -131,7 +131,7 @@ def center(stats: InputStatistics) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class PTQ4ARVG(Method):
     """GPS on a smoothed and zero-centred input, rotated where that pays, with static token-wise
-    scales, searched ranges and GPTQ.
+    scales, searched ranges, and GPTQ followed at 4 bits by coordinate descent.
 
     smooth: exponent of the SmoothQuant pre-pass, 0 for none, None to search it. center: subtract
     each channel's midpoint where the model can absorb that. gps: the gain-projected factors; norm:
@@ -147,7 +147,7 @@ class PTQ4ARVG(Method):
     granularity: str = "auto"
     activation_range: str = "mse"
     weight_range: str = "mse"
-    rounding: str = "gptq"
+    rounding: str = "auto"
     bias_correction: bool = True
     rotation: str = "measured"
     gps: bool = True
