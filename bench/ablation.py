@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,9 +21,9 @@ from statistics import mean
 from typing import Any
 
 import torch
+from record import stamp
 
 import ptq4arvg
-from ptq4arvg import ops
 from ptq4arvg.evaluation import (
     FeatureStatistics,
     agreement,
@@ -92,15 +90,6 @@ VARIANTS: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def commit() -> str:
-    """The commit that is measured, or "unknown" outside a repository."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return done.stdout.strip() or "unknown"
-
-
 def measure(
     seeds: int, images: int, samples: int, keep: int, done: set[tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
@@ -138,13 +127,13 @@ def measure(
                 yield row | (distance(other) if draws else {})
 
 
-def read_done(path: Path, stamp: dict[str, Any]) -> list[dict[str, Any]]:
+def read_done(path: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of an earlier run of the same commit and settings; the date may differ."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    settings = {k: str(v) for k, v in stamp.items() if k != "date"}
+    settings = {k: str(v) for k, v in shared.items() if k != "date"}
     return [row for row in rows if settings.items() <= row.items()]
 
 
@@ -173,23 +162,22 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.csv"))
     arguments = parser.parse_args()
-    stamp = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
-             "isa": ops.isa(), "machine": platform.machine(), "images": arguments.images,
-             "samples": arguments.samples, "keep": arguments.keep}  # fmt: skip
+    shared = stamp("cpu", torch.get_num_threads())
+    shared |= {"images": arguments.images, "samples": arguments.samples, "keep": arguments.keep}
     out: Path = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows, start = read_done(out, stamp), time.monotonic()
+    rows, start = read_done(out, shared), time.monotonic()
     sys.stdout.write(f"{len(rows)} rows are there already\n" if rows else "starting\n")
     sys.stdout.flush()
     with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *stamp], lineterminator="\n")
+        writer = csv.DictWriter(file, [*COLUMNS, *shared], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         done = {(row["stress"], row["seed"], row["variant"]) for row in rows}
         settings = (arguments.seeds, arguments.images, arguments.samples, arguments.keep)
         for row in measure(*settings, done):
             rows.append(row)
-            writer.writerow(row | stamp)
+            writer.writerow(row | shared)
             file.flush()
             shown = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
             sys.stdout.write(f"{time.monotonic() - start:6.0f} s  {shown}\n")

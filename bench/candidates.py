@@ -16,7 +16,8 @@ from shapes import Linear
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq4arvg import ops
+from ptq4arvg import ops, reference
+from ptq4arvg.numerics import rotation_block
 
 __all__ = [
     "PEERS", "ROW_PEERS", "Case", "Refused", "activation_bits", "compile_once", "gemm_cases",
@@ -226,7 +227,11 @@ def _with_peers(
     return cases, refused
 
 
-def _quantize(x: Tensor, inv_scale: Tensor, zero: Tensor, top: int, offset: int) -> Tensor:
+def _quantize(
+    x: Tensor, turn: Tensor | None, inv_scale: Tensor, zero: Tensor, top: int, offset: int
+) -> Tensor:
+    if turn is not None:
+        x = (x.unflatten(-1, (-1, len(turn))) @ turn).flatten(-2)  # [M, K / block, block]
     level = torch.clamp(torch.round(x * inv_scale) + zero, 0, top)
     return (level - offset).to(torch.int8)
 
@@ -237,25 +242,32 @@ def _norm_quantize(x: Tensor, scale: Tensor, shift: Tensor, *rest: Any) -> Tenso
 
 
 def row_cases(
-    op: str, k: int, m: int, bits: list[int], peers: list[str], device: str
+    op: str, k: int, m: int, bits: list[int], peers: list[str], device: str, rotate: bool = False
 ) -> tuple[dict[str, Case], dict[str, str]]:
     """`gemm_cases` for "quantize" or "norm_quantize" of M rows of K values, float32 to int8.
 
+    rotate: first over blocks of up to 128 channels; torch's candidates by a product with a matrix.
     "copy" copies the same float32 rows into memory that exists already.
     """
     x = _random(m, k, device=device)
     scale, shift = (_random(1, k, device=device, scale=0.1) for _ in range(2))
     inv_scale, cases = torch.full((m,), 20.0, device=device), {}
     modulation = {"scale": scale, "shift": shift} if op == "norm_quantize" else {}
+    block, turn, suffix = 0, None, ""
+    if rotate:
+        block, suffix = rotation_block(k), ".rotated"
+        turn = reference.rotate(torch.eye(block), block).to(device)
+        inv_scale = inv_scale * block**-0.5
     for width in bits:
         zero = torch.full((m,), 2 ** (width - 1), dtype=torch.int32, device=device)
 
         def new(width: int = width, zero: Tensor = zero) -> Callable[[], Any]:
             own, function = x.clone(), getattr(ops, op)
-            return lambda: function(own, inv_scale, zero, width, tokens=m, **modulation)
+            options = modulation | {"tokens": m, "rotation": block}
+            return lambda: function(own, inv_scale, zero, width, **options)
 
-        cases[f"{op}.a{width}"] = Case(new, x.nbytes, width)
-    rest = (inv_scale[:, None], torch.full((m, 1), 128.0, device=device), 255, 128)
+        cases[f"{op}.a{width}{suffix}"] = Case(new, x.nbytes, width)
+    rest = (turn, inv_scale[:, None], torch.full((m, 1), 128.0, device=device), 255, 128)
     function = {"quantize": _quantize, "norm_quantize": _norm_quantize}[op]
 
     def torch_peer(function: Callable) -> Case:

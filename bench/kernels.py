@@ -150,6 +150,7 @@ def _ratio(timings: Timings, column: str, slow: str, fast: str) -> dict[str, flo
 def run(
     todo: list[Cell], bits: list[int], peers: list[str], device: str, budget: float, cold: int,
     limits: Limits, progress: Callable[[str, int, int], None], rows: list[dict[str, Any]],
+    rotate: bool = False,
 ) -> None:  # fmt: skip
     """Measure all cells and append their rows to ``rows``, which survive an interrupt."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
@@ -161,7 +162,8 @@ def run(
         if cell.op == "gemm":
             cases, refused = gemm_cases(cell.linear, cell.m, bits, peers, device)
         else:
-            cases, refused = row_cases(cell.op, cell.linear.k, cell.m, bits, peers, device)
+            k = cell.linear.k
+            cases, refused = row_cases(cell.op, k, cell.m, bits, peers, device, rotate)
         copies = cold_copies(sum(case.weight_bytes for case in cases.values()), cold)
         calls = {name: [case.make() for _ in range(copies)] for name, case in cases.items()}
         timings = measure(
@@ -186,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--m", default="1,8,16,128,512", help="rows: numbers, decode, var, var:IMAGES")
     add("--bits", default="8,6,4", help="of the weights (of the codes for the other ops)")
     add("--peers", help="default: all of " + ", ".join(PEERS))
+    add("--rotate", action="store_true", help="quantize and norm_quantize: rotate the rows first")
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--isa", help="instruction set instead of the best one")
@@ -211,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         todo = cells(op, shapes, arguments.layers, rows_m)
         if arguments.isa:
             ops.set_isa(arguments.isa)
+        if arguments.rotate and op == "gemm":
+            raise ValueError("--rotate: gemm takes codes; wanted --op quantize or norm_quantize")
         if arguments.threads < 1 or not arguments.budget > 0:
             raise ValueError("--threads and --budget want numbers above 0")
         if arguments.device.startswith("cuda") and not torch.cuda.is_available():
@@ -229,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
         if not limits.known:
             display.say("no shares of the peak: this build cannot measure it")
         try:
-            run(todo, bits, peers, arguments.device, arguments.budget, cold, limits, display, rows)
+            run(todo, bits, peers, arguments.device, arguments.budget, cold, limits, display, rows,
+                arguments.rotate)  # fmt: skip
         except KeyboardInterrupt:
             display.say("interrupted; this is what was measured until then")
             status = 130

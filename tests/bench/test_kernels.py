@@ -2,6 +2,7 @@
 
 import csv
 
+import candidates
 import kernels
 import pytest
 import shapes
@@ -54,6 +55,19 @@ def test_row_operators(tmp_path, op):
     assert rows[0]["K"] == "32" and rows[0]["N"] == ""
 
 
+@pytest.mark.parametrize("op", ["quantize", "norm_quantize"])
+def test_row_operators_that_rotate(tmp_path, op):
+    status, rows = run(tmp_path / "k.csv", "--op", op, "--m", "2", "--bits", "8",
+                       "--peers", "torch,copy", "--rotate")  # fmt: skip
+    assert status == 0
+    assert [row["candidate"] for row in rows] == [f"{op}.a8.rotated", "torch", "copy"]
+    cases, _ = candidates.row_cases(op, 256, 5, [8], ["torch"], "cpu", rotate=True)
+    ours, torchs = (case.make()() for case in cases.values())
+    # Sums in another order: a level at most.
+    assert (ours.int() - torchs.int()).abs().max() <= 1
+    assert ours.float().std() > 10
+
+
 def test_every_peer_runs_or_says_why_not(tmp_path):
     peers = "bfloat16,int_mm,qlinear"
     _, rows = run(tmp_path / "k.csv", "--m", "17", "--bits", "8", "--layers", "fc1", "--cold", "1",
@@ -83,6 +97,7 @@ def test_a_chosen_instruction_set(tmp_path):
         (["--bits", "5"], "--bits: unknown '5'"),
         (["--peers", "floa32"], "Closest: 'float32'"),
         (["--op", "quantise"], "Closest: 'quantize'"),
+        (["--rotate"], "--rotate: gemm takes codes; wanted --op quantize or norm_quantize"),
         (["--isa", "mmx"], "mmx"),
         (["--threads", "0"], "above 0"),
         (["--budget", "nan"], "above 0"),
