@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rounding import BLOCK, limits
+from .rounding import BLOCK, ROWS, limits
 
 __all__ = ["descended"]
 
@@ -36,13 +36,19 @@ def descended(
 
     The arguments are its own; the zero points stay.
     """
-    step = scale.double()
     low, high = limits(zero, bits, len(weight), weight.device)
-    columns = zip(
-        weight.detach().split([len(h) for h in products], 1),
-        codes.split([len(h) for h in products], 1),
-        products, strict=True,
-    )  # fmt: skip
+    own = (weight.detach(), codes, scale.double(), low, high)
+    parts = zip(*(t.split(ROWS) for t in own), strict=True)
+    found, scales = zip(*(_descended(*part, products) for part in parts), strict=True)
+    return torch.cat(found), torch.cat(scales)
+
+
+def _descended(
+    weight: Tensor, codes: Tensor, step: Tensor, low: Tensor, high: Tensor, products: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``descended`` of some rows; step, low, high float64 [N]."""
+    widths = [len(h) for h in products]
+    columns = zip(weight.split(widths, 1), codes.split(widths, 1), products, strict=True)
     parts = [_Columns(w.t().double(), q.t().double().contiguous(), h) for w, q, h in columns]
     for _ in range(TURNS):
         moved = [part.descend_(step, low, high) for part in parts]

@@ -24,6 +24,7 @@ from torch import Tensor
 __all__ = ["BLOCK", "channel_products", "compensated_codes", "limits", "mean_products"]
 
 BLOCK = 128
+ROWS = 2048  # at a time, where float64 copies of a whole weight would take gigabytes
 CHANNELS = 4096  # that make up for each other; H of more would take gigabytes
 DAMPING = 0.01  # of the mean diagonal of H
 
@@ -37,16 +38,20 @@ def compensated_codes(
     as the layer will see them, that is, quantized. The limits are the grid's: [-zero, 2**bits - 1 -
     zero], or [-127, 127] where there is no zero point. Sums are in float64.
     """
-    w = weight.detach().double().clone()
-    step = scale.double()
-    low, high = limits(zero, bits, len(w), w.device)
-    parts = zip(w.split([len(h) for h in products], 1), products, strict=True)
-    codes = [_compensate_(part, step, low, high, _inverse_factor(h)) for part, h in parts]
+    low, high = limits(zero, bits, len(weight), weight.device)
+    grids = [*zip(*(t.split(ROWS) for t in (scale.double(), low, high)), strict=True)]
+    codes = []
+    columns = weight.detach().split([len(h) for h in products], 1)
+    for part, h in zip(columns, products, strict=True):
+        upper = _inverse_factor(h)
+        rows = zip(part.split(ROWS), grids, strict=True)
+        codes.append(torch.cat([_compensate(w, *grid, upper) for w, grid in rows]))
     return torch.cat(codes, 1)
 
 
-def _compensate_(w: Tensor, step: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> Tensor:
-    """Codes int8 [N, k] of columns [N, k], which are changed; upper [k, k]."""
+def _compensate(weight: Tensor, step: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> Tensor:
+    """Codes int8 [N, k] of columns [N, k] of a weight; upper [k, k]."""
+    w = weight.to(torch.float64, copy=True)
     rows, columns = w.shape
     codes = torch.empty(columns, rows, dtype=torch.int8, device=w.device)
     for start in range(0, columns, BLOCK):

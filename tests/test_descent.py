@@ -109,6 +109,15 @@ def test_the_arguments_are_left_as_they_were():
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_few_rows_at_a_time_are_all_rows(bits, monkeypatch):
+    arguments = start(bits)
+    codes, scale = descended(*arguments)
+    monkeypatch.setattr(descent, "ROWS", 7)
+    found, step = descended(*arguments)
+    assert torch.equal(found, codes) and torch.equal(step, scale)
+
+
 def test_channels_beyond_the_limit_are_unrelated_but_share_the_scale(monkeypatch):
     weight, codes, scale, zero, bits, x = start(4)
     monkeypatch.setattr(rounding, "CHANNELS", 20)

@@ -78,12 +78,22 @@ def test_codes_stay_within_the_grid(bits):
     assert (codes == low[:, None]).any() and (codes == high[:, None]).any()
 
 
-def test_the_weight_is_left_as_it_was():
-    weight = weight_of()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weight_is_left_as_it_was(dtype):
+    weight = weight_of().to(dtype)
     before = weight.clone()
     _, scale, zero = quantize_weight(weight, 4)
     compensated_codes(weight, scale, zero, 4, correlated())
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_few_rows_at_a_time_are_all_rows(bits, monkeypatch):
+    x, weight = correlated(), weight_of()
+    _, scale, zero = quantize_weight(weight, bits)
+    codes = compensated_codes(weight, scale, zero, bits, x)
+    monkeypatch.setattr(rounding, "ROWS", 7)
+    assert torch.equal(compensated_codes(weight, scale, zero, bits, x), codes)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
