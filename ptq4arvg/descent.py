@@ -71,8 +71,8 @@ class _Columns:
     def descend_(self, step: Tensor, low: Tensor, high: Tensor) -> bool:
         """Move every column of codes once; whether any moved."""
         q, h = self.codes, self.h
-        gap = self.aim / step  # g / s, [k, N]
-        gap -= self.product
+        aim = self.aim / step
+        gap = aim - self.product  # g / s, [k, N]
         moved = False
         for start in range(0, len(q), BLOCK):
             own, g = h[start : start + BLOCK, start : start + BLOCK], gap[start : start + BLOCK]
@@ -87,7 +87,7 @@ class _Columns:
             if change.any():
                 gap.addmm_(h[:, start : start + BLOCK], change, alpha=-1)
                 moved = True
-        self.product = (self.aim / step).sub_(gap)
+        self.product = aim.sub_(gap)
         return moved
 
 

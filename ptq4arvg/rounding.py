@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "channel_products", "compensated_codes", "limits", "mean_products"]
+__all__ = ["BLOCK", "ROWS", "channel_products", "compensated_codes", "limits", "mean_products"]
 
 BLOCK = 128
 ROWS = 2048  # at a time, where float64 copies of a whole weight would take gigabytes
