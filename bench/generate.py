@@ -33,7 +33,7 @@ from record import stamp, write_csv
 from tables import show
 from variants import BASES, FLOATS, Variant, VariantError, prepare
 
-from ptq4arvg.models.registry import FAMILIES, model_config
+from ptq4arvg.models.registry import model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
 
@@ -194,11 +194,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     gpu = arguments.device.startswith("cuda")
-    uncaptured = FAMILIES[model_config(arguments.model)["family"]].model.not_captured
+    model_config(arguments.model)
     arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
     if arguments.floats is None:
-        usual = FLOATS if not gpu else BASES[1:2] if uncaptured else BASES[1:]
-        arguments.floats = ",".join(usual)
+        arguments.floats = ",".join(BASES[1:] if gpu else FLOATS)
     arguments.floats = choices("--floats", arguments.floats, BASES)
     try:
         arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
@@ -211,8 +210,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     graphs = [name for name in arguments.floats if name not in FLOATS]
     if graphs and not gpu:
         raise ValueError(f"--floats {graphs[0]} wants --device cuda")
-    if graphs and uncaptured:
-        raise ValueError(f"--floats {graphs[0]}: {uncaptured}; {arguments.model} has no graphs")
     if gpu and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
     return arguments

@@ -24,6 +24,7 @@ FLOATS = ("float32", "bfloat16")
 BASES = (*FLOATS, "bfloat16_graphs", "bfloat16_compiled")
 # Enough for ranges; random weights give nothing that more would improve.
 CALIBRATION_ROWS = 2
+PROMPTS = 9  # of a text-to-image model, the empty one among them
 
 
 class VariantError(RuntimeError):
@@ -111,15 +112,22 @@ def _checkpoint_name(model: str, scheme: str, rest: str, rotation: str) -> str:
 
 
 def float_model(name: str, dtype: str) -> Any:
-    """The float model, never held in another dtype; published sizes get random weights."""
+    """The float model, never held in another dtype; published sizes get random weights, and random
+    prompts where they are conditioned on text."""
     import torch
 
     from ptq4arvg.models.registry import BUNDLED, build_model, load_model, model_config
+    from ptq4arvg.models.switti import SwittiModel
 
     wanted = getattr(torch, dtype)
     if name in BUNDLED:
         return load_model(name, dtype=wanted)
-    return build_model(name, model_config(name), seed=0, dtype=wanted)
+    model = build_model(name, model_config(name), seed=0, dtype=wanted)
+    if isinstance(model, SwittiModel):
+        c, generator = model.config, torch.Generator().manual_seed(0)
+        shapes = (PROMPTS, c.text_tokens, c.text_dim), (PROMPTS, c.pooled_dim)
+        model.set_prompts(*(torch.randn(shape, generator=generator) for shape in shapes))
+    return model
 
 
 def _answer(value: dict[str, Any]) -> None:

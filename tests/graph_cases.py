@@ -14,7 +14,12 @@ from tests.graph_tape import TapeBackend
 from tests.models.tiny import TINY
 
 LLAMAGEN = {**TINY["par"], "transformer": {**TINY["par"]["transformer"], "parallel": 1}}
-CONFIGS = {"var": TINY["var"], "rar": TINY["rar"], "par": TINY["par"], "llamagen": LLAMAGEN}
+CONFIGS = {
+    "var": TINY["var"], "switti": TINY["switti"], "rar": TINY["rar"], "par": TINY["par"],
+    "llamagen": LLAMAGEN,
+}  # fmt: skip
+# Whose steps have a graph of their own for every position: they do the same as eager ones.
+EXACT = ("var", "switti")
 MODELS = CONFIGS | {"mar": TINY["mar"]}  # MAR's steps have no logits: see test_mar_graphs.py
 # How a model is made: options of ``quantize_``; None: a float model.
 KINDS = {

@@ -74,8 +74,6 @@ class ARVGModel(nn.Module):
     # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
-    # Why no step of this family is captured; "" if ``sample_ids`` takes ``graphs``.
-    not_captured: ClassVar[str] = ""
 
     def __init__(
         self, name: str, config: Any, transformer: nn.Module, tokenizer: nn.Module
@@ -215,7 +213,7 @@ class ARVGModel(nn.Module):
 
     def captures(self, graphs: bool | None = None) -> dict[str, bool]:
         """What ``sample_ids`` takes to capture its steps, if ``generate`` does with ``graphs``."""
-        why = self.not_captured or self.graphs.refusal(self.cursor.position.device)
+        why = self.graphs.refusal(self.cursor.position.device)
         if graphs and why:
             raise ValueError(f"{self.name}: graphs=True, but {why}; wanted graphs=None or False")
         self.graphs.eager = "graphs=False" if graphs is False else why
@@ -244,8 +242,8 @@ class ARVGModel(nn.Module):
         options: others that the family has. ValueError for one that it does not.
 
         graphs: whether decoding steps are captured as CUDA graphs, for each batch size anew, and
-        replayed; None: on a CUDA device, where the family's steps can be; True: ValueError where
-        they cannot. ``model.graphs`` says what was. Forward hooks do not run in a replay.
+        replayed; None: on a CUDA device; True: ValueError on another. ``model.graphs`` says what
+        was captured. Forward hooks do not run in a replay.
         """
         labels = self.check_labels(labels)
         options |= {"top_k": top_k, "top_p": top_p}

@@ -13,19 +13,26 @@ from ..graphs import CapturedSteps, EagerSteps
 if TYPE_CHECKING:
     from .base import ARVGModel
 
-__all__ = ["anywhere", "decoding"]
+__all__ = ["anywhere", "decoding", "stepping"]
 
 Steps = EagerSteps | CapturedSteps
 
 
+def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Steps:
+    """What runs the steps of ``rows`` rows in dtype and on the device of ``like``, captured if
+    ``graphs``. ValueError where no step can be captured."""
+    if not graphs:
+        return EagerSteps()
+    net = model.transformer
+    positions = (cursor.position for cursor in model.cursors)
+    return model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
+
+
 @contextmanager
 def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
-    """What runs the steps of ``rows`` rows, captured if ``graphs``; within, every attention has a
-    cache in the dtype and on the device of ``like``. ValueError where no step can be captured."""
-    c, net, steps = model.config, model.transformer, EagerSteps()
-    if graphs:
-        positions = (cursor.position for cursor in model.cursors)
-        steps = model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
+    """``stepping``; within, every attention has a cache in the dtype and on the device of
+    ``like``."""
+    c, net, steps = model.config, model.transformer, stepping(model, rows, like, graphs)
     shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
     keys, values = (steps.buffers(k, len(attentions), shape, like) for k in ("keys", "values"))

@@ -15,9 +15,10 @@ Shapes: B rows, T positions (all scales), L text positions, C width, H heads, d 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from ..nn import AttentionCore, Cursor
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
+from .decoding import stepping
 from .family import Family, PublishedFiles
 from .layers import (
     ADALN_ROWS,
@@ -184,8 +186,7 @@ class Block(nn.Module):
         return x + self.ffn_norm2(self.ffn(self.ffn_norm1(x, scale2, shift2))) * gate2
 
 
-@dataclass(frozen=True)
-class Conditioning:
+class Conditioning(NamedTuple):
     """What the prompts of B rows come to, the same for all scales: embedding [B, C], modulation of
     every block and of the head, (k, v, mask [B, 1, 1, L]) of every block."""
 
@@ -242,7 +243,7 @@ class Switti(nn.Module):
         embedding = self.text_pooler(pooled)
         weight = self.crop_embed["weight"]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        angle = 2 * math.pi * wide.new_tensor(WHOLE_IMAGE)[:, None] * wide
+        angle = torch.stack([2 * math.pi * length * wide for length in WHOLE_IMAGE])
         crop = self.crop_proj(torch.cat([angle.sin(), angle.cos()], 1).flatten().to(weight.dtype))
         self.text_cursor.set(0, words.shape[1])
         head = self.head_nm.modulation(embedding)
@@ -255,13 +256,15 @@ class Switti(nn.Module):
         """The scale of every position, int64 [T]."""
         return torch.tensor(self.config.steps(), device=self.pos_start.device)
 
+    def prompted(self, labels: Tensor) -> tuple[Conditioning, Tensor]:
+        """What all steps of decoding read: the labels' conditioning, rotary factors."""
+        return self.condition(labels), self.config.rotation(labels.device)
+
     def logits(
-        self, x: Tensor, begin: int, given: Conditioning, rotation: Tensor, mask: Tensor | None
+        self, x: Tensor, given: Conditioning, rotation: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, t, V] of the inputs x [B, t, C] at the positions from ``begin`` on."""
-        count = x.shape[1]
-        self.cursor.set(begin, count)
-        rotation = rotation[begin : begin + count]
+        """Logits [B, t, V] of the inputs x [B, t, C] at the cursor's positions; rotation
+        [t, d / 2] is theirs, and without a mask they are of one scale."""
         *modulations, head = given.modulations
         for block, modulation, text in zip(self.blocks, modulations, given.text, strict=True):
             x = block(x, modulation, text, rotation, mask)
@@ -273,8 +276,9 @@ class Switti(nn.Module):
         given, level = self.condition(labels), self.levels()
         first = given.embedding[:, None] + self.pos_start  # [B, t0, C]
         x = torch.cat([first, self.word_embed(inputs)], 1) + self.lvl_embed(level)
+        self.cursor.set(0, self.config.tokens)
         rotation = self.config.rotation(x.device)
-        return self.logits(x, 0, given, rotation, level[:, None] == level)
+        return self.logits(x, given, rotation, level[:, None] == level)
 
 
 class SwittiModel(ARVGModel):
@@ -283,7 +287,6 @@ class SwittiModel(ARVGModel):
 
     family = "switti"
     sampling_options = ("top_k", "top_p", "guided_scales")
-    not_captured = "the steps of Switti are not written for it"
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",
@@ -396,11 +399,13 @@ class SwittiModel(ARVGModel):
         guided_scales: int | None = None,
         index: int | Tensor = 0,
         choose: Choose | None = None,
+        graphs: bool = False,
     ) -> Tensor:
         """Token ids int64 [n, T] of one image per label [n], scale after scale.
 
         guided_scales: as in the configuration. choose: (guided logits [n, t, V], scale) -> ids
-        [n, t]; by default a ``Sampler``. ValueError for more guided scales than there are.
+        [n, t]; by default a ``Sampler``. graphs: replay every scale as a CUDA graph. ValueError for
+        more guided scales than there are.
         """
         c = self.config
         cfg = c.sampling.cfg if cfg is None else cfg
@@ -414,21 +419,27 @@ class SwittiModel(ARVGModel):
         net, quantizer, n = self.transformer, self.tokenizer.quantize, len(labels)
         both = bool(guided and cfg)
         rows = self._label_rows(labels, both)
-        given, rotation = net.condition(rows), c.rotation(rows.device)
+        steps = stepping(self, len(rows), net.pos_start, graphs)
+        # The same for all scales, which read it where it is.
+        given, rotation = steps.run("prompts", net.prompted, rows)
         level = net.lvl_embed(net.levels())  # [T, C]
         x = given.embedding[:, None] + net.pos_start
         f_hat, begin, ids = quantizer.empty(n), 0, []
         for scale, side in enumerate(c.patch_nums):
             if both and scale == guided:
                 both, x, given = False, x[:n], given.first(n)
-            x = x + level[begin : begin + side * side]
-            logits = net.logits(x, begin, given, rotation, None)
+            end = begin + side * side
+            step = functools.partial(net.logits, given=given, rotation=rotation[begin:end])
+            # Another call of as many rows may guide fewer scales of more images.
+            name = f"scale {scale}" if len(x) == len(rows) else f"scale {scale}, {len(x)} rows"
+            net.cursor.set(begin, side * side)
+            logits = steps.run(name, step, x + level[begin:end])
             if both:
                 strength = cfg * scale / max(len(c.patch_nums) - 1, 1)
                 logits = guide(logits[:n], logits[n:], strength)
             ids.append(choose(logits, scale))
             f_hat, following = quantizer.step(scale, f_hat, ids[-1])
-            begin += side * side
+            begin = end
             if following is not None:
                 # Conditional and unconditional rows read the same tokens.
                 x = net.word_embed(following).repeat(1 + both, 1, 1)

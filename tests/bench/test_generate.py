@@ -8,7 +8,7 @@ import torch
 import variants
 
 from ptq4arvg.graphs import StepGraphs
-from ptq4arvg.models import build_model
+from ptq4arvg.models import build_model, registry
 from tests.graph_tape import TapeBackend
 from tests.models.tiny import TINY
 
@@ -48,10 +48,6 @@ def test_a_bundled_model(tmp_path, capsys, model):
         (["--images", "1,0"], "above 0"),
         (["--images", "1;8"], "--images '1;8'; wanted numbers such as 1,8,64"),
         (["--floats", "bfloat16_graphs"], "--floats bfloat16_graphs wants --device cuda"),
-        (
-            ["--floats", "bfloat16_compiled", "--device", "cuda", "--model", "switti-512"],
-            "--floats bfloat16_compiled: the steps of Switti",
-        ),
         (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
         (["--schemes", "", "--floats", ""], "nothing to measure"),
     ],
@@ -59,6 +55,15 @@ def test_a_bundled_model(tmp_path, capsys, model):
 def test_bad_arguments(capsys, arguments, message):
     assert generate.main(["--quiet", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_text_to_image_model_gets_prompts(monkeypatch):
+    config = TINY["switti"]
+    without = {k: v for k, v in config["transformer"].items() if k != "num_classes"}
+    monkeypatch.setattr(registry, "model_config", lambda _name: config | {"transformer": without})
+    model = variants.float_model("switti-512", "bfloat16")
+    assert model.num_classes == variants.PROMPTS - 1
+    assert model.generate([0, 7], seed=1).isfinite().all()
 
 
 def test_a_worker_that_ends_is_named():
