@@ -22,7 +22,7 @@ from typing import Any
 
 from ptq4arvg.demo import MODEL
 from ptq4arvg.report import markdown_table
-from ptq4arvg.tables import markdown_pivot
+from ptq4arvg.tables import markdown_pivot, significant
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,8 @@ def ablation_table(rows: list[dict[str, str]]) -> str:
         for s in stresses:
             found = [r for r in rows if r["variant"] == variant and float(r["stress"]) == s]
             kl = [float(r["kl"]) for r in found]
-            cells.append(f"{mean(kl):.2g} ({min(kl):.2g} to {max(kl):.2g})" if kl else "")
+            shown = [significant(value, 3) for value in (mean(kl), min(kl), max(kl))] if kl else []
+            cells.append("{} ({} to {})".format(*shown) if kl else "")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -71,7 +72,7 @@ def mixed_table(rows: list[dict[str, str]]) -> str:
             found = [r for r in rows if (r["model"], r["variant"]) == (model, variant)]
             value = mean(float(r["kl"] or r["relative_error"]) for r in found)
             size = mean(float(r["weight_bytes"]) for r in found) / 1e6
-            cells.append(f"{value:.2g} ({size:.2f})")
+            cells.append(f"{significant(value)} ({size:.2f})")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

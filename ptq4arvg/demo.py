@@ -17,6 +17,7 @@ from .goals import parse_goal, parse_goals
 from .models import BUNDLED, ARVGModel, load_model
 from .pipeline import quantize_
 from .report import Block
+from .tables import significant
 
 __all__ = ["MODEL", "SCHEMES", "STRESS", "Demo", "closeness", "demo_runs", "headline", "run_demo"]
 
@@ -157,5 +158,6 @@ def headline(report: dict[str, Any]) -> str:
             if row["scheme"] == scheme and row["stress"] == stress
         }
         name = f"stressed {stress:g}" if stress else "plain"
-        parts.append(f"{found['ptq4arvg']:.2g} against {found['rtn']:.2g} ({name})")
+        ours, nearest = significant(found["ptq4arvg"]), significant(found["rtn"])
+        parts.append(f"{ours} against {nearest} ({name})")
     return f"{figure} at {scheme}, by the method against round to nearest: {', '.join(parts)}"

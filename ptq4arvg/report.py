@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .numerics import SCHEMES
 from .serialize import pretty_json, write_file
+from .tables import significant
 
 __all__ = [
     "ROW_KEYS",
@@ -146,7 +147,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _divergence(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}" if 0 < value < 0.01 else f"{value:.3f}"
+    return "-" if value is None else significant(value) if 0 < value < 0.01 else f"{value:.3f}"
 
 
 def _distance(row: Mapping[str, Any]) -> str:
@@ -167,7 +168,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("worst", lambda r: _number(".1f")(r["worst_sqnr_db"])),
     ("KL nats", lambda r: _divergence(r["kl"])),
     ("top-1", lambda r: _number(".1%")(r["top1_agreement"])),
-    ("error", lambda r: _number(".2g")(r["relative_error"])),
+    ("error", lambda r: significant(r["relative_error"])),
     ("Frechet distance", _distance),
     ("weights MB", lambda r: _number(".2f", 1e6)(r["weight_bytes"])),
     ("ms/image", lambda r: _number(".0f", 1e-3)(r["seconds_per_image"])),

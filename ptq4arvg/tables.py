@@ -8,7 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_table", "latex_table", "markdown_pivot", "pivot", "scheme_title", "terminal_tables"]
+__all__ = [
+    "csv_table", "latex_table", "markdown_pivot", "pivot", "scheme_title", "significant",
+    "terminal_tables",
+]  # fmt: skip
 
 Row = Mapping[str, Any]
 
@@ -19,20 +22,25 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+def significant(value: float, digits: int = 2) -> str:
+    """So many significant digits, zeros at the end included: "0.020" tells 0.020 from 0.02."""
+    return f"{value:#.{digits}g}".removesuffix(".")
+
+
 def model_name(row: Row) -> str:
     """The model, with its stress if there is any."""
     return f"{row['model']}, stressed {row['stress']:g}" if row["stress"] else row["model"]
 
 
 def _rounded(row: Row) -> float:
-    return float(f"{row['closeness']:.2g}")
+    return float(significant(row["closeness"]))
 
 
 def closeness_text(row: Row) -> str:
     """Two digits of the figure that compares with the float model; "-" where there is none."""
     if "refused" in row:
         return "-"
-    text = f"{row['closeness']:.2g}"
+    text = significant(row["closeness"])
     return text if row["integer"] is not False else f"{text}*"
 
 

@@ -85,7 +85,7 @@ def test_markdown_table():
     assert lines[0].startswith("| model | scheme | method | SQNR dB | worst |")
     assert lines[2] == "| plain | float | float | - | - | - | 95.7% | 4.50 | 5.30 | 31 |"
     assert lines[4] == (
-        "| stressed 30 | W6A6 | round to nearest | 30.2 | 18.0 | 0.0004 | 95.7% | "
+        "| stressed 30 | W6A6 | round to nearest | 30.2 | 18.0 | 0.00040 | 95.7% | "
         "4.50 (4.00 to 5.00) | 5.30 | 31 |"
     )
 
@@ -93,7 +93,7 @@ def test_markdown_table():
 def test_continuous_tokens_have_an_error_in_place_of_next_token_figures():
     lines = markdown_table([row(kl=None, top1_agreement=None)]).splitlines()
     assert "| worst | error | Frechet distance |" in lines[0] and "KL" not in lines[0]
-    assert "| 18.0 | 0.002 | 4.50 |" in lines[2]
+    assert "| 18.0 | 0.0020 | 4.50 |" in lines[2]
 
 
 def test_terminal_table_has_the_same_cells():

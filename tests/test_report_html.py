@@ -311,7 +311,7 @@ def test_a_budget_is_shown_like_a_scheme(tmp_path):
     assert re.search("<td><code>blocks.1.fc</code></td><td>21.0</td>"
                      "<td>rotated, blocks of 64</td><td>W6A8</td>", text)  # fmt: skip
     assert "5.5 bits: GPS lowers the measured error of 12 of 12 linears" in page.text
-    assert "rtn at 5.5 bits: 0.01, 5.41 bits a weight, 1.00 MB, Frechet" in page.text
+    assert "rtn at 5.5 bits: 0.010, 5.41 bits a weight, 1.00 MB, Frechet" in page.text
     words = shlex.split(command(comparison))
     assert parse_goals(words[words.index("--schemes") + 1].split(","))[0].target_bits == 5.5
 

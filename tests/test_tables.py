@@ -36,9 +36,9 @@ def test_the_best_of_every_model_is_marked_and_ties_after_rounding_are_ties():
     models, lines = pivot(ROWS, "W6A6")
     assert models == ["var-tiny", "var-tiny, stressed 30"]
     assert lines == [
-        ("rtn", ["0.07", "3.7"], [False, False]),
-        ("os_plus", ["0.03*", "-"], [True, False]),
-        ("ptq4arvg", ["0.03", "0.028"], [True, True]),
+        ("rtn", ["0.070", "3.7"], [False, False]),
+        ("os_plus", ["0.030*", "-"], [True, False]),
+        ("ptq4arvg", ["0.030", "0.028"], [True, True]),
     ]
 
 
@@ -49,15 +49,15 @@ def test_a_simulated_method_takes_no_first_place_from_those_that_run():
     ]  # fmt: skip
     assert [first for *_, first in pivot(rows, "W6A6")[1]] == [[False], [False], [True], [True]]
     only = [row("svdquant", 0.01, integer=False)]
-    assert pivot(only, "W6A6")[1] == [("svdquant", ["0.01*"], [True])]
+    assert pivot(only, "W6A6")[1] == [("svdquant", ["0.010*"], [True])]
 
 
 def test_markdown_and_latex_hold_the_cells():
     lines = markdown_pivot(ROWS, "W6A6").splitlines()
     assert lines[0] == "| W6A6 | var-tiny | var-tiny, stressed 30 |"
-    assert lines[3:] == ["| os_plus | **0.03*** | - |", "| ptq4arvg | **0.03** | **0.028** |"]
+    assert lines[3:] == ["| os_plus | **0.030*** | - |", "| ptq4arvg | **0.030** | **0.028** |"]
     tex = latex_table(ROWS)
-    assert r"W6A6 & os\_plus & \textbf{0.03$^*$} & - \\" in tex
+    assert r"W6A6 & os\_plus & \textbf{0.030$^*$} & - \\" in tex
     assert tex.count(r"\midrule") == 1
 
 
@@ -96,7 +96,7 @@ def test_a_budget_is_shown_with_the_bits_that_were_reached():
     assert markdown_pivot(BUDGETS, "5.5 bits").splitlines()[0] == f"| {title} | var-tiny |"
     tex = latex_table(BUDGETS).splitlines()
     at = tex.index(rf"\multicolumn{{3}}{{l}}{{{title}}} \\")
-    assert tex[at + 2] == r"5.5 bits & gps & \textbf{0.02} \\" and len(tex) == 11
+    assert tex[at + 2] == r"5.5 bits & gps & \textbf{0.020} \\" and len(tex) == 11
     assert [table.title for table in terminal_tables(BUDGETS)] == ["W6A6", title]
     rows = [*csv.DictReader(io.StringIO(csv_table(BUDGETS)))]
     assert [r["target_bits"] for r in rows] == ["", "5.5", "5.5"]

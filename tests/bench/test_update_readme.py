@@ -50,7 +50,7 @@ def test_the_ablation_table_has_means_and_ranges(script):
     ]
     lines = script.ablation_table(rows).splitlines()
     assert lines[0] == "| KL, mean of 2 seeds (range) | plain | stressed 30 |"
-    assert lines[2:] == ["| W6A6 | 0.2 (0.1 to 0.3) | 0.5 (0.5 to 0.5) |"]
+    assert lines[2:] == ["| W6A6 | 0.200 (0.100 to 0.300) | 0.500 (0.500 to 0.500) |"]
 
 
 def test_the_mixed_table_has_means_and_megabytes(script):
@@ -61,7 +61,7 @@ def test_the_mixed_table_has_means_and_megabytes(script):
     rows = [row("a", "0", "0.1", "9"), row("a", "1", "0.3", "9"), row("b", "0", "", "0.5")]
     lines = script.mixed_table(rows).splitlines()
     assert lines[0] == "| mean of 2 seeds (MB) | `a` | `b` |"
-    assert lines[2:] == ["| 5 bits | 0.2 (2.00) | 0.5 (2.00) |"]
+    assert lines[2:] == ["| 5 bits | 0.20 (2.00) | 0.50 (2.00) |"]
 
 
 def test_the_comparison_has_a_table_per_scheme_with_bytes(script):
