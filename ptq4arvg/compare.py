@@ -1,10 +1,9 @@
 """The fair table: models, methods, schemes and calibration seeds, measured with one yardstick.
 
 A cell is one quantization: (model, stress, method, scheme, calibration seed); a budget of bits, as
-in "5.5 bits", counts as a scheme. All cells of a model
-share the calibration rows of their seed, the rows compared on, and the seeds of the images. Each is
-written to a file of its own as soon as it is measured, so that an interrupted run goes on where it
-stopped.
+in "5.5 bits", counts as a scheme. All cells of a model share the calibration rows of their seed,
+the rows compared on, and the seeds of the images. Each is written to a file of its own as soon as
+it is measured, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
