@@ -194,7 +194,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     gpu = arguments.device.startswith("cuda")
-    model_config(arguments.model)
+    model_config(arguments.model)  # an unknown name ends here
     arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
     if arguments.floats is None:
         arguments.floats = ",".join(BASES[1:] if gpu else FLOATS)

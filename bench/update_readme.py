@@ -52,10 +52,14 @@ def ablation_table(rows: list[dict[str, str]]) -> str:
         for s in stresses:
             found = [r for r in rows if r["variant"] == variant and float(r["stress"]) == s]
             kl = [float(r["kl"]) for r in found]
-            shown = [significant(value, 3) for value in (mean(kl), min(kl), max(kl))] if kl else []
-            cells.append("{} ({} to {})".format(*shown) if kl else "")
+            cells.append(_with_range(kl) if kl else "")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _with_range(values: list[float]) -> str:
+    middle, low, high = (significant(v, 3) for v in (mean(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 def mixed_table(rows: list[dict[str, str]]) -> str:

@@ -150,6 +150,10 @@ def _divergence(value: float | None) -> str:
     return "-" if value is None else significant(value) if 0 < value < 0.01 else f"{value:.3f}"
 
 
+def _error(value: float | None) -> str:
+    return "-" if value is None else significant(value)
+
+
 def _distance(row: Mapping[str, Any]) -> str:
     if row["fd"] is None:
         return "-"
@@ -168,7 +172,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("worst", lambda r: _number(".1f")(r["worst_sqnr_db"])),
     ("KL nats", lambda r: _divergence(r["kl"])),
     ("top-1", lambda r: _number(".1%")(r["top1_agreement"])),
-    ("error", lambda r: significant(r["relative_error"])),
+    ("error", lambda r: _error(r["relative_error"])),
     ("Frechet distance", _distance),
     ("weights MB", lambda r: _number(".2f", 1e6)(r["weight_bytes"])),
     ("ms/image", lambda r: _number(".0f", 1e-3)(r["seconds_per_image"])),

@@ -94,6 +94,8 @@ def test_continuous_tokens_have_an_error_in_place_of_next_token_figures():
     lines = markdown_table([row(kl=None, top1_agreement=None)]).splitlines()
     assert "| worst | error | Frechet distance |" in lines[0] and "KL" not in lines[0]
     assert "| 18.0 | 0.0020 | 4.50 |" in lines[2]
+    unknown = row(kl=None, top1_agreement=None, relative_error=None)
+    assert "| 18.0 | - | 4.50 |" in markdown_table([unknown]).splitlines()[2]
 
 
 def test_terminal_table_has_the_same_cells():

@@ -257,7 +257,7 @@ class Switti(nn.Module):
         return torch.tensor(self.config.steps(), device=self.pos_start.device)
 
     def prompted(self, labels: Tensor) -> tuple[Conditioning, Tensor]:
-        """What all steps of decoding read: the labels' conditioning, rotary factors."""
+        """What all scales read: the labels' conditioning, rotary factors of every position."""
         return self.condition(labels), self.config.rotation(labels.device)
 
     def logits(
@@ -273,11 +273,10 @@ class Switti(nn.Module):
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
         """Teacher forcing: labels [B], inputs of all scales but the first [B, T - t0, z] ->
         logits [B, T, V]."""
-        given, level = self.condition(labels), self.levels()
+        (given, rotation), level = self.prompted(labels), self.levels()
         first = given.embedding[:, None] + self.pos_start  # [B, t0, C]
         x = torch.cat([first, self.word_embed(inputs)], 1) + self.lvl_embed(level)
         self.cursor.set(0, self.config.tokens)
-        rotation = self.config.rotation(x.device)
         return self.logits(x, given, rotation, level[:, None] == level)
 
 
