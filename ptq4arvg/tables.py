@@ -24,7 +24,7 @@ CSV_COLUMNS = (
 
 def significant(value: float, digits: int = 2) -> str:
     """So many significant digits, zeros at the end included: "0.020" tells 0.020 from 0.02."""
-    return f"{value:#.{digits}g}".removesuffix(".")
+    return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
 
 
 def model_name(row: Row) -> str:

@@ -11,6 +11,7 @@ from ptq4arvg.tables import (
     markdown_pivot,
     pivot,
     scheme_title,
+    significant,
     terminal_tables,
 )
 
@@ -40,6 +41,15 @@ def test_the_best_of_every_model_is_marked_and_ties_after_rounding_are_ties():
         ("os_plus", ["0.030*", "-"], [True, False]),
         ("ptq4arvg", ["0.030", "0.028"], [True, True]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.02, "0.020"), (0.0699, "0.070"), (4.0, "4.0"), (12.3, "12"), (6.1e-5, "6.1e-05")],
+)
+def test_two_digits_are_two_digits(value, text):
+    assert significant(value) == text
+    assert float(significant(value, 3)) == value
 
 
 def test_a_simulated_method_takes_no_first_place_from_those_that_run():
