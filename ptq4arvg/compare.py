@@ -23,6 +23,7 @@ import torch
 from . import __version__, ops
 from .calibration import Calibration, calibrate
 from .cells import FLOAT, cell_name, inspection_name, read_cells
+from .collected import Collected
 from .errors import closest
 from .evaluation import Yardstick, draw_images
 from .goals import Goal, parse_goal, parse_goals
@@ -51,6 +52,7 @@ SHOWN = 8  # images kept of the first calibration seed
 POLL = 1.0  # seconds between looks at what other processes have measured
 
 Progress = Callable[[str, int, int], None]
+Shared = tuple[Calibration, Collected]  # rows, and what the float model's linears read of them
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def _measure_model(
     rows = _calibrator(comparison, model, progress)
     if to_inspect:
         inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
-        write_file(look, pretty_json(inspect_(inspected, goal, rows(0), progress=progress)))
+        write_file(look, pretty_json(inspect_(inspected, goal, rows(0)[0], progress=progress)))
     start = time.perf_counter()
     for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
         name, now = cell_name(cell), time.perf_counter()
@@ -245,13 +247,13 @@ def _measure_model(
 
 def _calibrator(
     comparison: Comparison, model: ARVGModel, progress: Progress
-) -> Callable[[int], Calibration]:
-    """Calibration seed -> the rows that all methods share; the last ones are kept."""
+) -> Callable[[int], Shared]:
+    """Calibration seed -> what all methods share; that of the last one is kept."""
 
     @functools.lru_cache(maxsize=1)
-    def rows(seed: int) -> Calibration:
+    def rows(seed: int) -> Shared:
         return calibrate(model, comparison.samples, comparison.keep, seed, comparison.select,
-                         progress=progress)  # fmt: skip
+                         progress=progress), Collected()  # fmt: skip
 
     return rows
 
@@ -260,7 +262,7 @@ def _measure(
     comparison: Comparison,
     model: ARVGModel,
     wanted: Sequence[dict[str, Any]],
-    rows: Callable[[int], Calibration],
+    rows: Callable[[int], Shared],
     out: Path,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
@@ -282,15 +284,16 @@ def _measure(
 
 
 def _quantized(
-    cell: Mapping[str, Any], rows: Calibration, yardstick: Yardstick, progress: Progress
+    cell: Mapping[str, Any], shared: Shared, yardstick: Yardstick, progress: Progress
 ) -> tuple[dict[str, Any], torch.Tensor | None, float | None]:
     """(figures, images, seconds per image) of one quantization."""
-    method = parse_method(cell["method"])
+    method, (rows, collected) = parse_method(cell["method"]), shared
     model: ARVGModel = load_model(cell["model"], stress=cell["stress"])
     start = time.perf_counter()
     try:
         report = quantize_(model, method=method, calibration=rows, pack=method.integer,
-                           progress=progress, **parse_goal(cell["scheme"]).arguments)  # fmt: skip
+                           progress=progress, collected=collected,
+                           **parse_goal(cell["scheme"]).arguments)  # fmt: skip
     except ValueError as error:
         return {"refused": str(error)}, None, None
     spent = time.perf_counter() - start

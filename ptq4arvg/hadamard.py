@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .reference import hadamard_
+
 __all__ = ["Rotation", "factor", "paley", "split_size", "turn_input_", "turn_of"]
 
 
@@ -95,12 +97,7 @@ class Rotation(nn.Module):
         y = (x * self.signs.to(x.dtype)).reshape(-1, self.size // self.power, self.power)
         if self.matrix is not None:
             y = self.matrix.to(x.dtype) @ y  # over m
-        width = self.power
-        while width > 1:  # over 2^k, by halves
-            y = y.reshape(-1, 2, width // 2)
-            y = torch.stack([y[:, 0] + y[:, 1], y[:, 0] - y[:, 1]], 1)
-            width //= 2
-        return y.reshape(x.shape) * self.size**-0.5
+        return hadamard_(y, self.power).view(x.shape).mul_(self.size**-0.5)  # over 2^k
 
 
 class _Turn:

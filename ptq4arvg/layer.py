@@ -121,7 +121,7 @@ def quantize_linear(
         mean = error.double().mean(0).float()
         error = error - mean
         bias = -mean if bias is None else bias - mean
-    signal, noise = exact.double().square().sum(), error.double().square().sum()
+    signal, noise = (y.square().sum(1).double().sum() for y in (exact, error))
     sqnr = (10 * torch.log10(signal / noise.clamp_min(1e-300))).item()
     sink = p.spec.sink if method.sink == "float" else ()
     q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,

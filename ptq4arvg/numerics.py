@@ -117,10 +117,9 @@ def affine_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """x rounded to the affine grid (scale, zero), which broadcast against x."""
-    zero = zero.to(x.dtype)
-    level = torch.round(x / scale.to(x.dtype))
-    level = torch.minimum(torch.maximum(level, -zero), 2**bits - 1 - zero)
-    return level * scale.to(x.dtype)
+    scale, zero = scale.to(x.dtype), zero.to(x.dtype)
+    level = (x / scale).round_()
+    return level.clamp_(-zero, 2**bits - 1 - zero).mul_(scale)
 
 
 def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:
@@ -131,14 +130,13 @@ def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:
 def _row_error(w: Tensor, lo: Tensor, hi: Tensor, bits: int, importance: Tensor | None) -> Tensor:
     """Weighted squared rounding error of each row of ``w`` [N, K] on the grid over [lo, hi] [N]."""
     scale, zero = weight_grid(lo, hi, bits)
-    error = (_row_levels(w, scale, zero, bits) * scale[:, None] - w).square_()
+    error = _row_levels(w, scale, zero, bits).mul_(scale[:, None]).sub_(w).square_()
     return error.sum(1) if importance is None else error @ importance
 
 
 def _row_levels(w: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
     """Levels less zero point [N, K] of w [N, K], in its dtype."""
-    low, top = weight_bounds(zero, bits)
-    return torch.minimum(torch.maximum(torch.round(w / scale[:, None]), low), top)
+    return (w / scale[:, None]).round_().clamp_(*weight_bounds(zero, bits))
 
 
 def weight_grid(lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
@@ -227,14 +225,13 @@ def grid_error(
     bins = histogram.shape[1]
     centre = (torch.arange(bins, dtype=torch.float32, device=lo.device) + 0.5) / bins
     x = over_lo[:, None] + (over_hi - over_lo)[:, None] * centre  # [G, bins]
-    return _mass_error(x, histogram, lo, hi, bits)
+    return _mass_error(x, histogram, *affine_grid(lo, hi, bits), bits)
 
 
-def _mass_error(x: Tensor, mass: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
-    scale, zero = affine_grid(lo, hi, bits)
-    scale, low = scale[:, None], -zero[:, None].float()
-    q = torch.clamp(torch.round(x / scale), low, low + (2**bits - 1))
-    return q.mul_(scale).sub_(x).square_().mul_(mass).sum(1)
+def _mass_error(x: Tensor, mass: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Squared error [G] of rounding values x [G, bins] of that mass to grids [G]."""
+    rounded = round_to_grid(x, scale[:, None], zero[:, None], bits)
+    return rounded.sub_(x).square_().mul_(mass).sum(1)
 
 
 def search_range(
@@ -259,25 +256,26 @@ def search_range(
     x = over_lo[:, None] + (over_hi - over_lo)[:, None] * centre  # [G, bins]
     mass = histogram.float()
     best_lo, best_hi = full_lo, full_hi
-    best = _mass_error(x, mass, best_lo, best_hi, bits)
+    best = _mass_error(x, mass, *affine_grid(full_lo, full_hi, bits), bits)
 
-    def consider(new_lo: Tensor, new_hi: Tensor) -> None:
+    def consider(lo: Tensor, hi: Tensor) -> None:
+        """Take ranges lo, hi [C, G], or [G] where all have the same, where they are better."""
         nonlocal best, best_lo, best_hi
-        new = _mass_error(x, mass, new_lo, new_hi, bits)
-        better = new < best
-        best = torch.where(better, new, best)
-        best_lo = torch.where(better, new_lo, best_lo)
-        best_hi = torch.where(better, new_hi, best_hi)
+        lo, hi = torch.broadcast_tensors(lo, hi)
+        scale, zero = affine_grid(lo, hi, bits)
+        errors = [_mass_error(x, mass, *grid, bits) for grid in zip(scale, zero, strict=True)]
+        new, index = torch.stack(errors).min(0, keepdim=True)  # the first of equals, [1, G]
+        better = new[0] < best
+        best = torch.where(better, new[0], best)
+        best_lo = torch.where(better, lo.gather(0, index)[0], best_lo)
+        best_hi = torch.where(better, hi.gather(0, index)[0], best_hi)
 
-    ratios = torch.linspace(1.0, 0.25, candidates).tolist()[1:]
-    for ratio in ratios:
-        consider(full_lo * ratio, full_hi * ratio)
-    for ratio in ratios:
-        consider(best_lo, full_hi * ratio)
-    for ratio in ratios:
-        consider(full_lo * ratio, best_hi)
+    ratio = torch.linspace(1.0, 0.25, candidates, device=lo.device)[1:, None]
+    consider(full_lo * ratio, full_hi * ratio)
+    consider(best_lo, full_hi * ratio)
+    consider(full_lo * ratio, best_hi)
     for step in (0.02, 0.01):
         for sign in (-step, step):
-            consider((best_lo + sign * full_lo).clamp(max=0), best_hi)
-            consider(best_lo, (best_hi + sign * full_hi).clamp(min=0))
+            consider((best_lo + sign * full_lo).clamp(max=0)[None], best_hi)
+            consider(best_lo, (best_hi + sign * full_hi).clamp(min=0)[None])
     return best_lo, best_hi

@@ -13,6 +13,7 @@ from .allocation import Budget, allocate
 from .attention import quantize_attention_
 from .block_parts import BlockParts
 from .calibration import Calibration, calibrate
+from .collected import Collected
 from .compat import quantize_like_research_
 from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
@@ -49,6 +50,7 @@ def quantize_(
     batch_size: int = 16,
     progress: Progress | None = None,
     parts: str | Path | None = None,
+    collected: Collected | None = None,
     **options: Any,
 ) -> QuantReport:
     """Quantize the linears of ``model`` in place and return a report per layer.
@@ -65,8 +67,9 @@ def quantize_(
     has an integer path). parts: folder in which a method that learns block by block ("omniquant")
     keeps finished blocks; a run that ended early goes on from it, to the same bits, and
     ``BlockParts.remove`` deletes them; ValueError if it holds blocks of another model, other rows
-    or options. compat="research": reproduce the authors' code instead, in simulation
-    only.
+    or options. collected: keeps what the linears of the float model read, for the next model of
+    the same weights that is quantized over the same rows. compat="research": reproduce the authors'
+    code instead, in simulation only.
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
@@ -119,7 +122,8 @@ def quantize_(
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
     size = sample_size(model, active, method)
-    stats = collect_steps(model, active, calibration, size, batch_size, progress)
+    collect = collect_steps if collected is None or method.turns_inputs else collected.steps
+    stats = collect(model, active, calibration, size, batch_size, progress)
     parts = stages(active)
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,

@@ -136,13 +136,22 @@ def rotate(x: Tensor, block: int) -> Tensor:
     """
     if not block:
         return x
-    y = x * _column_signs(x.shape[-1]).to(x)
+    return hadamard_(x * _column_signs(x.shape[-1]).to(x), block)
+
+
+def hadamard_(x: Tensor, block: int) -> Tensor:
+    """x [..., K] times Sylvester's matrix (entries +1, -1) over each ``block`` columns, a power of
+    two that divides K. x is overwritten.
+    """
+    y = x.contiguous()
+    spare = torch.empty_like(y)
     stride = 1
     while stride < block:
-        y = y.reshape(-1, 2, stride)  # [..., K] -> [pairs of runs, 2, stride]
-        y = torch.stack([y[:, 0] + y[:, 1], y[:, 0] - y[:, 1]], 1)
-        stride *= 2
-    return y.reshape(x.shape)
+        runs, sums = (t.view(-1, 2, stride) for t in (y, spare))  # [..., K] -> [pairs, 2, stride]
+        torch.add(runs[:, 0], runs[:, 1], out=sums[:, 0])
+        torch.sub(runs[:, 0], runs[:, 1], out=sums[:, 1])
+        y, spare, stride = spare, y, 2 * stride
+    return y
 
 
 def _stored_codes(x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int) -> Tensor:

@@ -25,6 +25,8 @@ __all__ = ["BLOCK", "ROWS", "channel_products", "compensated_codes", "limits", "
 
 BLOCK = 128
 ROWS = 2048  # at a time, where float64 copies of a whole weight would take gigabytes
+PRODUCTS = 1024  # rows of inputs whose products are summed before that is added up in float64
+COLUMNS = 256  # of inputs whose products are taken at a time
 CHANNELS = 4096  # that make up for each other; H of more would take gigabytes
 DAMPING = 0.01  # of the mean diagonal of H
 
@@ -51,20 +53,18 @@ def compensated_codes(
 
 def _compensate(weight: Tensor, step: Tensor, low: Tensor, high: Tensor, upper: Tensor) -> Tensor:
     """Codes int8 [N, k] of columns [N, k] of a weight; upper [k, k]."""
-    w = weight.to(torch.float64, copy=True)
-    rows, columns = w.shape
-    codes = torch.empty(columns, rows, dtype=torch.int8, device=w.device)
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        block = w[:, start:stop]  # a view: corrections within the block stay in w
+    w = weight.t().to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    codes = torch.empty_like(w, dtype=torch.int8)  # transposed, so that a column lies in one piece
+    for start in range(0, len(w), BLOCK):
+        block, own = w[start : start + BLOCK], upper[start : start + BLOCK, start : start + BLOCK]
         errors = torch.empty_like(block)
-        for k in range(stop - start):
-            row = upper[start + k, start + k : stop]
-            level = torch.round(block[:, k] / step).clamp_(low, high)
-            codes[start + k] = level.to(torch.int8)
-            errors[:, k] = (block[:, k] - level * step) / row[0]
-            block[:, k + 1 :] -= errors[:, k, None] * row[1:]
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
+        for k, column in enumerate(block):
+            level = (column / step).round_().clamp_(low, high)
+            codes[start + k] = level
+            torch.addcmul(column, level, step, value=-1, out=errors[k]).div_(own[k, k])
+            block[k + 1 :].addr_(own[k, k + 1 :], errors[k], alpha=-1)
+        after = start + len(block)
+        w[after:].addmm_(upper[start:after, after:].t(), errors, alpha=-1)
     return codes.t().contiguous()
 
 
@@ -78,9 +78,14 @@ def limits(zero: Tensor | None, bits: int, rows: int, device: torch.device):
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of H [K, K]."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True)
+    """Upper Cholesky factor of the inverse of H [K, K].
+
+    Where H = M M^T with M upper triangular, it is the inverse of M; and M is the lower factor of H
+    with its rows and columns in reverse, reversed likewise.
+    """
+    root = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, identity, upper=True)
 
 
 def channel_products(x: Tensor) -> list[Tensor]:
@@ -107,15 +112,29 @@ def mean_products(x: Tensor) -> Tensor:
     The share taken off is the variance of the off-diagonal means over their squares, summed (the
     cited paper's lambda for a diagonal target), from 0 to 1.
     """
-    x = x.double()
-    mean = x.t() @ x / len(x)
+    mean = _products(x) / len(x)
     diagonal = mean.diagonal().clone()
-    squares = x.square()
     # Sums over i != j, of mean(x_i^2 x_j^2) and of mean(x_i x_j)^2.
-    fourth = (squares.sum(1).square() - squares.square().sum(1)).mean()
+    fourth = torch.zeros_like(mean[0, 0])
+    for part in x.split(PRODUCTS):
+        squares = part.double().square()
+        fourth += (squares.sum(1).square() - squares.square().sum(1)).sum() / len(x)
     second = mean.square().sum() - diagonal.square().sum()
     if second > 0:
         share = (fourth - second) / max(len(x) - 1, 1) / second
         mean *= 1 - share.clamp(0, 1)
         mean.diagonal().copy_(diagonal)
     return mean
+
+
+def _products(x: Tensor) -> Tensor:
+    """x^T x of x [M, K], float64 [K, K]: sums of products over so many rows in the dtype of x.
+
+    Those of a block of columns with later columns, and those with earlier ones by symmetry.
+    """
+    columns = x.shape[1]
+    total = torch.zeros(columns, columns, dtype=torch.float64, device=x.device)
+    for part in x.split(PRODUCTS):
+        for k in range(0, columns, COLUMNS):
+            total[k : k + COLUMNS, k:] += part[:, k : k + COLUMNS].t() @ part[:, k:]
+    return total.triu_().add_(total.triu(1).t())

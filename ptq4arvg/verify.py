@@ -16,6 +16,8 @@ __all__ = ["LayerCheck", "check_integer_path"]
 # the output if its type is narrower.
 BOUND = 1e-5
 
+KEPT = 2**28  # bytes of simulated weights kept where a replay runs a linear more than once
+
 
 @dataclass(frozen=True)
 class LayerCheck:
@@ -49,6 +51,18 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
     checks: dict[str, LayerCheck] = {}
+    kept: dict[str, QuantLinear] = {}
+    room = KEPT
+
+    def simulation(name: str, module: PackedLinear) -> QuantLinear:
+        nonlocal room
+        if name in kept:
+            return kept[name]
+        made = QuantLinear(module.canonical(), module.cursor).double()
+        if model.visits(name) > 1 and made.weight.nbytes <= room:
+            room -= made.weight.nbytes
+            kept[name] = made
+        return made
 
     def compare(name: str, module: PackedLinear):
         def hook(_module: PackedLinear, args: tuple[Tensor], output: Tensor) -> None:
@@ -56,7 +70,7 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
             x = args[0]
             if torch.int8 in (x.dtype, output.dtype):
                 raise ValueError(f"check_integer_path: {name} is fused; call fuse.unfuse_ first")
-            exact = QuantLinear(module.canonical(), module.cursor).double()(x.double())
+            exact = simulation(name, module)(x.double())
             error = (output.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
             value = error.item() if bool(torch.isfinite(error)) else float("inf")
             # A layer that runs more than once keeps its worst.

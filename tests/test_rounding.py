@@ -128,7 +128,27 @@ def test_products_are_shrunk_by_the_share_of_the_paper(rows):
     plain = x.double().t() @ x.double() / rows
     expected = plain * (1 - shrinkage(x))
     expected.diagonal().copy_(plain.diagonal())
-    torch.testing.assert_close(mean_products(x), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mean_products(x.double()), expected, rtol=1e-10, atol=1e-12)
+    # In float32 a sum of products is within rows * 2^-24 of the sum of their magnitudes; the share
+    # taken off hardly moves.
+    magnitudes = x.double().abs().t() @ x.double().abs() / rows
+    error = (mean_products(x) - expected).abs()
+    assert (error <= 2 * rows * 2.0**-24 * (magnitudes + expected.abs().max())).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2500, 3), (1025, 257), (30, 600)])
+def test_products_are_taken_in_blocks(rows, columns):
+    x = torch.randint(-8, 9, (rows, columns), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(rounding._products(x), (x.long().t() @ x.long()).double())
+
+
+@pytest.mark.parametrize("columns", [1, 5, 200])
+def test_the_factor_is_that_of_the_inverse(columns):
+    h = mean_products(correlated(k=columns, rows=40).double())
+    h.diagonal().add_(0.01)
+    upper = rounding._inverse_factor(h)
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.t() @ upper @ h, torch.eye(len(h), dtype=h.dtype))
 
 
 def test_products_of_unrelated_channels_vanish_and_related_ones_stay():

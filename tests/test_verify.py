@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ptq4arvg import verify
 from ptq4arvg.nn import Cursor, PackedLinear
 from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
 from ptq4arvg.verify import check_integer_path
@@ -19,15 +20,21 @@ def linear(cursor, w_bits=6, seed=0):
 
 
 class Model(nn.Module):
-    def __init__(self, *layers):
+    def __init__(self, *layers, visits=1):
         super().__init__()
+        self.often = visits
         self.cursor = Cursor()
         self.transformer = nn.Sequential(*(make(self.cursor) for make in layers))
+
+    def visits(self, name):
+        return self.often
 
     def replay(self, ids, labels):
         self.cursor.set(0, 5)
         x = torch.randn(len(ids), 5, 8, generator=torch.Generator().manual_seed(0))
-        return self.transformer(x)
+        for _ in range(self.often):
+            x = self.transformer(x)
+        return x
 
 
 ROWS = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
@@ -38,6 +45,25 @@ def test_right_layers_pass():
     assert [check.name for check in checks] == ["0", "2"]
     assert all(check.passed for check in checks)
     assert all(check.kernel.startswith("gemm.w6") for check in checks)
+
+
+@pytest.mark.parametrize(("room", "unpacked"), [(2**20, [1, 1]), (8 * 8 * 8, [1, 3]), (0, [3, 3])])
+def test_layers_that_run_often_are_unpacked_once_as_far_as_there_is_room(
+    monkeypatch, room, unpacked
+):
+    monkeypatch.setattr(verify, "KEPT", room)
+    model = Model(linear, linear, visits=3)
+    counts = [0, 0]
+    for i, module in enumerate(model.transformer):
+        plain = module.canonical
+
+        def canonical(i=i, plain=plain):
+            counts[i] += 1
+            return plain()
+
+        monkeypatch.setattr(module, "canonical", canonical)
+    assert all(check.passed for check in check_integer_path(model, *ROWS))
+    assert counts == unpacked
 
 
 def test_a_wrong_layer_is_found():

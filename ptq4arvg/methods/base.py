@@ -117,6 +117,7 @@ class Method:
     integer: ClassVar[bool] = True  # whether it has an integer path; otherwise it is simulated
     no_integer: ClassVar[str] = ""  # why it has none
     resumable: ClassVar[bool] = False  # whether ``prepare`` can go on from finished blocks
+    turns_inputs: ClassVar[bool] = False  # whether ``prepare`` changes what the linears read
     no_rotation: ClassVar[str] = ""  # why inputs cannot be rotated as well, where they cannot
 
     granularity: str = "tensor"
@@ -237,8 +238,9 @@ class Method:
         if branch is not None:
             weight = weight - branch[0] @ branch[1]
         codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
-        error = F.linear(stats.sample, weight) - F.linear(x_hat, codes.float() * w_scale[:, None])
-        return error.double().square().mean().item()
+        error = F.linear(x_hat, codes.float().mul_(w_scale[:, None]))
+        error = error.sub_(F.linear(stats.sample, weight)).square_()
+        return error.mean(1).double().mean().item()
 
     def with_options(self, **options: Any) -> Method:
         """A copy with some options changed; ValueError offers the nearest name for an unknown."""

@@ -36,6 +36,7 @@ class QuaRot(Method):
     summary: ClassVar[str] = "inputs rotated by Hadamard matrices (Ashkboos et al. 2024)"
     integer: ClassVar[bool] = False
     no_integer: ClassVar[str] = "it rotates all channels of an input together"
+    turns_inputs: ClassVar[bool] = True
     no_rotation: ClassVar[str] = "it rotates all inputs itself"
 
     seed: int = 0

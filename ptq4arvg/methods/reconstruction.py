@@ -138,30 +138,72 @@ def _quantized(linears: list[LearnedLinear], quantized: bool) -> Iterator[None]:
             linear.quantized = True
 
 
-def _capture(model: Any, block: nn.Module, batches: list, learned: list) -> list[_Call]:
-    """The runs of ``block`` over the batches: inputs behind quantized blocks, float outputs."""
-    calls, outputs = [], []
+@contextmanager
+def _skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Blocks hand on what comes in."""
+    blocks = list(blocks)
+    for block in blocks:
+        block.forward = lambda x, *_args, **_kwargs: x
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
-    def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append(_Call(tuple(map(_clone, args)), {k: _clone(v) for k, v in kwargs.items()}))
 
-    def after(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-        outputs.append(output.detach().float().clone())
+class _Walk:
+    """Replays the batches block by block: what reached the last block is kept, so that the next
+    replay goes on from there, and each costs two blocks whatever the depth of the model."""
 
-    for quantized, register in (
-        (True, lambda: block.register_forward_pre_hook(before, with_kwargs=True)),
-        (False, lambda: block.register_forward_hook(after)),
-    ):
-        handle = register()
+    def __init__(self, model: Any, names: list[str], batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.model, self.batches = model, batches
+        self.blocks = [model.transformer.get_submodule(name) for name in names]
+        self.at: int | None = None  # the block that ``streams`` are inputs of
+        self.streams: dict[bool, list[Tensor]] = {}  # in the quantized and in the float model
+
+    def calls(self, index: int, learned: list[LearnedLinear]) -> list[_Call]:
+        """The runs of a block: inputs behind quantized blocks, float outputs."""
+        calls, _ = self._run(index, learned, quantized=True)
+        reference, outputs = self._run(index, learned, quantized=False)
+        self.streams = {
+            quantized: [call.args[0] for call in found]
+            for quantized, found in ((True, calls), (False, reference))
+        }
+        self.at = index
+        for call, output in zip(calls, outputs, strict=True):
+            call.target = output
+        return calls
+
+    def _run(
+        self, index: int, learned: list[LearnedLinear], quantized: bool
+    ) -> tuple[list[_Call], list[Tensor]]:
+        """(calls, outputs) of one block, behind quantized blocks or float ones."""
+        calls, outputs = [], []
+
+        def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            calls.append(_Call(tuple(map(_clone, args)), {k: _clone(v) for k, v in kwargs.items()}))
+
+        def after(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            outputs.append(output.detach().float().clone())
+
+        block, first = self.blocks[index], self.at or 0
+        handles = [block.register_forward_pre_hook(before, with_kwargs=True),
+                   block.register_forward_hook(after)]  # fmt: skip
+        if self.at is not None:
+            stream = iter(self.streams[quantized])
+            resume = self.blocks[self.at].register_forward_pre_hook(
+                lambda _module, args: (next(stream), *args[1:])
+            )
+            handles.append(resume)
         try:
-            with _quantized(learned, quantized):
-                for ids, labels in batches:
-                    model.replay(ids, labels)
+            others = self.blocks[:first] + self.blocks[index + 1 :]
+            with _quantized(learned, quantized), _skipped(others):
+                for ids, labels in self.batches:
+                    self.model.replay(ids, labels)
         finally:
-            handle.remove()
-    for call, output in zip(calls, outputs, strict=True):
-        call.target = output
-    return calls
+            for handle in handles:
+                handle.remove()
+        return calls, outputs
 
 
 def _learn(block: nn.Module, linears: list[LearnedLinear], calls: list[_Call], budget: Budget,
@@ -240,6 +282,7 @@ def reconstruct(
     rows = torch.arange(count) * len(calibration.labels) // count
     batches = Calibration(calibration.ids[rows], calibration.labels[rows]).batches(CALL_ROWS)
     blocks = model.block_names()
+    walk = _Walk(model, blocks, batches)
     found, learned, originals, ticks = {}, [], {}, 0
 
     def tick(steps: int = 1) -> None:
@@ -249,14 +292,14 @@ def reconstruct(
             progress("reconstruct", ticks, budget.steps * len(blocks))
 
     try:
-        for name in blocks:
+        for index, name in enumerate(blocks):
             own = {p.name: p for p in plan if p.name.startswith(f"{name}.")}
             if not own:
                 ticks += budget.steps
                 continue
             block = model.transformer.get_submodule(name)
             kept = parts.read(name) if parts else None
-            calls = [] if kept else _capture(model, block, batches, learned)
+            calls = [] if kept else walk.calls(index, learned)
             for inner, p in own.items():
                 originals[inner] = model.transformer.get_submodule(inner)
                 model.replace_(inner, make(p, originals[inner]))
