@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,11 @@ class LayerView:
     foldable: bool
     shiftable: bool = True
     sink: tuple[int, ...] = ()
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The linear's output for the sample, without its bias, float32 [M, N]."""
+        return F.linear(self.stats.sample, self.weight.float())
 
 
 @dataclass(frozen=True)
@@ -234,13 +240,17 @@ class Method:
         step, zero = affine_grid(lo, hi, scheme.a_bits)
         at = stats.step[stats.sample_position]
         x_hat = round_to_grid(stats.sample, step[at, None], zero[at, None], scheme.a_bits)
-        weight = transform.weight(layer.weight).float()
+        whole = layer.weight.float()
+        weight = transform.weight(whole)
         if branch is not None:
             weight = weight - branch[0] @ branch[1]
         codes, w_scale, _ = quantize_weight(weight, scheme.w_bits, search=False)
-        error = F.linear(x_hat, codes.float().mul_(w_scale[:, None]))
-        error = error.sub_(F.linear(stats.sample, weight)).square_()
-        return error.mean(1).double().mean().item()
+        error = F.linear(x_hat, codes.float().mul_(w_scale[:, None])).sub_(layer.output)
+        if branch is not None:
+            error += F.linear(F.linear(stats.sample, branch[1]), branch[0])
+        # What the shift takes off the output: (u / s - z) (W s)^T = u W^T - W (s z).
+        error += whole @ (transform.scale * transform.shift).float()
+        return error.square_().mean(1).double().mean().item()
 
     def with_options(self, **options: Any) -> Method:
         """A copy with some options changed; ValueError offers the nearest name for an unknown."""
