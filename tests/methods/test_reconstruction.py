@@ -1,0 +1,65 @@
+"""The walk over a model's blocks sees what whole replays see."""
+
+import pytest
+import torch
+
+import ptq4arvg
+from ptq4arvg.methods.reconstruction import LearnedLinear, _quantized, _Walk
+from ptq4arvg.models import build_model
+from ptq4arvg.numerics import get_scheme
+from tests.models.tiny import TINY
+
+
+def runs_of(model, block, batches):
+    """(positional arguments, outputs) of a block in whole replays."""
+    args, outputs = [], []
+    handles = [
+        block.register_forward_pre_hook(lambda _module, given: args.append(given)),
+        block.register_forward_hook(lambda _module, _given, output: outputs.append(output)),
+    ]
+    for ids, labels in batches:
+        model.replay(ids, labels)
+    for handle in handles:
+        handle.remove()
+    return args, outputs
+
+
+def simulate_(model, name):
+    """Replace the linears of a block by simulations; returns those."""
+    found = []
+    for spec in model.linears():
+        if spec.name.startswith(f"{name}."):
+            linear = model.transformer.get_submodule(spec.name)
+            full = torch.ones(linear.out_features), torch.ones(linear.out_features)
+            found.append(LearnedLinear(linear, get_scheme("W4A8"), None, False, full, False))
+            model.replace_(spec.name, found[-1])
+    return found
+
+
+@pytest.mark.parametrize("left_out", [None, 0, 1])
+@pytest.mark.parametrize("family", ["var", "rar", "par", "mar"])
+@torch.no_grad()
+def test_calls_are_those_of_whole_replays(family, left_out):
+    model = build_model(f"{family}-test", TINY[family], seed=0)
+    rows = ptq4arvg.calibrate(model, samples=6, keep=6, seed=0)
+    batches, names = rows.batches(4), model.block_names()
+    batches = list(batches)
+    walk, learned = _Walk(model, names, batches), []
+    assert len(names) > 1
+    for index, name in enumerate(names):
+        if index == left_out:  # as a block without planned linears, or one that is kept
+            learned += simulate_(model, name)
+            continue
+        block = model.transformer.get_submodule(name)
+        calls = walk.calls(index, learned)
+        args, _ = runs_of(model, block, batches)
+        with _quantized(learned, False):
+            _, targets = runs_of(model, block, batches)
+        assert len(calls) == len(args) == len(targets) >= len(batches)
+        for call, given, target in zip(calls, args, targets, strict=True):
+            assert len(call.args) == len(given)
+            for a, b in zip(call.args, given, strict=True):
+                assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a is b
+            assert torch.equal(call.target, target)
+        learned += simulate_(model, name)
+    assert all("forward" not in vars(block) for block in walk.blocks)
