@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .calibration import calibrate
+from .collected import Collected
 from .errors import closest
 from .evaluation import Yardstick, draw_images
 from .goals import parse_goal, parse_goals
@@ -104,10 +105,11 @@ def run_demo(
         shown = min(images, len(SHOWN))
         drawn = [_grid_row(row, pictures[:shown])]
         rows_kept = calibrate(model, SAMPLES, KEEP, seed, progress=progress)
+        collected = Collected()
         for method, goal in goals:
             model = load_model(name, stress=stress)
             report = quantize_(model, method=method, calibration=rows_kept, progress=progress,
-                               **goal.arguments)  # fmt: skip
+                               collected=collected, **goal.arguments)  # fmt: skip
             _, pictures, seconds = draw_images(
                 model, labels, seed + 1, progress, f"generate {goal.name}"
             )
@@ -131,7 +133,7 @@ def _grid_row(row: dict[str, Any], images: Tensor) -> tuple[str, str, Tensor]:
     label = {"float": "float", "rtn": f"RTN {row['scheme']}"}.get(row["method"], row["scheme"])
     note = f"{row['weight_bytes'] / 1e6:.1f} MB"
     _, short, value = closeness(row)
-    return label, note if row["method"] == "float" else f"{short} {value:.2g}, {note}", images
+    return label, note if row["method"] == "float" else f"{short} {significant(value)}, {note}", images
 
 
 def _class_names(model: ARVGModel, labels: Tensor) -> list[str]:
