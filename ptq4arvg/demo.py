@@ -133,7 +133,9 @@ def _grid_row(row: dict[str, Any], images: Tensor) -> tuple[str, str, Tensor]:
     label = {"float": "float", "rtn": f"RTN {row['scheme']}"}.get(row["method"], row["scheme"])
     note = f"{row['weight_bytes'] / 1e6:.1f} MB"
     _, short, value = closeness(row)
-    return label, note if row["method"] == "float" else f"{short} {significant(value)}, {note}", images
+    if row["method"] != "float":
+        note = f"{short} {significant(value)}, {note}"
+    return label, note, images
 
 
 def _class_names(model: ARVGModel, labels: Tensor) -> list[str]:
