@@ -13,6 +13,8 @@ from .token_scales import collect_steps
 
 __all__ = ["Collected"]
 
+Progress = Callable[[str, int, int], None]
+
 
 class Collected:
     """What ``collect_steps`` found, by the name and stress of the model, the rows and the sample.
@@ -25,14 +27,9 @@ class Collected:
         self._kept: dict[tuple[Any, ...], dict[str, InputStatistics]] = {}
 
     def steps(
-        self,
-        model: nn.Module,
-        plan: Sequence[Any],
-        calibration: Calibration,
-        sample: int = SAMPLE,
-        batch_size: int = 16,
-        progress: Callable[[str, int, int], None] | None = None,
-    ) -> dict[str, InputStatistics]:
+        self, model: nn.Module, plan: Sequence[Any], calibration: Calibration,
+        sample: int = SAMPLE, batch_size: int = 16, progress: Progress | None = None,
+    ) -> dict[str, InputStatistics]:  # fmt: skip
         """``collect_steps`` of the same arguments, to the same bits."""
         key = model.name, model.stress, calibration.hash, sample, batch_size
         kept = self._kept.setdefault(key, {})

@@ -230,12 +230,12 @@ def _measure_model(
     if not wanted and not to_inspect:
         return
     model = load_model(pair[0], stress=pair[1])
-    rows = _calibrator(comparison, model, progress)
+    shared = _calibrator(comparison, model, progress)
     if to_inspect:
         inspected = load_model(pair[0], stress=pair[1])  # of its own: it is changed
-        write_file(look, pretty_json(inspect_(inspected, goal, rows(0)[0], progress=progress)))
+        write_file(look, pretty_json(inspect_(inspected, goal, shared(0)[0], progress=progress)))
     start = time.perf_counter()
-    for cell in _measure(comparison, model, wanted, rows, out, progress) if wanted else ():
+    for cell in _measure(comparison, model, wanted, shared, out, progress) if wanted else ():
         name, now = cell_name(cell), time.perf_counter()
         cell |= {"number": numbers[name], "cell_seconds": now - start}
         start = now
@@ -251,18 +251,18 @@ def _calibrator(
     """Calibration seed -> what all methods share; that of the last one is kept."""
 
     @functools.lru_cache(maxsize=1)
-    def rows(seed: int) -> Shared:
+    def shared(seed: int) -> Shared:
         return calibrate(model, comparison.samples, comparison.keep, seed, comparison.select,
                          progress=progress), Collected()  # fmt: skip
 
-    return rows
+    return shared
 
 
 def _measure(
     comparison: Comparison,
     model: ARVGModel,
     wanted: Sequence[dict[str, Any]],
-    rows: Callable[[int], Shared],
+    shared: Callable[[int], Shared],
     out: Path,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
@@ -277,7 +277,7 @@ def _measure(
                 _, pictures, seconds = draw_images(model, labels, seed, progress, "draw")
             found = yardstick.measure(model, pictures, progress)
         else:
-            found, pictures, seconds = _quantized(cell, rows(cell["seed"]), yardstick, progress)
+            found, pictures, seconds = _quantized(cell, shared(cell["seed"]), yardstick, progress)
         if pictures is not None and cell["seed"] == 0:
             _keep_images(out, cell, pictures)
         yield cell | found | {"seconds_per_image": seconds}

@@ -26,7 +26,7 @@ MODEL = "var-tiny"
 STRESS = 30.0
 SCHEMES = ("W8A8", "W6A6", "W4A8")
 
-# Small on purpose: the whole demo has to fit into a minute on two slow cores.
+# Small on purpose: the whole demo has to fit into minutes on two slow cores.
 SAMPLES, KEEP, COMPARED = 64, 32, 16
 # Classes whose samples can be told at a glance, for the grid.
 SHOWN = (0, 2, 4, 7, 15, 18, 20, 21, 24, 25)

@@ -18,6 +18,7 @@ __all__ = [
     "gemm",
     "gemm_float",
     "gemm_quantize",
+    "hadamard_",
     "norm_quantize",
     "pack_weight",
     "quantize",
