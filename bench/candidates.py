@@ -109,8 +109,14 @@ def _weights(n: int, k: int, bits: int, device: str) -> tuple[Tensor, Tensor | N
     return ops.pack_weight(codes, zero, bits), zero, codes.sum(1, dtype=torch.int32)
 
 
-def our_cases(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]:
-    """gemm (float32 out), gemm_quantize (codes out) and bare (without an epilogue) of M rows."""
+def our_cases(
+    linear: Linear, m: int, bits: int, device: str, rotate: bool = False
+) -> dict[str, Case]:
+    """gemm (float32 out), gemm_quantize (codes out) and bare (without an epilogue) of M rows.
+
+    "separate": a bfloat16 product, then its activation in torch and `ops.quantize`, as it would
+    have to be without gemm_quantize. rotate: these two rotate their results.
+    """
     n, k, a_bits = linear.n, linear.k, activation_bits(bits)
     a = _codes(m, k, bits=a_bits, device=device)
     half = 2 ** (bits - 1)
@@ -121,11 +127,18 @@ def our_cases(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]
     bias = _random(n, device=device)
     plain = {"bits": bits, "tokens": m, "w_zero": zero}
     full = plain | {"a_zero": a_zero, "w_sum": w_sum, "bias": bias, "activation": linear.activation}
+    block, suffix = 0, ""
+    if rotate:
+        block, suffix = rotation_block(n, reference.MAX_EPILOGUE_ROTATION), ".rotated"
+    inv_scale = torch.full((m,), 20.0 * max(block, 1) ** -0.5, device=device)
+    out_zero = torch.full((m,), 2 ** (a_bits - 1), dtype=torch.int32, device=device)
     out = {
-        "out_inv_scale": torch.full((m,), 20.0, device=device),
-        "out_zero": torch.full((m,), 2 ** (a_bits - 1), dtype=torch.int32, device=device),
-        "out_bits": a_bits,
-    }
+        "out_inv_scale": inv_scale, "out_zero": out_zero, "out_bits": a_bits, "out_rotation": block,
+    }  # fmt: skip
+
+    def separate(*args: Any, activation: str, **options: Any) -> Tensor:
+        y = ACTIVATIONS[activation](ops.gemm(*args, **options, out_dtype=torch.bfloat16))
+        return ops.quantize(y, inv_scale, out_zero, a_bits, tokens=m, rotation=block)
 
     def make(op: Callable, options: dict[str, Any]) -> Callable[[], Callable[[], Any]]:
         def new() -> Callable[[], Any]:
@@ -136,7 +149,8 @@ def our_cases(linear: Linear, m: int, bits: int, device: str) -> dict[str, Case]
 
     cases = {
         f"gemm.w{bits}": make(ops.gemm, full),
-        f"gemm_quantize.w{bits}": make(ops.gemm_quantize, full | out),
+        f"gemm_quantize.w{bits}{suffix}": make(ops.gemm_quantize, full | out),
+        f"separate.w{bits}{suffix}": make(separate, full),
         f"bare.w{bits}": make(ops.gemm, plain),
     }
     return {name: Case(new, packed.numel(), bits) for name, new in cases.items()}
@@ -197,12 +211,12 @@ def _qlinear_peer(linear: Linear, m: int, device: str) -> Case:
 
 
 def gemm_cases(
-    linear: Linear, m: int, bits: list[int], peers: list[str], device: str
+    linear: Linear, m: int, bits: list[int], peers: list[str], device: str, rotate: bool = False
 ) -> tuple[dict[str, Case], dict[str, str]]:
     """({candidate: case}, {candidate: why it cannot run here}) of one linear at M rows."""
     cases: dict[str, Case] = {}
     for width in bits:
-        cases |= our_cases(linear, m, width, device)
+        cases |= our_cases(linear, m, width, device, rotate)
     makers: dict[str, Callable[[], Case]] = {
         "float32": lambda: _float_peer(linear, m, torch.float32, device),
         "bfloat16": lambda: _float_peer(linear, m, torch.bfloat16, device),

@@ -31,7 +31,7 @@ def draw(rows: list[dict[str, Any]], peers: list[str], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    ours = [r for r in rows if r.get("bits") and not r["candidate"].startswith(("bare", "gemm_q"))]
+    ours = [r for r in rows if r.get("bits") and r["candidate"].startswith("gemm.")]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     axes.axhline(1, color="#888", linewidth=0.8)
     for color, peer in zip(COLORS, peers, strict=False):

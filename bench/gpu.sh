@@ -57,7 +57,7 @@ if wanted bench; then
     step "kernels-$op" python bench/kernels.py --device cuda --op "$op" --shapes var-d16,var-d30,rar-b \
       --m 1,16,128,512,8192 --budget 60 --out "$OUT/kernels-$op.csv"
   done
-  for op in quantize norm_quantize; do
+  for op in gemm quantize norm_quantize; do
     step "kernels-$op-rotated" python bench/kernels.py --device cuda --op "$op" --rotate \
       --shapes var-d16,var-d30,rar-b --m 1,16,128,512,8192 --budget 30 --out "$OUT/kernels-$op-rotated.csv"
   done

@@ -39,7 +39,8 @@ _TIMES = ("median_us", "p10_us", "p90_us", "repeats", "cold", "gops", "gbytes_s"
 
 def columns(peers: list[str]) -> list[str]:
     """Columns of the CSV file: x_PEER is that peer's time by this candidate's."""
-    ratios = [f"x_{peer}{part}" for peer in (*peers, "bare") for part in ("", "_p10", "_p90")]
+    others = (*peers, "separate", "bare")
+    ratios = [f"x_{other}{part}" for other in others for part in ("", "_p10", "_p90")]
     head = ["date", "commit", "device", "torch", "isa", "threads"]
     return [*head, *_IDENTITY, *_TIMES, *ratios, "note"]
 
@@ -137,6 +138,9 @@ def _rows(cell: Cell, cases: dict, timings: Timings, limits: Limits, cold: int) 
                 row |= _ratio(timings, peer, peer, name)
             if gemm:
                 row |= _ratio(timings, "bare", f"bare.w{case.bits}", name)
+                op, _, kind = name.partition(".")
+                if op == "gemm_quantize":
+                    row |= _ratio(timings, "separate", f"separate.{kind}", name)
         yield row
 
 
@@ -160,7 +164,7 @@ def run(
         progress(phase, number, len(todo))
         torch.manual_seed(number)
         if cell.op == "gemm":
-            cases, refused = gemm_cases(cell.linear, cell.m, bits, peers, device)
+            cases, refused = gemm_cases(cell.linear, cell.m, bits, peers, device, rotate)
         else:
             k = cell.linear.k
             cases, refused = row_cases(cell.op, k, cell.m, bits, peers, device, rotate)
@@ -188,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--m", default="1,8,16,128,512", help="rows: numbers, decode, var, var:IMAGES")
     add("--bits", default="8,6,4", help="of the weights (of the codes for the other ops)")
     add("--peers", help="default: all of " + ", ".join(PEERS))
-    add("--rotate", action="store_true", help="quantize and norm_quantize: rotate the rows first")
+    add("--rotate", action="store_true", help="rotate what is quantized")
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--isa", help="instruction set instead of the best one")
@@ -214,8 +218,6 @@ def main(argv: list[str] | None = None) -> int:
         todo = cells(op, shapes, arguments.layers, rows_m)
         if arguments.isa:
             ops.set_isa(arguments.isa)
-        if arguments.rotate and op == "gemm":
-            raise ValueError("--rotate: gemm takes codes; wanted --op quantize or norm_quantize")
         if arguments.threads < 1 or not arguments.budget > 0:
             raise ValueError("--threads and --budget want numbers above 0")
         if arguments.device.startswith("cuda") and not torch.cuda.is_available():

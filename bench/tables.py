@@ -39,7 +39,7 @@ def summary(rows: Rows, peers: list[str]) -> None:
     """Per candidate of ours and M: geometric means over the linears of the shapes."""
     ours = [row for row in rows if row.get("bits")]
     gemm = any(row["op"] == "gemm" for row in ours)
-    ratios = [*peers, "bare"] if gemm else peers
+    ratios = [*peers, "separate", "bare"] if gemm else peers
     lines = []
     for candidate in dict.fromkeys(row["candidate"] for row in ours):
         for m in sorted({row["M"] for row in ours}):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS, MAX_ROTATION, rotation_fits
+from .reference import ACTIVATIONS, MAX_EPILOGUE_ROTATION, MAX_ROTATION, rotation_fits
 
 PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,11 +52,14 @@ def _check_bits(op: str, name: str, bits: int) -> None:
         raise RuntimeError(f"{op}: {name} is {bits}, wanted 4, 6 or 8")
 
 
-def _check_rotation(op: str, block: int, k: int) -> None:
-    if not rotation_fits(block, k):
+def _check_rotation(
+    op: str, block: int, columns: int, name: str = "rotation", letter: str = "K",
+    most: int = MAX_ROTATION,
+) -> None:  # fmt: skip
+    if not rotation_fits(block, columns, most):
         raise RuntimeError(
-            f"{op}: rotation is {block} and K {k}; wanted 0, or a power of two from 2 to "
-            f"{MAX_ROTATION} that divides K"
+            f"{op}: {name} is {block} and {letter} {columns}; wanted 0, or a power of two from 2 "
+            f"to {most} that divides {letter}"
         )
 
 
@@ -181,7 +184,7 @@ def _(
 def _(
     a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, out_inv_scale,
     out_zero, out_bits, bits=8, position=None, tokens=0, activation="none", residual=None,
-    gate=None,
+    gate=None, out_rotation=0,
 ):  # fmt: skip
     op = "gemm_quantize"
     _check_device(
@@ -193,6 +196,8 @@ def _(
     _check_table(op, "a_scale", a_scale, tokens)
     _check_bits(op, "out_bits", out_bits)
     _check_table(op, "out_inv_scale", out_inv_scale, tokens)
+    n = w_scale.shape[0]
+    _check_rotation(op, out_rotation, n, "out_rotation", "N", MAX_EPILOGUE_ROTATION)
     return _fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
 
 

@@ -40,6 +40,7 @@ __all__ = ["ADDITIONS", "Comparison", "all_methods", "parse_method", "run_compar
 ADDITIONS: Mapping[str, dict[str, Any]] = {
     "stwq": {"granularity": "auto"},
     "rot": {"rotation": "measured"},
+    "rotfused": {"rotation": "fused"},
     "rotall": {"rotation": "all"},
     "norot": {"rotation": "none"},
     "mse": {"activation_range": "mse", "weight_range": "mse"},

@@ -15,6 +15,7 @@ from .hadamard import turn_input_
 from .memory import release_mapped, return_freed_memory
 from .methods import LayerView, Method, Transform
 from .plan import LayerPlan
+from .reference import MAX_EPILOGUE_ROTATION, MAX_ROTATION
 from .statistics import SAMPLE, InputStatistics
 
 __all__ = ["apply_transform_", "fit", "fold_stage_", "stages", "undone"]
@@ -79,14 +80,17 @@ def fit(
     transforms: dict[str, Transform] = {}
     columns: dict[str, Tensor] = {}
     count, total = 0, sum(map(len, parts))
+    # Their codes may come from the epilogue of the GEMM before them (`fuse_`).
+    emitted = {p.spec.consumer for stage in parts for p in stage if p.spec.act}
     for stage in parts:
         with undone(model.transformer):
             for p in _in_fit_order(stage):
                 linear = model.transformer.get_submodule(p.name)
                 sink = p.spec.sink if method.sink == "float" else ()
+                most = MAX_EPILOGUE_ROTATION if p.name in emitted else MAX_ROTATION
                 view = LayerView(p.name, p.spec.role, linear.weight.detach(),
                                  stats[p.name].thinned(SAMPLE).float(), p.spec.fold is not None,
-                                 p.spec.shift, sink)  # fmt: skip
+                                 p.spec.shift, sink, most)  # fmt: skip
                 transform = method.transform_of(view, p.scheme)
                 if transform is not None:
                     apply_transform_(model, p.name, transform)

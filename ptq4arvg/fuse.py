@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from .nn import PackedLinear
+from .reference import MAX_EPILOGUE_ROTATION
 
 __all__ = ["fuse_", "unfuse_"]
 
@@ -32,8 +33,9 @@ def fuse_(model: nn.Module) -> int:
         consumer = root.get_submodule(spec.consumer) if spec.act else None
         if isinstance(consumer, PackedLinear) and not consumer.sink:
             act = root.get_submodule(spec.act)
-            # No epilogue rotates: the consumer then quantizes the activation's values itself.
-            linear.fuse(act.name, None if consumer.rotation else consumer)
+            # Wider blocks no epilogue rotates: the consumer then quantizes the values itself.
+            fits = consumer.rotation <= MAX_EPILOGUE_ROTATION
+            linear.fuse(act.name, consumer if fits else None)
             act.fused = True
             fused += 1
     return fused

@@ -95,9 +95,9 @@ class LinearQuantization:
         return self.codes.to(dtype) * self.w_scale.to(dtype)[:, None]
 
 
-def rotation_block(columns: int) -> int:
+def rotation_block(columns: int, most: int = MAX_ROTATION) -> int:
     """The largest block that ``columns`` can be rotated in; 0 if their number is odd."""
-    block = min(columns & -columns, MAX_ROTATION)
+    block = min(columns & -columns, most)
     return block if block > 1 else 0
 
 

@@ -146,16 +146,19 @@ def gemm_quantize(
     w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
     out_inv_scale: Tensor, out_zero: Tensor, out_bits: int, bits: int = 8,
     position: Tensor | None = None, tokens: int = 0, activation: str = "none",
-    residual: Tensor | None = None, gate: Tensor | None = None,
+    residual: Tensor | None = None, gate: Tensor | None = None, out_rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """`gemm`, its float32 result quantized to the next layer's codes: int8 [..., N].
 
     out_inv_scale float32 [T'], out_zero int32 [T']: that layer's tables, at the same positions.
+    out_rotation: of the result before that, as in `quantize`, in blocks of at most
+    ``reference.MAX_EPILOGUE_ROTATION`` columns.
     """
     return _call(
         "gemm_quantize", _OPS.gemm_quantize.default, a, w, a_scale, w_scale, a_zero, w_sum,
         w_zero, bias, out_inv_scale=out_inv_scale, out_zero=out_zero, out_bits=out_bits, bits=bits,
         position=position, tokens=tokens, activation=activation, residual=residual, gate=gate,
+        out_rotation=out_rotation or None,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "ACTIVATIONS",
+    "MAX_EPILOGUE_ROTATION",
     "MAX_ROTATION",
     "activate",
     "gemm",
@@ -28,7 +29,8 @@ __all__ = [
 ]
 
 
-MAX_ROTATION = 128  # columns, csrc/kernels/rotation.h
+MAX_ROTATION = 128  # columns of a block, csrc/kernels/rotation.h
+MAX_EPILOGUE_ROTATION = 16  # the same in a GEMM's epilogue
 
 
 def _constant(value: float, like: Tensor) -> Tensor:
@@ -115,9 +117,9 @@ def _image_rows(values: Tensor, count: int, tokens: int) -> Tensor:
     return _rows(values).float()[images]
 
 
-def rotation_fits(block: int, k: int) -> bool:
+def rotation_fits(block: int, k: int, most: int = MAX_ROTATION) -> bool:
     """Whether k columns can be rotated in such blocks: 0, or powers of two that divide k."""
-    power = 2 <= block <= MAX_ROTATION and block & (block - 1) == 0
+    power = 2 <= block <= most and block & (block - 1) == 0
     return block == 0 or (power and k % block == 0)
 
 
@@ -245,14 +247,14 @@ def gemm_quantize(
     w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
     out_inv_scale: Tensor, out_zero: Tensor, out_bits: int, bits: int = 8,
     position: Tensor | None = None, tokens: int = 0, activation: str = "none",
-    residual: Tensor | None = None, gate: Tensor | None = None,
+    residual: Tensor | None = None, gate: Tensor | None = None, out_rotation: int = 0,
 ) -> Tensor:  # fmt: skip
     """`gemm` whose float32 result goes straight to the next layer's codes, int8 [..., N]."""
     y, t = _gemm_rows(
         a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, position, tokens, activation,
         residual, gate,
     )  # fmt: skip
-    codes = _stored_codes(y, out_inv_scale[t], out_zero[t], out_bits)
+    codes = _stored_codes(rotate(y, out_rotation), out_inv_scale[t], out_zero[t], out_bits)
     return codes.reshape(*a.shape[:-1], len(w_scale))
 
 

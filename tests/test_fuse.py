@@ -47,13 +47,16 @@ def test_sinks_keep_their_linears_apart():
     assert state(quantized(sink="float")) == (0, 0)
 
 
-def test_rotated_inputs_are_quantized_by_norms_but_not_by_epilogues():
+def test_rotated_inputs_are_quantized_by_norms_and_by_epilogues():
     model = ptq4arvg.load_model("var-tiny")
-    quantize_(model, "W8A8", "rtn", rows(model), rotation="all")
+    quantize_(model, "W8A8", "rtn", rows(model), rotation="fused")
     depth, calibration = model.config.depth, rows(model)
     assert state(model) == (2 * depth + 1, depth)
     fused = model.replay(calibration.ids, calibration.labels)
-    assert not model.transformer.blocks[0].ffn.fc1._next
+    blocks = [block.ffn for block in model.transformer.blocks]
+    assert {mlp.fc2.rotation for mlp in blocks} == {0, 16}
+    assert 128 in {mlp.fc1.rotation for mlp in blocks}
+    assert all(mlp.fc1._next == (mlp.fc2,) for mlp in blocks)
     unfuse_(model)
     separate = model.replay(calibration.ids, calibration.labels)
     exact = ptq4arvg.load_model("var-tiny").replay(calibration.ids, calibration.labels)
@@ -61,6 +64,16 @@ def test_rotated_inputs_are_quantized_by_norms_but_not_by_epilogues():
     error = (separate - exact).square().mean()
     assert (fused - separate).square().mean() < error
     assert (fused - exact).square().mean() < 1.1 * error
+
+
+def test_wider_blocks_than_an_epilogue_has_are_rotated_apart():
+    model = ptq4arvg.load_model("var-tiny")
+    quantize_(model, "W8A8", "rtn", rows(model), rotation="measured")
+    blocks = [block.ffn for block in model.transformer.blocks]
+    assert 128 in {mlp.fc2.rotation for mlp in blocks}
+    for mlp in blocks:
+        assert mlp.act.fused and bool(mlp.fc1._next) == (mlp.fc2.rotation <= 16)
+    assert model.replay(rows(model).ids, rows(model).labels).isfinite().all()
 
 
 def test_fused_and_separate_results_agree():

@@ -2,7 +2,7 @@
 //
 //   acc[m, n] = sum_k a[m, k] w[n, k]                      int32, exact
 //   y = a_scale[t] * (w_scale[n] * float(acc - a_zero[t] * w_sum[n])) + bias[n]
-//   y = residual + gate * activation(y)                    then a cast, or the next layer's codes
+//   y = residual + gate * activation(y)                    then a cast, or rotated and the next layer's codes
 #pragma once
 
 #include "kernels/quantize.h"
@@ -24,6 +24,7 @@ struct Epilogue {
   bool requantize = false;
   DType out_dtype = DType::f32;  // when not requantize
   QuantizeTable out_table;       // when requantize
+  int rotation = 0;              // when requantize: columns of a block (rotation.h), at most kMaxEpilogueRotation
   void* out = nullptr;           // [m, n] contiguous
 };
 

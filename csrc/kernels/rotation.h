@@ -13,6 +13,9 @@
 namespace ptq4arvg {
 
 constexpr int kMaxRotation = 128;  // columns of a block: what a warp holds with 16-byte loads of float32
+// The same in a GEMM's epilogue: a panel of the CPU's layout, and what a warp holds of a product whichever operand the
+// weights are, since mma's tiles have 16 rows.
+constexpr int kMaxEpilogueRotation = 16;
 
 // Is the sign of a column -1? The number of pairs of neighbouring ones in its index, odd or even.
 PTQ4ARVG_FN constexpr bool negative_column(int64_t k) {
@@ -22,8 +25,8 @@ PTQ4ARVG_FN constexpr bool negative_column(int64_t k) {
   return (pairs ^ (pairs >> 1)) & 1;
 }
 
-PTQ4ARVG_FN bool rotation_fits(int64_t block, int64_t k) {
-  return block == 0 || (block >= 2 && block <= kMaxRotation && (block & (block - 1)) == 0 && k % block == 0);
+PTQ4ARVG_FN bool rotation_fits(int64_t block, int64_t k, int64_t most) {
+  return block == 0 || (block >= 2 && block <= most && (block & (block - 1)) == 0 && k % block == 0);
 }
 
 }  // namespace ptq4arvg

@@ -105,9 +105,9 @@ int Arguments::bits(const char* name, int64_t value) const {
   return static_cast<int>(value);
 }
 
-int Arguments::rotation(int64_t block, int64_t k) const {
-  require(rotation_fits(block, k), "rotation is ", block, " and K ", k, "; wanted 0, or a power of two from 2 to ",
-          kMaxRotation, " that divides K");
+int Arguments::rotation(const char* name, int64_t block, const char* columns_name, int64_t columns, int most) const {
+  require(rotation_fits(block, columns, most), name, " is ", block, " and ", columns_name, " ", columns,
+          "; wanted 0, or a power of two from 2 to ", most, " that divides ", columns_name);
   return static_cast<int>(block);
 }
 

@@ -44,7 +44,8 @@ class Arguments {
   }
 
   int bits(const char* name, int64_t value) const;
-  int rotation(int64_t block, int64_t k) const;
+  // Of `columns`, in blocks of at most `most`.
+  int rotation(const char* name, int64_t block, const char* columns_name, int64_t columns, int most) const;
   Activation activation(const std::string& value) const;
   DType out_dtype(ScalarType value) const;
 

@@ -110,6 +110,7 @@ Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, cons
   p.epilogue.out_table =
       table_of(args, "out_inv_scale", "out_zero", to.inv_scale, to.zero, args.bits("out_bits", to.bits));
   args.covers("out_inv_scale", to.inv_scale.numel(), p.rows);
+  p.epilogue.rotation = args.rotation("out_rotation", to.rotation, "N", p.n, kMaxEpilogueRotation);
   Tensor out = args.empty(given.a, p.n, ScalarType::Char);
   p.epilogue.out = out.mutable_data_ptr();
   if (p.m > 0) run(p);
@@ -128,7 +129,7 @@ Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zer
   p.x = as_matrix(rows);
   p.table = table_of(args, "inv_scale", "zero", inv_scale, zero, checked_bits);
   p.rows = args.positions(position, tokens, "inv_scale", inv_scale.numel());
-  p.rotation = args.rotation(rotation, p.k);
+  p.rotation = args.rotation("rotation", rotation, "K", p.k, kMaxRotation);
   Tensor out = args.empty(x, p.k, ScalarType::Char);
   p.out = static_cast<int8_t*>(out.mutable_data_ptr());
   if (p.m > 0) run(p);
@@ -159,7 +160,7 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
   args.require(given.eps >= 0.0 && std::isfinite(given.eps), "eps is ", given.eps, ", wanted a finite number, 0 or more");
   p.eps = given.eps;
   p.rms = given.rms;
-  p.rotation = args.rotation(given.rotation, p.k);
+  p.rotation = args.rotation("rotation", given.rotation, "K", p.k, kMaxRotation);
   Tensor out = args.empty(given.x, p.k, ScalarType::Char);
   p.out = static_cast<int8_t*>(out.mutable_data_ptr());
   if (p.m > 0) run(p);

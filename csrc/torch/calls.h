@@ -35,7 +35,7 @@ struct GemmArguments {
 
 struct Requantize {
   const Tensor &inv_scale, &zero;
-  int64_t bits;
+  int64_t bits, rotation;
 };
 
 Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, const Run<GemmProblem>& run);

@@ -32,10 +32,10 @@ Tensor gemm_quantize(const Tensor& a, const Tensor& w, const Tensor& a_scale, co
                      const OptionalTensor& a_zero, const OptionalTensor& w_sum, const OptionalTensor& w_zero,
                      const OptionalTensor& bias, const Tensor& out_inv_scale, const Tensor& out_zero, int64_t out_bits,
                      int64_t bits, const OptionalTensor& position, int64_t tokens, const std::string& activation,
-                     const OptionalTensor& residual, const OptionalTensor& gate) {
+                     const OptionalTensor& residual, const OptionalTensor& gate, int64_t out_rotation) {
   return call_gemm_quantize({a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, position, tokens, activation,
                              residual, gate},
-                            {out_inv_scale, out_zero, out_bits}, runner<GemmProblem>("gemm_quantize", a));
+                            {out_inv_scale, out_zero, out_bits, out_rotation}, runner<GemmProblem>("gemm_quantize", a));
 }
 
 Tensor norm_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,

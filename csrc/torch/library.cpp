@@ -16,8 +16,8 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
   m.def(
       "gemm_quantize(Tensor a, Tensor w, Tensor a_scale, Tensor w_scale, Tensor? a_zero=None, Tensor? w_sum=None, "
       "Tensor? w_zero=None, Tensor? bias=None, *, Tensor out_inv_scale, Tensor out_zero, int out_bits, int bits=8, "
-      "Tensor? position=None, SymInt tokens=0, str activation=\"none\", Tensor? residual=None, Tensor? gate=None) "
-      "-> Tensor");
+      "Tensor? position=None, SymInt tokens=0, str activation=\"none\", Tensor? residual=None, Tensor? gate=None, "
+      "int out_rotation=0) -> Tensor");
   m.def(
       "norm_quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, *, Tensor? weight=None, Tensor? bias=None, "
       "Tensor? scale=None, Tensor? shift=None, Tensor? constant=None, Tensor? post_scale=None, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -20,14 +21,15 @@ from ..numerics import (
     round_to_grid,
     weight_range,
 )
-from ..reference import rotate
+from ..reference import MAX_ROTATION, rotate
 from ..statistics import InputStatistics
 from ..token_scales import GRANULARITIES
 
 __all__ = ["METHODS", "LayerView", "Method", "Transform", "get_method", "register"]
 
 
-# A rotation costs a pass over the input that a transform does not, so it has to bring something.
+# A rotation costs more than a transform that is folded, and one in wide blocks may cost a pass over
+# the input more than one in narrow blocks, so each has to bring something.
 ROTATION_PAYS = 0.97
 
 
@@ -36,7 +38,8 @@ class LayerView:
     """One linear as a method sees it.
 
     weight float32 [N, K]; stats: its input over the calibration rows; foldable: whether a scale
-    of that input can be absorbed upstream; shiftable: whether a shift can, too.
+    of that input can be absorbed upstream; shiftable: whether a shift can, too. fused_rotation: the
+    most columns of a block that what makes the input's codes can rotate; wider takes a pass more.
     """
 
     name: str
@@ -46,6 +49,7 @@ class LayerView:
     foldable: bool
     shiftable: bool = True
     sink: tuple[int, ...] = ()
+    fused_rotation: int = MAX_ROTATION
 
     @cached_property
     def output(self) -> Tensor:
@@ -111,11 +115,12 @@ class Method:
     bits, "gptq" for those of more, where it gains about 1 %.
     bias_correction: add the mean output error over the calibration sample to the bias. rotation: of
     inputs in blocks of up to 128 channels as they are quantized, after the transform or without it,
-    whichever measures better: "none", "all", or "measured", where it lowers the output error of the
-    linear on the sample by 3 %. sink: "integer" or "float", how sink positions are computed.
-    attention: "float", or "simulated" quantization of both attention products (never in the integer
-    path); softmax: the grid of the probabilities there, "uniform", "log_sqrt2", or the "best" of
-    both for every block.
+    whichever measures better: "none", "all", "measured", where it lowers the output error of the
+    linear on the sample by 3 %, or "fused", likewise, but only in blocks that what emits the codes
+    can rotate on the way (16 channels in a GEMM's epilogue). sink: "integer" or "float", how sink
+    positions are computed. attention: "float", or "simulated" quantization of both attention
+    products (never in the integer path); softmax: the grid of the probabilities there, "uniform",
+    "log_sqrt2", or the "best" of both for every block.
     """
 
     name: ClassVar[str] = ""
@@ -141,7 +146,7 @@ class Method:
         "activation_range": ("minmax", "mse"),
         "weight_range": ("minmax", "mse"),
         "rounding": ("nearest", "gptq", "descent", "auto"),
-        "rotation": ("none", "measured", "all"),
+        "rotation": ("none", "fused", "measured", "all"),
         "sink": ("integer", "float"),
         "attention": ("float", "simulated"),
         "softmax": ("best", "uniform", "log_sqrt2"),
@@ -191,8 +196,8 @@ class Method:
         """What ``fit`` finds, and a rotation where one is asked for and can be had."""
         found = self.fit(layer, scheme)
         columns = layer.weight.shape[1]
-        block = rotation_block(columns)
-        if not self.rotates or not block:
+        blocks = [rotation_block(columns, layer.fused_rotation), rotation_block(columns)]
+        if not self.rotates or not blocks[0]:
             return found
         plain = Transform.none(columns)
         # What the range of a rotated input is, only its sample tells: so that all are judged by it.
@@ -202,15 +207,21 @@ class Method:
             branch = self.branch(transform.weight(layer.weight).float())
             return self.output_error(view, transform, scheme, branch)
 
-        turned = [replace(t, rotation=block) for t in (plain, found) if t is not None]
-        errors = [error(t) for t in turned]
-        best = min(range(len(turned)), key=errors.__getitem__)
         unturned = error(found or plain)
+        least = math.inf if self.rotation == "all" else unturned
+        tried, best = [], None
+        for block in dict.fromkeys(blocks[: 1 if self.rotation == "fused" else 2]):
+            turned = [replace(t, rotation=block) for t in (plain, found) if t is not None]
+            tried.append(min((error(t), number, t) for number, t in enumerate(turned)))
+            if tried[-1][0] < ROTATION_PAYS * least:
+                best, least = tried[-1], tried[-1][0]
         record = {} if found is None else dict(found.record)
-        record |= {"error_unrotated": unturned, "error_rotated": errors[best]}
-        if self.rotation == "measured" and errors[best] >= ROTATION_PAYS * unturned:
+        record |= {"error_unrotated": unturned, "error_rotated": (best or min(tried))[0]}
+        if best is None:
             return found and replace(found, record=record)
-        return replace(turned[best], record=record | {"rotation": block, "rotated_after": best > 0})
+        _, scaled, turn = best
+        record |= {"rotation": turn.rotation, "rotated_after": scaled > 0}
+        return replace(turn, record=record)
 
     def branch(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """Factors (up [N, r], down [r, K]) of a part of the weight that stays in float, or None.

@@ -232,7 +232,7 @@ class PackedLinear(_StaticInput):
             return ops.gemm_quantize(
                 codes, *weight, out_inv_scale=to.a_inv_scale, out_zero=to.a_level_zero,
                 out_bits=to.a_bits, bits=self.w_bits, position=position, tokens=tokens,
-                activation=self.activation,
+                activation=self.activation, out_rotation=to.rotation,
             )  # fmt: skip
         like = x if residual is None else residual
         y = ops.gemm(

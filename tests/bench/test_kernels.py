@@ -32,17 +32,33 @@ def test_gemm(tmp_path, capsys):
     )
     assert status == 0
     assert list(rows[0]) == kernels.columns(["float32", "int_mm"])
-    names = ["gemm.w8", "gemm_quantize.w8", "bare.w8", "gemm.w4", "gemm_quantize.w4", "bare.w4"]
+    ops_timed = ("gemm", "gemm_quantize", "separate", "bare")
+    names = [f"{op}.w{bits}" for bits in (8, 4) for op in ops_timed]
     ours = [row for row in rows if row["bits"]]
-    assert [row["candidate"] for row in ours[:6]] == names
-    assert len(ours) == 2 * 2 * 6  # layers of every token, M, candidates
+    assert [row["candidate"] for row in ours[:8]] == names
+    assert len(ours) == 2 * 2 * 8  # layers of every token, M, candidates
     for row in ours:
         assert float(row["p10_us"]) <= float(row["median_us"]) <= float(row["p90_us"])
         assert float(row["x_float32"]) > 0 and float(row["x_bare"]) > 0
         assert float(row["gops"]) > 0 and int(row["repeats"]) >= 5
+        assert bool(row["x_separate"]) == row["candidate"].startswith("gemm_quantize")
         assert row["isa"] == ops.isa() and row["device"] and row["commit"] and row["date"]
     assert {row["candidate"] for row in rows} - set(names) == {"float32", "int_mm"}
     assert "gemm_quantize.w4" in capsys.readouterr().out
+
+
+def test_gemm_that_rotates(tmp_path):
+    status, rows = run(
+        tmp_path / "k.csv", "--m", "3", "--bits", "6", "--peers", "int_mm", "--rotate"
+    )
+    ours = [row for row in rows if row["bits"]]
+    assert status == 0
+    names = ["gemm.w6", "gemm_quantize.w6.rotated", "separate.w6.rotated", "bare.w6"]
+    assert [row["candidate"] for row in ours[:4]] == names
+    assert float(ours[1]["x_separate"]) > 0
+    cases = candidates.our_cases(shapes.Linear("fc1", 48, 32, "gelu"), 5, 8, "cpu", rotate=True)
+    fused, apart = (cases[f"{op}.w8.rotated"].make()() for op in ("gemm_quantize", "separate"))
+    assert (fused.int() - apart.int()).abs().max() <= 2  # the product apart is in bfloat16
 
 
 @pytest.mark.parametrize("op", ["quantize", "norm_quantize"])
@@ -97,7 +113,6 @@ def test_a_chosen_instruction_set(tmp_path):
         (["--bits", "5"], "--bits: unknown '5'"),
         (["--peers", "floa32"], "Closest: 'float32'"),
         (["--op", "quantise"], "Closest: 'quantize'"),
-        (["--rotate"], "--rotate: gemm takes codes; wanted --op quantize or norm_quantize"),
         (["--isa", "mmx"], "mmx"),
         (["--threads", "0"], "above 0"),
         (["--budget", "nan"], "above 0"),

@@ -107,6 +107,10 @@ void check_gemm(const cpu::KernelTable& table, int64_t m, int64_t n, int64_t k, 
   e.gate = {gate.get(), DType::f32, n}, e.residual = {residual.get(), DType::f32, n};
   e.requantize = requantize, e.out_dtype = dtype;
   e.out_table = {inv.get(), out_zero.get(), bits};
+  const int blocks[] = {0, 2, 4, 8, 16};
+  for (const int block : blocks) {
+    if (requantize && rotation_fits(block, n, kMaxEpilogueRotation) && uniform(0, 2)) e.rotation = block;
+  }
   const size_t bytes = m * n * (requantize ? 1 : dtype == DType::f32 ? 4 : 2);
   const Exact<uint8_t> expected(bytes), actual(bytes);
   e.out = expected.get();
@@ -140,7 +144,7 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
   QuantizeProblem q;
   q.m = m, q.k = k, q.x = {noise.get(), dtype, k}, q.rows = {1 + m % kPositions, nullptr};
   q.table = {inv.get(), zero.get(), bits};
-  for (int block = 2; rotation_fits(block, k); block *= 2) q.rotation = m % 2 ? block : 0;
+  for (int block = 2; rotation_fits(block, k, kMaxRotation); block *= 2) q.rotation = m % 2 ? block : 0;
   q.out = expected.get();
   cpu::scalar_table().quantize(q);
   q.out = actual.get();
@@ -165,7 +169,7 @@ void check_table(const cpu::KernelTable& table, const char* how) {
   for (int bits : {8, 6, 4}) {
     for (bool extreme : {false, true}) {
       for (int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 11, 13, 24, 50}) {
-        const int64_t n = uniform(1, 150), k = uniform(1, 90);
+        const int64_t n = uniform(0, 1) ? uniform(1, 150) : 16 * uniform(1, 9), k = uniform(1, 90);
         check_gemm(table, m, n, k, bits, extreme, count % 2, DType(count % 3), Activation(count % 4));
         check_rows(table, m, k, bits, DType(count % 3));
         check_rows(table, m, 16 * uniform(1, 20), bits, DType(count % 3));

@@ -1,4 +1,5 @@
-// The sm_80 epilogue's coordinates on the host: the groups that its visitor stores cover each tile exactly once.
+// The sm_80 epilogue's coordinates on the host: the groups that its visitor stores cover each tile exactly once, and four
+// lanes have sixteen neighbours, as its rotation takes them to.
 //
 // Needs nvcc for CUTLASS's headers, but no GPU: everything runs on the host. Prints "ok".
 #include <cstdio>
@@ -35,6 +36,7 @@ void check() {
   auto all = cute::make_identity_tensor(cute::make_shape(block_m * 4, block_n * 4, 1));
   for (int thread = 0; thread < kThreads; ++thread) {
     auto mine = cute::group_modes<3, 6>(ThreadMap::partition(all, thread, {kTileM, kTileN, 0}));
+    auto leader = cute::group_modes<3, 6>(ThreadMap::partition(all, thread / 4 * 4, {kTileM, kTileN, 0}));
     if (cute::size<0>(mine) != 4 || cute::size<1>(mine) != kColumns || cute::size<2>(mine) != kRows) {
       fail("shape", block_m, block_n);
     }
@@ -45,6 +47,11 @@ void check() {
           // What the visitor reads off: rows from column group 0, columns from row group and step 0.
           if (cute::get<0>(first) != cute::get<0>(mine(0, 0, row, step))) fail("row", block_m, block_n);
           if (cute::get<1>(first) != cute::get<1>(mine(0, column, 0, 0))) fail("column", block_m, block_n);
+          auto block = leader(0, column, row, step);
+          if (cute::get<0>(first) != cute::get<0>(block) || cute::get<1>(block) % 16 != 0 ||
+              cute::get<1>(first) != cute::get<1>(block) + thread % 4 * 4) {
+            fail("lanes", block_m, block_n);
+          }
           for (int i = 0; i < 4; ++i) {
             const int m = cute::get<0>(first) - kTileM * block_m, n = cute::get<1>(first) - kTileN * block_n + i;
             if (m < 0 || m >= block_m || n < 0 || n >= block_n) fail("outside", block_m, block_n);

@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/rotate.h"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gemm_cuda.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/rotate.cuh"
 #include "kernels/cuda/rowwise.h"
 #include "kernels/cuda/tiled.h"
 #include "kernels/cuda/unpack.h"
@@ -129,6 +131,10 @@ void check_gemm(int64_t m, int64_t n, int64_t k, int bits, int count) {
   if (count % 5 != 2) e.residual = {residual.data(), DType::f32, n};
   e.requantize = count % 4 == 3, e.out_dtype = DType(count % 3);
   e.out_table = {inv.data(), out_zero.data(), bits};
+  const int blocks[] = {0, 2, 4, 8, 16};
+  for (const int block : blocks) {
+    if (e.requantize && rotation_fits(block, n, kMaxEpilogueRotation) && uniform(0, 2)) e.rotation = block;
+  }
   const size_t bytes = m * n * (e.requantize ? 1 : e.out_dtype == DType::f32 ? 4 : 2);
   std::vector<uint8_t> expected(bytes), actual(bytes);
   e.out = expected.data();
@@ -191,7 +197,7 @@ void check_rows(int64_t m, int64_t k, int bits, DType dtype, int count) {
   q.table = {inv.data(), zero.data(), bits};
   const int blocks[] = {0, 2, 4, 8, 16, 32, 64, 128};
   for (const int block : blocks) {
-    if (rotation_fits(block, k) && uniform(0, 2)) q.rotation = block;
+    if (rotation_fits(block, k, kMaxRotation) && uniform(0, 2)) q.rotation = block;
   }
   q.out = reinterpret_cast<int8_t*>(expected.data);
   cpu::scalar_table().quantize(q);
@@ -215,13 +221,68 @@ void check_rows(int64_t m, int64_t k, int bits, DType dtype, int count) {
   if (memcmp(expected.data, actual.data, m * k)) fail("norm_quantize", m, 0, k, bits);
 }
 
+// Rows of 16 columns as a product's layout spreads them over a warp: lane l's value i is that of place(l, i).
+struct MatrixPlace {
+  int row, column;
+};
+using PlaceOf = MatrixPlace (*)(int lane, int i);
+
+struct Spread {
+  float* rows;
+  int block;
+  PlaceOf place;
+};
+
+template <class Stages, int N>
+__global__ void rotate_kernel(const Spread s) {
+  float v[N];
+  const auto at = [&](int i) -> float& {
+    const MatrixPlace place = s.place(threadIdx.x, i);
+    return s.rows[place.row * kMaxEpilogueRotation + place.column];
+  };
+  for (int i = 0; i < N; ++i) v[i] = cuda::with_sign(at(i), s.place(threadIdx.x, i).column);
+  Stages::template rotate<N>(v, s.block);
+  for (int i = 0; i < N; ++i) at(i) = v[i];
+}
+
+template <class Stages, int N>
+void check_spread(const char* what, PlaceOf place) {
+  constexpr int kColumns = kMaxEpilogueRotation, kRows = 32 * N / kColumns;
+  for (int block = 2; block <= kColumns; block *= 2) {
+    auto expected = floats(kRows * kColumns, -2, 2), actual = expected;
+    for (int row = 0; row < kRows; ++row) {
+      float* v = expected.data() + row * kColumns;
+      const std::vector<float> given(v, v + kColumns);
+      cpu::rotate_row<cpu::ScalarLanes, cpu::ScalarLanes>(
+          kColumns, block, [&](auto, int64_t k) { return given[k]; }, [&](auto, int64_t k, float y) { v[k] = y; });
+    }
+    cuda::launch_kernel(rotate_kernel<Stages, N>, 1, 32, 0, nullptr, Spread{actual.data(), block, place});
+    if (memcmp(expected.data(), actual.data(), expected.size() * sizeof(float))) fail(what, kRows, kColumns, block, 0);
+  }
+}
+
+void check_spreads() {
+  check_spread<cuda::LaneAfterLane, 1>("decode", [](int lane, int) -> MatrixPlace { return {lane / 16, lane % 16}; });
+  check_spread<cuda::FoursOfColumns, 4>(
+      "fours", [](int lane, int i) -> MatrixPlace { return {lane / 4, lane % 4 * 4 + i}; });
+  // mma's sums: of one row the pairs eight columns apart; of two tokens the channels eight apart.
+  check_spread<cuda::PairsOfColumns<2>, 4>("pairs", [](int lane, int i) -> MatrixPlace {
+    return {lane / 4, lane % 4 * 2 + i % 2 + i / 2 * 8};
+  });
+  check_spread<cuda::EveryFourthLane<2>, 4>("transposed", [](int lane, int i) -> MatrixPlace {
+    return {lane % 4 * 2 + i % 2, lane / 4 + i / 2 * 8};
+  });
+}
+
 }  // namespace
 
 int main() {
+  check_spreads();
   int count = 0;
   for (int bits : {8, 6, 4}) {
     for (int64_t m : {1, 7, 8, 9, 16, 17, 32, 33, 70}) {
       check_gemm(m, uniform(1, 90), uniform(1, 700), bits, ++count);
+      check_gemm(m, 8 * uniform(1, 11), uniform(1, 700), bits, ++count);
     }
     check_gemm(3, 16, 64, bits, ++count);
     check_gemm(16, 33, 1100, bits, ++count);

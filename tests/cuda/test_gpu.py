@@ -111,6 +111,16 @@ def test_requantization(activation, out_bits, m):
     same(case.product("cuda", False, **options), case.product("cpu", True, **options))
 
 
+@pytest.mark.parametrize("rotation", [2, 4, 8, 16])
+@pytest.mark.parametrize("size", [(10, 256, 128), (30, 48, 4096), (320, 272, 128)], ids=str)
+def test_rotated_requantization(size, rotation):
+    case = Case(*size, 6)
+    zero = torch.randint(0, 64, (9,), generator=case.generator).int()
+    options = {"activation": "gelu_tanh", "out_bits": 6, "out_zero": zero, "out_rotation": rotation,
+               "out_inv_scale": torch.rand(9, generator=case.generator) * 5 + 0.2}  # fmt: skip
+    same(case.product("cuda", False, **options), case.product("cpu", True, **options))
+
+
 def kernels() -> list[str]:
     """The GEMM kernels of this build; none of them can be skipped by the choice."""
     return [
@@ -138,7 +148,9 @@ def test_every_kernel(kernel, size, bits, monkeypatch):
     zero = torch.randint(0, 256, (9,), generator=case.generator).int()
     options = {"out_bits": 8, "out_zero": zero,
                "out_inv_scale": torch.rand(9, generator=case.generator) * 20 + 1}  # fmt: skip
-    same(case.product("cuda", False, **options), case.product("cpu", True, **options))
+    for rotation in (0, 2, 4, 8, 16):
+        options["out_rotation"] = rotation
+        same(case.product("cuda", False, **options), case.product("cpu", True, **options))
     for _ in range(20):  # whatever order blocks add their sums up in
         same(case.product("cuda", False), actual.cpu())
 

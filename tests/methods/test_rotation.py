@@ -12,6 +12,7 @@ from ptq4arvg.folding import fit, fold_stage_, stages, undone
 from ptq4arvg.methods import LayerView, Transform, get_method
 from ptq4arvg.numerics import get_scheme
 from ptq4arvg.plan import make_plan
+from ptq4arvg.reference import rotate
 from ptq4arvg.statistics import InputStatistics
 from ptq4arvg.token_scales import collect_steps
 
@@ -85,6 +86,21 @@ def test_what_scaling_is_for_is_scaled_before_it_is_rotated():
     bare = method.transform_of(view(x), W6A6)
     assert bare.rotation == 64 and not bare.folds and not bare.record["rotated_after"]
     assert found.record["error_rotated"] < 0.5 * bare.record["error_rotated"]
+
+
+def test_wider_blocks_than_cost_nothing_have_to_pay():
+    """Over 64 channels rare large values are spread more than over 16; some patterns add up."""
+    tails = normal() * torch.where(normal(512)[256:] > 2.5, 40.0, 1.0)
+    narrow = replace(view(tails), fused_rotation=16)
+    measured, fused = (get_method("rtn", rotation=option) for option in ("measured", "fused"))
+    assert measured.transform_of(narrow, W6A6).rotation == 64
+    found = fused.transform_of(narrow, W6A6)
+    assert found.rotation == 16
+    assert found.record["error_rotated"] < 0.97 * found.record["error_unrotated"]
+    assert fused.transform_of(view(tails), W6A6).rotation == 64
+    pattern = rotate(torch.eye(K), K)[:, 7] * normal()[:, :1].sign()  # to one channel of 64
+    narrow = replace(view(pattern + 0.1 * normal()), fused_rotation=16)
+    assert get_method("rtn", rotation="all").transform_of(narrow, W6A6).rotation == 16
 
 
 def test_an_odd_number_of_channels_is_not_rotated():

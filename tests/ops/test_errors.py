@@ -60,6 +60,8 @@ CASES = [
     (("gemm_quantize",), {"out_bits": 7}, "out_bits is 7, wanted 4, 6 or 8"),
     *[(QUANTIZERS, {"rotation": block}, f"rotation is {block} and K 8; wanted 0, or a power of two "
        "from 2 to 128 that divides K") for block in (-2, 1, 3, 6, 16, 256)],
+    *[(("gemm_quantize",), {"out_rotation": block}, f"out_rotation is {block} and N 5; wanted 0, "
+       "or a power of two from 2 to 16 that divides N") for block in (-2, 1, 2, 5, 32)],
     # pack_weight and unpack_weight
     (("pack_weight",), {"codes": torch.ones(N, K)}, "codes has dtype float32, wanted int8"),
     (("pack_weight",), {"codes": torch.ones(N, K, 1, dtype=torch.int8)},
@@ -214,6 +216,7 @@ FAKE_CASES = [
     ("quantize", {"x": torch.ones(T, K, dtype=torch.float64)}, f"x has dtype float64, {FLOATS}"),
     ("quantize", {"rotation": 16}, "rotation is 16 and K 8; wanted 0, or a power of two from 2"),
     ("norm_quantize", {"rotation": 3}, "rotation is 3 and K 8; wanted 0, or a power of two from 2"),
+    ("gemm_quantize", {"out_rotation": 2}, "out_rotation is 2 and N 5; wanted 0, or a power of"),
     ("norm_quantize", {"weight": torch.ones(3)}, "weight has 3 entries, wanted 8"),
     ("pack_weight", {"codes": torch.ones(K, dtype=torch.int8)}, "codes has shape [8], wanted"),
     ("unpack_weight", {"n": 20}, "packed has shape [160], wanted [320]"),

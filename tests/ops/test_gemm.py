@@ -224,6 +224,30 @@ def test_gemm_quantize(isa, make, same_bits, bits, out_bits):
     assert torch.equal(codes, two_steps.view_as(codes))
 
 
+@pytest.mark.parametrize("rotation", [2, 4, 8, 16])
+@pytest.mark.parametrize("bits", BITS)
+def test_results_are_rotated_before_they_are_quantized(isa, make, same_bits, bits, rotation):
+    maker = make(80 + bits + rotation)
+    table = (maker.uniform(0.05, 2, 15), maker.integers(0, 63, 15))
+    out = {"out_inv_scale": table[0], "out_zero": table[1], "out_bits": 6, "out_rotation": rotation}
+    a_scale = maker.uniform(0.01, 0.5, 20)
+    position = torch.tensor([9], dtype=torch.int32)
+    for m, n in ((1, rotation), (4, 16), (12, 48), (28, 112 + rotation), (240, 320 - rotation)):
+        weight, a, tokens = maker.weight(n, 45, bits), maker.codes(m, 45), min(m, 4)
+        options = {"w_zero": weight.zero, "bits": bits, "position": position, "tokens": tokens}
+        for more in (
+            {"bias": maker.normal(n), "activation": "gelu"},
+            {"residual": maker.normal(m, n), "gate": maker.normal(m // tokens, n)},
+        ):
+            args = (a_scale, weight.scale, maker.integers(-128, 127, 20))
+            codes = ops.gemm_quantize(a, weight.packed, *args, **options, **more, **out)
+            expected = reference_gemm_quantize(a, weight.dense, *args, **options, **more, **out)
+            same_bits(codes, expected)
+            y = ops.gemm(a, weight.packed, *args, **options, **more)
+            steps = ops.quantize(y, *table, 6, position, tokens, rotation)
+            same_bits(codes, steps)
+
+
 @pytest.mark.parametrize("op", ["gemm", "gemm_quantize"])
 def test_no_rows(isa, make, op):
     weight = make(0).weight(6, 8, 8)

@@ -62,7 +62,9 @@ static inline void gather_zeros(const GemmProblem& p, StripColumns<Panels>* out)
 template <class Whole, class Tail, Excess excess, Activation kind, Output output, bool Mixed, int Panels>
 PTQ4ARVG_FN void finish_rows(const GemmProblem& p, const StripColumns<Panels>& columns, const EpilogueRow* rows,
                              int count, const int32_t* sums, int64_t width) {
+  static_assert(kMaxRotation % (Panels * kPanel) == 0, "a strip's signs lie together");
   const bool zeros = p.epilogue.a_zero;
+  alignas(64) float signed_values[Panels * kPanel] = {};
   for (int r = 0; r < count; ++r, sums += Panels * kPanel) {
     for_lanes<Whole, Tail>(width, [&](auto lanes, int64_t i) __attribute__((always_inline)) {
       using L = decltype(lanes);
@@ -72,8 +74,12 @@ PTQ4ARVG_FN void finish_rows(const GemmProblem& p, const StripColumns<Panels>& c
       auto sum = L::minus(lanes.load_int(sums + i), offset);
       if (zeros) sum = L::minus(sum, L::times(lanes.load_int(columns.sums + i), rows[r].a_zero));
       const F y = dequantize(L::to_float(sum), lanes.load(columns.w_scale + i), F(rows[r].a_scale));
-      finish_lanes<kind, output, Mixed>(lanes, p, rows[r], columns.first + i, add(y, lanes.load(columns.bias + i)));
+      finish_lanes<kind, output, Mixed>(lanes, p, rows[r], columns.first + i, add(y, lanes.load(columns.bias + i)),
+                                        signed_values + i);
     });
+    if constexpr (output == Output::rotated) {
+      store_rotated<Whole, Tail>(p, rows[r], columns.first, width, signed_values);
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // The decode product as a whole: one kernel, or partial sums and a second kernel that adds them up.
 #include "kernels/cuda/decode.h"
-#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace ptq4arvg::cuda {
@@ -15,12 +15,13 @@ struct AddUp {
 
 __global__ void __launch_bounds__(128) add_up_kernel(const __grid_constant__ AddUp s) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, m = blockIdx.y;
-  if (n >= s.p.n) return;
+  const bool inside = n < s.p.n;
   int32_t sum = 0;
-  for (int i = 0; i < s.splits; ++i) sum += s.partial[(i * s.p.m + m) * s.p.n + n];
+  for (int i = 0; i < s.splits && inside; ++i) sum += s.partial[(i * s.p.m + m) * s.p.n + n];
   const Epilogue& e = s.p.epilogue;
   const RowPlace place = place_of(s.p.rows, m);
-  store_output(e, output_row(e, place.t, place.image), output_column(e, s.packed_sums, n), m, n, s.p.n, sum);
+  const OutputColumn column = inside ? output_column(e, s.packed_sums, n) : OutputColumn{};
+  finish_neighbours(e, output_row(e, place.t, place.image), column, m, n, s.p.n, inside, sum);
 }
 
 }  // namespace

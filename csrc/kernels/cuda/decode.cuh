@@ -8,7 +8,7 @@
 
 #include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/decode.h"
-#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/fragments.h"
 #include "kernels/cuda/rows.cuh"
 
@@ -203,15 +203,17 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
     }
   }
   __syncthreads();
-  if (column >= d.p.n) return;
-  for (int token = threadIdx.x / kColumns; token < d.p.m; token += 32 * Warps / kColumns) {
+  // Rounds of all lanes, which may exchange values.
+  for (int first = 0; first < d.p.m; first += 32 * Warps / kColumns) {
+    const int token = first + threadIdx.x / kColumns;
+    const bool inside = token < d.p.m && column < d.p.n;
     int32_t sum = 0;
 #pragma unroll
-    for (int w = 0; w < Warps; ++w) sum += all[(w * kTokens + token) * kColumns + threadIdx.x % kColumns];
-    if (d.partial) {
+    for (int w = 0; w < Warps && inside; ++w) sum += all[(w * kTokens + token) * kColumns + threadIdx.x % kColumns];
+    if (!d.partial) {
+      finish_neighbours(e, inside ? rows[token] : OutputRow{}, output, token, column, d.p.n, inside, sum);
+    } else if (inside) {
       d.partial[(blockIdx.y * d.p.m + token) * d.p.n + column] = sum;
-    } else {
-      store_output(e, rows[token], output, token, column, d.p.n, sum);
     }
   }
 }

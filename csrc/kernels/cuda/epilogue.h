@@ -29,14 +29,18 @@ PTQ4ARVG_FN OutputColumn output_column(const Epilogue& e, const int32_t* packed_
   return {e.w_scale[n], e.bias ? e.bias[n] : 0.0f, e.w_sum ? e.w_sum[n] : packed_sums[n]};
 }
 
-PTQ4ARVG_FN void store_output(const Epilogue& e, const OutputRow& row, const OutputColumn& column, int64_t m, int64_t n,
-                              int64_t columns, int32_t acc) {
+PTQ4ARVG_FN float output_value(const Epilogue& e, const OutputRow& row, const OutputColumn& column, int64_t m,
+                               int64_t n, int32_t acc) {
   float y = dequantize(static_cast<float>(acc - row.a_zero * column.sum), column.w_scale, row.a_scale);
   if (e.bias) y = add(y, column.bias);
   y = activate(e.activation, y);
   if (e.gate.data) y = mul(load_float(e.gate.data, e.gate.dtype, row.image * e.gate.row_stride + n), y);
   if (e.residual.data) y = add(load_float(e.residual.data, e.residual.dtype, m * e.residual.row_stride + n), y);
-  const int64_t at = m * columns + n;
+  return y;
+}
+
+// `at`: the element's index in the output.
+PTQ4ARVG_FN void store_value(const Epilogue& e, const OutputRow& row, int64_t at, float y) {
   if (e.requantize) {
     static_cast<int8_t*>(e.out)[at] = static_cast<int8_t>(static_cast<int32_t>(quantize(y, row.requantize)));
   } else {

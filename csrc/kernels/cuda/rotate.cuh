@@ -1,4 +1,4 @@
-// The rotation of rotation.h on values that a warp holds.
+// The rotation of rotation.h on values that the lanes of a warp hold; all lanes of the warp take part.
 #pragma once
 
 #include "kernels/cuda/ptx.cuh"
@@ -6,38 +6,83 @@
 
 namespace ptq4arvg::cuda {
 
-// The stage of stride H * W of W neighbouring columns a lane, lane after lane; all lanes of the warp take part.
-template <int W>
-__device__ inline void rotate_between_lanes(float* v, int lanes_apart) {
-  const bool second = threadIdx.x & lanes_apart;
+// A stage on N values of each lane whose pairs are `apart` in a lane's values, and one whose pairs are in lanes whose
+// numbers differ in the bit `apart`.
+template <int N>
+__device__ inline void rotate_held(float* v, int apart) {
 #pragma unroll
-  for (int i = 0; i < W; ++i) {
-    const float other = __shfl_xor_sync(0xffffffffu, v[i], lanes_apart);
-    v[i] = second ? sub(other, v[i]) : add(v[i], other);
+  for (int i = 0; i < N; ++i) {
+    if (i & apart) continue;
+    const float a = v[i], b = v[i + apart];
+    v[i] = ::ptq4arvg::add(a, b);
+    v[i + apart] = ::ptq4arvg::sub(a, b);
+  }
+}
+template <int N>
+__device__ inline void rotate_across(float* v, int apart) {
+  const bool second = threadIdx.x & apart;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, v[i], apart);
+    v[i] = second ? ::ptq4arvg::sub(other, v[i]) : ::ptq4arvg::add(v[i], other);
   }
 }
 
-// Signs, then all stages of stride below 32 W. k: the lane's first column; that of lane 0 is a multiple of 32 W.
+__device__ inline float with_sign(float x, int64_t column) {
+  return negative_column(column) ? ::ptq4arvg::mul(x, -1.0f) : x;
+}
+
+// W neighbouring columns a lane, lane after lane. k: the lane's first column; that of lane 0 is a multiple of 32 W.
 template <int W>
 __device__ inline void rotate_in_warp(float* v, int block, int64_t k) {
 #pragma unroll
-  for (int i = 0; i < W; ++i) v[i] = negative_column(k + i) ? mul(v[i], -1.0f) : v[i];
+  for (int i = 0; i < W; ++i) v[i] = with_sign(v[i], k + i);
 #pragma unroll
   for (int stride = 1; stride < W; stride *= 2) {
     if (stride >= block) return;
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      if (i & stride) continue;
-      const float a = v[i], b = v[i + stride];
-      v[i] = add(a, b);
-      v[i + stride] = sub(a, b);
-    }
+    rotate_held<W>(v, stride);
   }
 #pragma unroll
   for (int apart = 1; apart < 32; apart *= 2) {
     if (apart * W >= block) return;
-    rotate_between_lanes<W>(v, apart);
+    rotate_across<W>(v, apart);
   }
 }
+
+// Where a product's layout has the columns 1, 2, 4 and 8 apart: in a lane's values, or in lanes.
+template <int apart>
+struct Held {
+  template <int N>
+  __device__ static void rotate(float* v) { rotate_held<N>(v, apart); }
+};
+template <int apart>
+struct Across {
+  template <int N>
+  __device__ static void rotate(float* v) { rotate_across<N>(v, apart); }
+};
+
+template <class One, class Two, class Four, class Eight>
+struct RotationStages {
+  static_assert(kMaxEpilogueRotation == 16);
+
+  // N values of a lane, signed already.
+  template <int N>
+  __device__ static void rotate(float* v, int block) {
+    if (block > 1) One::template rotate<N>(v);
+    if (block > 2) Two::template rotate<N>(v);
+    if (block > 4) Four::template rotate<N>(v);
+    if (block > 8) Eight::template rotate<N>(v);
+  }
+};
+
+using LaneAfterLane = RotationStages<Across<1>, Across<2>, Across<4>, Across<8>>;
+using FoursOfColumns = RotationStages<Held<1>, Held<2>, Across<1>, Across<2>>;
+// The sums of mma where the right operand has the columns: a lane has pairs, of 8 columns in 4 lanes, and `next` on in
+// its values the pair 8 columns on.
+template <int next>
+using PairsOfColumns = RotationStages<Held<1>, Across<1>, Across<2>, Held<next>>;
+// Where the left operand has them: 8 in every fourth lane, and `next` on in its values the one 8 columns on.
+template <int next>
+using EveryFourthLane = RotationStages<Across<4>, Across<8>, Across<16>, Held<next>>;
 
 }  // namespace ptq4arvg::cuda

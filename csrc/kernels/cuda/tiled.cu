@@ -1,7 +1,7 @@
 // 64 x 64 outputs a block, 64 k a step, four warps of 32 x 32, three stages of cp.async. Rows of activations are the A
 // operand here, weights the B operand.
 #include "kernels/cuda/copy.cuh"
-#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/tiled.h"
@@ -86,13 +86,23 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int half = 0; half < 2; ++half) {
+      const Epilogue& e = t.p.epilogue;
+      const int row = warp_m + i * 16 + lane / 4 + half * 8;
+      const auto column_of = [=](int c) { return warp_n + c / 2 * 8 + lane % 4 * 2 + c % 2; };
+      const auto inside = [&](int c) { return m + row < t.p.m && n + column_of(c) < t.p.n; };
+      float y[8] = {};
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = warp_m + i * 16 + lane / 4 + e / 2 * 8, column = warp_n + j * 8 + lane % 4 * 2 + e % 2;
-        if (m + row < t.p.m && n + column < t.p.n) {
-          store_output(t.p.epilogue, rows[row], columns[column], m + row, n + column, t.p.n, sums[i][j][e]);
-        }
+      for (int c = 0; c < 8; ++c) {
+        const int column = column_of(c);
+        const int32_t sum = sums[i][c / 2][half * 2 + c % 2];
+        if (inside(c)) y[c] = output_value(e, rows[row], columns[column], m + row, n + column, sum);
+        if (e.rotation) y[c] = with_sign(y[c], n + column);
+      }
+      if (e.rotation) PairsOfColumns<2>::rotate<8>(y, e.rotation);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        if (inside(c)) store_value(e, rows[row], (m + row) * t.p.n + n + column_of(c), y[c]);
       }
     }
   }

@@ -9,6 +9,7 @@
 #include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
 
 #include "kernels/cuda/cutlass/memory.h"
+#include "kernels/cuda/rotate.cuh"
 
 namespace ptq4arvg::cuda {
 
@@ -126,6 +127,13 @@ struct Sm80Visitor {
       if (e.residual.data) {
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual[group].v[i]);
+      }
+      if constexpr (output == Output::codes) {
+        if (e.rotation) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < kWidth; ++i) y.v[i] = with_sign(y.v[i], column + i);
+          FoursOfColumns::rotate<kWidth>(y.v, e.rotation);
+        }
       }
       if (row < m && column < n) {
         store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.out);

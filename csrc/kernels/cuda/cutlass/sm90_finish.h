@@ -13,6 +13,7 @@
 #include <cutlass/numeric_types.h>
 
 #include "kernels/cuda/cutlass/memory.h"
+#include "kernels/cuda/rotate.cuh"
 
 namespace ptq4arvg::cuda {
 
@@ -101,20 +102,21 @@ struct Sm90Finish {
                                                        const cutlass::Array<float, size>& bias) {
       // Lanes that share a branch: enough parallelism, few registers. Codes need their tables beside the sums.
       constexpr int kWidth = output == Output::codes ? 4 : 8;
-      static_assert(size % kWidth == 0);
+      static_assert(size % 8 == 0);
       const Epilogue& e = params->epilogue;
       auto row_of = rows(cute::_, cute::_, cute::_, subtile_m, subtile_n);
+      const int first = piece * size;
       cutlass::Array<Element, size> out;
       CUTLASS_PRAGMA_UNROLL
       for (int begin = 0; begin < size; begin += kWidth) {
-        const int at = piece * size + begin;
         Lanes<kWidth> y, gate, residual;
-        if (e.gate.data) load_operand(e.gate, true, at, subtile_m, subtile_n, gate);
-        if (e.residual.data) load_operand(e.residual, false, at, subtile_m, subtile_n, residual);
+        if (e.gate.data) load_operand(e.gate, true, first, begin, subtile_m, subtile_n, gate);
+        if (e.residual.data) load_operand(e.residual, false, first, begin, subtile_m, subtile_n, residual);
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; ++i) {
-          const int j = begin + i;
-          y.v[i] = begin_element(sums[j], row_of(at + i).zero, w_sum[j], w_scale[j], row_of(at + i).scale, bias[j]);
+          const int j = place(begin + i);
+          const TokenRow& row = row_of(first + j);
+          y.v[i] = begin_element(sums[j], row.zero, w_sum[j], w_scale[j], row.scale, bias[j]);
         }
         activate_all(e.activation, y);
         if (e.gate.data) {
@@ -125,10 +127,13 @@ struct Sm90Finish {
           CUTLASS_PRAGMA_UNROLL
           for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual.v[i]);
         }
+        if constexpr (output == Output::codes) {
+          if (e.rotation) rotate(y, first, begin, subtile_m, subtile_n);
+        }
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; i += 4) {
-          const QuantizeRow to[] = {row_of(at + i).out, row_of(at + i + 1).out, row_of(at + i + 2).out,
-                                    row_of(at + i + 3).out};
+          const auto table_of = [&](int k) { return row_of(first + place(begin + i + k)).out; };
+          const QuantizeRow to[] = {table_of(0), table_of(1), table_of(2), table_of(3)};
           put(out, begin + i, y.v + i, to);
         }
       }
@@ -146,17 +151,46 @@ struct Sm90Finish {
       return true;
     }
 
+    // Eight values in a row are pairs of two rows of CUTLASS's and of columns 8 apart.
+    static constexpr bool in_eights() {
+      constexpr typename Offsets::layout_type layout{};
+      for (int i = 0; i < cute::size(layout); ++i) {
+        if (cute::get<0>(layout(i)) - cute::get<0>(layout(i / 8 * 8)) != (i & 2 ? 8 : 0)) return false;
+        if (cute::get<1>(layout(i)) - cute::get<1>(layout(i / 8 * 8)) != (i & 1) + (i & 4 ? 8 : 0)) return false;
+      }
+      return true;
+    }
+
+    // The i-th value in the order in which they are computed. Four codes are of one block of 16 channels, which may be
+    // rotated: the pairs of one row, then those of the other; or, swapped, both channels of two tokens, as they are.
+    static constexpr int place(int i) {
+      if (output != Output::codes || swapped) return i;
+      return i / 8 * 8 + i / 4 % 2 * 2 + i / 2 % 2 * 4 + i % 2;
+    }
+
+    CUTLASS_DEVICE void rotate(Lanes<4>& y, int first, int begin, int subtile_m, int subtile_n) {
+      static_assert(in_eights());
+      using Stages = cute::conditional_t<swapped, EveryFourthLane<2>, PairsOfColumns<2>>;
+      auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        y.v[i] = with_sign(y.v[i], first_column + cute::get<1 - kRowMode>(offset_of(first + place(begin + i))));
+      }
+      Stages::template rotate<4>(y.v, params->epilogue.rotation);
+    }
+
     // A gate has a row for each image.
     template <int width>
-    CUTLASS_DEVICE void load_operand(const FloatMatrix& x, bool by_image, int at, int subtile_m, int subtile_n,
-                                     Lanes<width>& to) {
+    CUTLASS_DEVICE void load_operand(const FloatMatrix& x, bool by_image, int first, int begin, int subtile_m,
+                                     int subtile_n, Lanes<width>& to) {
       constexpr int kStep = swapped ? 1 : 2;
       static_assert(swapped || in_pairs());
       auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < width; i += kStep) {
-        const int32_t row = first_row + cute::get<kRowMode>(offset_of(at + i));
-        const int32_t column = first_column + cute::get<1 - kRowMode>(offset_of(at + i));
+        const auto offset = offset_of(first + place(begin + i));
+        const int32_t row = first_row + cute::get<kRowMode>(offset);
+        const int32_t column = first_column + cute::get<1 - kRowMode>(offset);
         Lanes<kStep> values(0.0f);
         if (row < m && column < n) {
           values = load_lanes<kStep>(x.data, x.dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
@@ -171,7 +205,9 @@ struct Sm90Finish {
       if constexpr (output == Output::codes) {
         const uint32_t word = low_bytes(code_bits(y[0], to[0]), code_bits(y[1], to[1]), code_bits(y[2], to[2]),
                                         code_bits(y[3], to[3]));
-        reinterpret_cast<cutlass::Array<uint32_t, size / 4>&>(out)[at / 4] = word;
+        auto& halves = reinterpret_cast<cutlass::Array<uint16_t, size / 2>&>(out);
+        halves[place(at) / 2] = static_cast<uint16_t>(word);
+        halves[place(at + 2) / 2] = static_cast<uint16_t>(word >> 16);
       } else if constexpr (output == Output::f32) {
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < 4; ++i) out[at + i] = y[i];
@@ -183,9 +219,27 @@ struct Sm90Finish {
     }
   };
 
+  // Is lane l's first element in row l / 4 and column 2 (l % 4) of CUTLASS's, as in mma's layout? Rotations rely on it.
+  template <bool reference_source, class TiledCopy>
+  static constexpr bool lanes_as_in_mma(const TiledCopy&) {
+    constexpr auto layout = [] {
+      if constexpr (reference_source) return TiledCopy::get_layoutS_TV();
+      else return TiledCopy::get_layoutD_TV();
+    }();
+    // It counts the elements of a tile, whose own layouts tell where they are.
+    constexpr typename TiledCopy::Tiler_MN tile{};
+    constexpr int rows = cute::size(cute::get<0>(tile));
+    for (int lane = 0; lane < 32; ++lane) {
+      const int at = layout(lane, 0);
+      if (cute::get<0>(tile)(at % rows) != lane / 4 || cute::get<1>(tile)(at / rows) != lane % 4 * 2) return false;
+    }
+    return true;
+  }
+
   template <bool reference_source, class... Args>
   CUTLASS_DEVICE auto get_consumer_store_callbacks(
       const cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...>& args) {
+    static_assert(output != Output::codes || lanes_as_in_mma<reference_source>(decltype(args.tiled_copy){}));
     const auto shape = cute::take<0, 2>(args.problem_shape_mnkl);
     // A tensor that does not move along a row: elements of one row share their place in what is made like it.
     using Strides = cute::conditional_t<swapped, cute::Stride<cute::_0, cute::_1, cute::_0>,
