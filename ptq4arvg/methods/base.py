@@ -209,19 +209,20 @@ class Method:
 
         unturned = error(found or plain)
         least = math.inf if self.rotation == "all" else unturned
-        tried, best = [], None
+        best, scaled, lowest = None, False, math.inf
         for block in dict.fromkeys(blocks[: 1 if self.rotation == "fused" else 2]):
             turned = [replace(t, rotation=block) for t in (plain, found) if t is not None]
-            tried.append(min((error(t), number, t) for number, t in enumerate(turned)))
-            if tried[-1][0] < ROTATION_PAYS * least:
-                best, least = tried[-1], tried[-1][0]
+            errors = [error(t) for t in turned]
+            number = min(range(len(turned)), key=errors.__getitem__)
+            lowest = min(lowest, errors[number])
+            if errors[number] < ROTATION_PAYS * least:
+                best, scaled, least = turned[number], number > 0, errors[number]
         record = {} if found is None else dict(found.record)
-        record |= {"error_unrotated": unturned, "error_rotated": (best or min(tried))[0]}
+        record |= {"error_unrotated": unturned, "error_rotated": least if best else lowest}
         if best is None:
             return found and replace(found, record=record)
-        _, scaled, turn = best
-        record |= {"rotation": turn.rotation, "rotated_after": scaled > 0}
-        return replace(turn, record=record)
+        record |= {"rotation": best.rotation, "rotated_after": scaled}
+        return replace(best, record=record)
 
     def branch(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """Factors (up [N, r], down [r, K]) of a part of the weight that stays in float, or None.

@@ -103,6 +103,13 @@ def test_wider_blocks_than_cost_nothing_have_to_pay():
     assert get_method("rtn", rotation="all").transform_of(narrow, W6A6).rotation == 16
 
 
+@pytest.mark.parametrize("option", ["measured", "fused"])
+def test_a_dead_input_is_not_rotated(option):
+    dead = replace(view(torch.zeros(8, K)), fused_rotation=16)
+    found = get_method("rtn", rotation=option).transform_of(dead, W6A6)
+    assert found is None or not found.rotation
+
+
 def test_an_odd_number_of_channels_is_not_rotated():
     layer = view(normal())
     odd = replace(layer, weight=layer.weight[:, :63])
