@@ -117,7 +117,8 @@ class Method:
     inputs in blocks of up to 128 channels as they are quantized, after the transform or without it,
     whichever measures better: "none", "all", "measured", where it lowers the output error of the
     linear on the sample by 3 %, or "fused", likewise, but only in blocks that what emits the codes
-    can rotate on the way (16 channels in a GEMM's epilogue). sink: "integer" or "float", how sink
+    can rotate on the way (16 channels in a GEMM's epilogue). Of two such widths "measured" takes
+    the wide one where that lowers the error by another 3 %. sink: "integer" or "float", how sink
     positions are computed. attention: "float", or "simulated" quantization of both attention
     products (never in the integer path); softmax: the grid of the probabilities there, "uniform",
     "log_sqrt2", or the "best" of both for every block.
@@ -196,8 +197,8 @@ class Method:
         """What ``fit`` finds, and a rotation where one is asked for and can be had."""
         found = self.fit(layer, scheme)
         columns = layer.weight.shape[1]
-        blocks = [rotation_block(columns, layer.fused_rotation), rotation_block(columns)]
-        if not self.rotates or not blocks[0]:
+        narrow, wide = rotation_block(columns, layer.fused_rotation), rotation_block(columns)
+        if not self.rotates or not wide:
             return found
         plain = Transform.none(columns)
         # What the range of a rotated input is, only its sample tells: so that all are judged by it.
@@ -210,7 +211,8 @@ class Method:
         unturned = error(found or plain)
         least = math.inf if self.rotation == "all" else unturned
         best, scaled, lowest = None, False, math.inf
-        for block in dict.fromkeys(blocks[: 1 if self.rotation == "fused" else 2]):
+        blocks = {"fused": [narrow], "all": [wide]}.get(self.rotation, [narrow, wide])
+        for block in dict.fromkeys(blocks):
             turned = [replace(t, rotation=block) for t in (plain, found) if t is not None]
             errors = [error(t) for t in turned]
             number = min(range(len(turned)), key=errors.__getitem__)
