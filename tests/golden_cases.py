@@ -32,6 +32,10 @@ ROOT = Path(os.environ.get("PTQ4ARVG_GOLDEN") or Path(__file__).parent / "golden
 # Between two runs of the original code: 7e-5 (tests/golden/var/README.md).
 LOGITS = {"atol": 5e-4, "rtol": 1e-4}
 IMAGES = {"atol": 1e-4, "rtol": 0.0}
+# Of a quantization's squared error, what may come on top where the same codes are found on another
+# way (norms fused or not, casts in between): a code that moves by a step has twelve times the mean
+# squared error of rounding, so this is one code in 400. How many do differs between processors.
+OTHER_ROUNDING = 0.03
 Case = TypeVar("Case", bound="GoldenCase")
 
 

@@ -10,7 +10,14 @@ from ptq4arvg.models.loading import read_state
 from ptq4arvg.models.rar import FAMILY
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.originals.sharing import published_sampling
-from tests.golden_cases import LOGITS, RARCase, find_cases, forced, relative_error
+from tests.golden_cases import (
+    LOGITS,
+    OTHER_ROUNDING,
+    RARCase,
+    find_cases,
+    forced,
+    relative_error,
+)
 from tests.originals.rar_double import RAR
 
 
@@ -87,20 +94,20 @@ def test_its_own_script_runs_quantized(case, sink, tmp_path):
         assert 0 < error < 0.1
         logits = module.forward_fn(ids[:, :-1], conditions)
         # Ours fuses norms with linears, theirs casts in between: a code may round the other way.
-        assert relative_error(logits, wanted) < 0.01 * error
+        assert relative_error(logits, wanted) < OTHER_ROUNDING * error
         with pytest.raises(ValueError, match=r"positions, but making an image reads .*leave out"):
             module.forward_fn(ids, conditions)
         for kv_cache in (True, False):
             _, logits = generate(case, module, 0, kv_cache=kv_cache, ids=ids)
             logits = logits * case.config["randomize_temperature"]
-            assert relative_error(logits, wanted) < 0.01 * error
+            assert relative_error(logits, wanted) < OTHER_ROUNDING * error
     seen = []
     ours.sample_ids(labels, cfg=case.config["guidance_scale"], choose=forced(seen, ids.split(1, 1)))
     found, guided = generate(case, module)[0], generate(case, module, ids=ids)[1]
     assert torch.equal(generate(case, module)[0], found) and found.shape == ids.shape
     exact = case.records["gen.logits"]
     seen = torch.cat(seen, 1)
-    assert relative_error(guided, seen) < 0.01 * relative_error(seen, exact)
+    assert relative_error(guided, seen) < OTHER_ROUNDING * relative_error(seen, exact)
     module.ptq4arvg.save_pretrained(tmp_path / "saved")
     again = ptq4arvg.load_quantized(tmp_path / "saved")
     assert torch.equal(again.replay(ids, labels), module.ptq4arvg.replay(ids, labels))

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 import ptq4arvg
 from ptq4arvg.models.loading import read_state
 from ptq4arvg.nn import PackedLinear
-from tests.golden_cases import LOGITS, find_cases, relative_error
+from tests.golden_cases import LOGITS, OTHER_ROUNDING, find_cases, relative_error
 from tests.originals.var_double import VAR
 
 
@@ -71,7 +71,9 @@ def test_its_own_script_runs_quantized(case, tmp_path):
         logits = module(records["tf.labels"], records["tf.x_BLCv_wo_first_l"])
         wanted = ours.replay(records["tf.ids"], records["tf.labels"])
     # Ours fuses the norm with the head, theirs casts in between: a code may round the other way.
-    assert relative_error(logits, wanted) < 0.01 * relative_error(wanted, records["tf.logits"])
+    assert relative_error(logits, wanted) < OTHER_ROUNDING * relative_error(
+        wanted, records["tf.logits"]
+    )
     ids = module.autoregressive_infer_cfg(labels, case.config["cfg"])
     assert torch.equal(module.autoregressive_infer_cfg(labels, case.config["cfg"]), ids)
     assert ids.shape == (len(labels), case.config["L"]) and ids.max() < case.config["V"]
