@@ -114,8 +114,8 @@ def our_cases(
 ) -> dict[str, Case]:
     """gemm (float32 out), gemm_quantize (codes out) and bare (without an epilogue) of M rows.
 
-    "separate": a bfloat16 product, then its activation in torch and `ops.quantize`, as it would
-    have to be without gemm_quantize. rotate: these two rotate their results.
+    "separate": gemm_quantize in three calls: a bfloat16 product, its activation in torch,
+    `ops.quantize`. rotate: these two rotate their results.
     """
     n, k, a_bits = linear.n, linear.k, activation_bits(bits)
     a = _codes(m, k, bits=a_bits, device=device)

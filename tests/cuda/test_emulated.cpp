@@ -240,8 +240,8 @@ __global__ void rotate_kernel(const Spread s) {
     const MatrixPlace place = s.place(threadIdx.x, i);
     return s.rows[place.row * kMaxEpilogueRotation + place.column];
   };
-  for (int i = 0; i < N; ++i) v[i] = cuda::with_sign(at(i), s.place(threadIdx.x, i).column);
-  Stages::template rotate<N>(v, s.block);
+  for (int i = 0; i < N; ++i) v[i] = at(i);
+  Stages::template rotate<N>(v, s.block, [&](int i) { return s.place(threadIdx.x, i).column; });
   for (int i = 0; i < N; ++i) at(i) = v[i];
 }
 

@@ -209,7 +209,9 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
     const bool inside = token < d.p.m && column < d.p.n;
     int32_t sum = 0;
 #pragma unroll
-    for (int w = 0; w < Warps && inside; ++w) sum += all[(w * kTokens + token) * kColumns + threadIdx.x % kColumns];
+    for (int w = 0; w < Warps; ++w) {
+      if (inside) sum += all[(w * kTokens + token) * kColumns + threadIdx.x % kColumns];
+    }
     if (!d.partial) {
       finish_neighbours(e, inside ? rows[token] : OutputRow{}, output, token, column, d.p.n, inside, sum);
     } else if (inside) {

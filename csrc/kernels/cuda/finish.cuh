@@ -11,10 +11,7 @@ namespace ptq4arvg::cuda {
 __device__ inline void finish_neighbours(const Epilogue& e, const OutputRow& row, const OutputColumn& column, int64_t m,
                                          int64_t n, int64_t columns, bool inside, int32_t acc) {
   float y = inside ? output_value(e, row, column, m, n, acc) : 0.0f;
-  if (e.rotation) {
-    y = with_sign(y, n);
-    LaneAfterLane::rotate<1>(&y, e.rotation);
-  }
+  if (e.rotation) LaneAfterLane::rotate<1>(&y, e.rotation, [=](int) { return n; });
   if (inside) store_value(e, row, m * columns + n, y);
 }
 

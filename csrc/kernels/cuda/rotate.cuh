@@ -65,9 +65,11 @@ template <class One, class Two, class Four, class Eight>
 struct RotationStages {
   static_assert(kMaxEpilogueRotation == 16);
 
-  // N values of a lane, signed already.
-  template <int N>
-  __device__ static void rotate(float* v, int block) {
+  // N values of a lane, whose columns column_of gives.
+  template <int N, class ColumnOf>
+  __device__ static void rotate(float* v, int block, const ColumnOf& column_of) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = with_sign(v[i], column_of(i));
     if (block > 1) One::template rotate<N>(v);
     if (block > 2) Two::template rotate<N>(v);
     if (block > 4) Four::template rotate<N>(v);

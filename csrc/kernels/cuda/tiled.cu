@@ -97,9 +97,8 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
         const int column = column_of(c);
         const int32_t sum = sums[i][c / 2][half * 2 + c % 2];
         if (inside(c)) y[c] = output_value(e, rows[row], columns[column], m + row, n + column, sum);
-        if (e.rotation) y[c] = with_sign(y[c], n + column);
       }
-      if (e.rotation) PairsOfColumns<2>::rotate<8>(y, e.rotation);
+      if (e.rotation) PairsOfColumns<2>::rotate<8>(y, e.rotation, [&](int c) { return n + column_of(c); });
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         if (inside(c)) store_value(e, rows[row], (m + row) * t.p.n + n + column_of(c), y[c]);

@@ -129,11 +129,7 @@ struct Sm80Visitor {
         for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual[group].v[i]);
       }
       if constexpr (output == Output::codes) {
-        if (e.rotation) {
-          CUTLASS_PRAGMA_UNROLL
-          for (int i = 0; i < kWidth; ++i) y.v[i] = with_sign(y.v[i], column + i);
-          FoursOfColumns::rotate<kWidth>(y.v, e.rotation);
-        }
+        if (e.rotation) FoursOfColumns::rotate<kWidth>(y.v, e.rotation, [&](int i) { return column + i; });
       }
       if (row < m && column < n) {
         store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.out);

@@ -172,11 +172,9 @@ struct Sm90Finish {
       static_assert(in_eights());
       using Stages = cute::conditional_t<swapped, EveryFourthLane<2>, PairsOfColumns<2>>;
       auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        y.v[i] = with_sign(y.v[i], first_column + cute::get<1 - kRowMode>(offset_of(first + place(begin + i))));
-      }
-      Stages::template rotate<4>(y.v, params->epilogue.rotation);
+      Stages::template rotate<4>(y.v, params->epilogue.rotation, [&](int i) {
+        return first_column + cute::get<1 - kRowMode>(offset_of(first + place(begin + i)));
+      });
     }
 
     // A gate has a row for each image.
