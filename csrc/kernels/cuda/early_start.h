@@ -1,8 +1,8 @@
 // Whether kernels may start while earlier ones of their stream still run (programmatic dependent launch, sm_90).
 //
-// What makes it safe: a kernel that is launched so calls wait_for_earlier_kernels() (ptx.cuh) before it reads or
-// writes global memory, and let_later_kernels_start() only after that. So when a kernel has waited for the one
-// before it, all earlier ones have ended, too.
+// What makes it safe: each block of a kernel that is launched so waits for the kernel before it (ptx.cuh) before it
+// reads or writes global memory, and before it ends. So a kernel that has ended has waited, and when one has waited for
+// the one before it, all earlier ones have ended, too.
 #pragma once
 
 namespace ptq4arvg::cuda {

@@ -1,5 +1,4 @@
-// The instructions that CUDA C++ has no name for. All inline assembly of our own kernels is here, so that a test can
-// put an emulation in its place and run the kernels lane by lane on a CPU (tests/cuda/emulator).
+// The instructions that CUDA C++ has no name for: all inline assembly of our own kernels.
 #pragma once
 
 #include <cstdint>

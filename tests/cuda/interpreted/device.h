@@ -1,0 +1,58 @@
+// What all these programs share: random numbers, memory of the interpreter's device, and how they fail.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <utility>
+
+#include "../ptx/runtime.h"
+#include "kernels/cuda/launch.h"
+
+namespace ptq4arvg {
+
+inline std::mt19937 generator(1);
+
+inline int uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+inline float uniform_float(float low, float high) {
+  return std::uniform_real_distribution<float>(low, high)(generator);
+}
+
+// The interpreter's device as launches are told of it.
+inline cuda::Device ptx_device() { return {0, ptx::device.sm, ptx::device.sm_count, ptx::device.shared_bytes}; }
+
+// Memory that kernels may touch, and not a byte more.
+template <class T>
+struct DeviceArray {
+  size_t count;
+  T* data;
+
+  explicit DeviceArray(size_t count) : count(count), data(static_cast<T*>(ptx::allocate(count * sizeof(T)))) {}
+  template <class Make>
+  DeviceArray(size_t count, Make make) : DeviceArray(count) {
+    for (size_t i = 0; i < count; ++i) data[i] = static_cast<T>(make());
+  }
+  DeviceArray(DeviceArray&& other) noexcept : count(other.count), data(std::exchange(other.data, nullptr)) {}
+  ~DeviceArray() {
+    if (data) ptx::release(data);
+  }
+
+  T& operator[](size_t i) const { return data[i]; }
+  size_t bytes() const { return count * sizeof(T); }
+  void fill(int byte) const { std::memset(data, byte, bytes()); }
+};
+
+inline DeviceArray<float> floats(size_t count, float low, float high) {
+  return DeviceArray<float>(count, [=] { return uniform_float(low, high); });
+}
+
+template <class... Rest>
+[[noreturn]] void fail(const char* what, Rest... sizes) {
+  std::printf("FAILED: %s,", what);
+  (std::printf(" %lld", static_cast<long long>(sizes)), ...);
+  std::printf("\n%s\n", ptx::trouble.c_str());
+  std::exit(1);
+}
+
+}  // namespace ptq4arvg

@@ -1,0 +1,118 @@
+// A random product: its operands and epilogue on the device, and what the scalar CPU kernel makes of them.
+#pragma once
+
+#include "device.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cuda/layout.h"
+#include "kernels/cuda/pack.h"
+#include "kernels/gemm.h"
+#include "kernels/pack.h"
+
+namespace ptq4arvg {
+
+struct Weight {
+  int64_t n, k;
+  int bits;
+  DeviceArray<int8_t> codes;
+  DeviceArray<int32_t> zero;
+  DeviceArray<uint8_t> cpu, cuda;
+
+  Weight(int64_t n, int64_t k, int bits)
+      : n(n), k(k), bits(bits), codes(n * k), zero(n, [=] { return uniform(0, levels(bits) - 1); }),
+        cpu(cpu::packed_bytes(n, k, bits)), cuda(cuda::packed_bytes(n, k, bits)) {
+    for (int64_t i = 0; i < n * k; ++i) {
+      const int z = zero[i / k];
+      codes[i] = static_cast<int8_t>(bits == 8 ? uniform(-127, 127) : uniform(-z, levels(bits) - 1 - z));
+    }
+    cpu::pack_weight(problem(), codes.data, cpu.data);
+    cuda::pack_weight(problem(), codes.data, cuda.data);
+  }
+  PackProblem problem() const { return {n, k, bits, bits == 8 ? nullptr : zero.data}; }
+};
+
+// What a product has beside its size. `aligned`: operands and epilogue as the CUTLASS kernels want them.
+struct Options {
+  bool aligned = true;
+  int seed = 0;  // decides which parts of the epilogue there are
+};
+
+struct Product {
+  static constexpr int kPositions = 11;
+
+  int64_t m, n, k, stride, tokens;
+  Weight weight;
+  DeviceArray<uint8_t> a;
+  DeviceArray<float> a_scale, w_scale, bias, inv;
+  DeviceArray<int32_t> a_zero, out_zero, position;
+  DType operand;
+  int64_t operand_stride;
+  DeviceArray<uint8_t> gate, residual;
+  GemmProblem problem;
+  DeviceArray<uint8_t> expected, actual;
+
+  static int64_t bytes_of(DType d) { return d == DType::f32 ? 4 : 2; }
+
+  // Small numbers in any of the three types.
+  static DeviceArray<uint8_t> operand_of(int64_t rows, int64_t stride, DType d) {
+    DeviceArray<uint8_t> made(rows * stride * bytes_of(d));
+    for (int64_t i = 0; i < rows * stride; ++i) store_float(made.data, d, i, 0.125f * uniform(-16, 16));
+    return made;
+  }
+
+  Product(int64_t m, int64_t n, int64_t k, int bits, Options o)
+      : m(m),
+        n(n),
+        k(k),
+        stride(o.aligned ? cuda::round_up(k, 16) : k + uniform(1, 3)),
+        tokens(uniform(1, 5)),
+        weight(n, k, bits),
+        a(m * stride + !o.aligned, [] { return uniform(0, 255); }),
+        a_scale(floats(kPositions, 0.01f, 0.1f)),
+        w_scale(floats(n, 1e-3f, 1e-2f)),
+        bias(floats(n, -1, 1)),
+        inv(floats(kPositions, 1, 40)),
+        a_zero(kPositions, [] { return uniform(-128, 127); }),
+        out_zero(kPositions, [=] { return uniform(0, levels(bits) - 1); }),
+        position(1, [&] { return uniform(0, kPositions - static_cast<int>(tokens)); }),
+        operand(DType(o.seed / 2 % 3)),
+        operand_stride(o.aligned ? n : n + 1),
+        gate(operand_of((m + tokens - 1) / tokens, operand_stride, operand)),
+        residual(operand_of(m, operand_stride, operand)),
+        expected(m * n * output_bytes(o.seed)),
+        actual(expected.count) {
+    GemmProblem& p = problem;
+    p.m = m, p.n = n, p.k = k, p.bits = bits;
+    p.a = reinterpret_cast<const int8_t*>(a.data) + !o.aligned, p.a_stride = stride;
+    p.w_zero = weight.problem().zero;
+    p.rows = {tokens, o.seed % 2 ? position.data : nullptr};
+    Epilogue& e = p.epilogue;
+    e.a_scale = a_scale.data, e.w_scale = w_scale.data;
+    if (o.seed % 4) e.a_zero = a_zero.data;
+    if (o.seed % 5) e.bias = bias.data;
+    e.activation = Activation(o.seed % 4);
+    if (o.seed % 3) e.gate = {gate.data, operand, operand_stride};
+    if (o.seed % 5 != 2) e.residual = {residual.data, operand, operand_stride};
+    e.requantize = o.seed % 4 == 3, e.out_dtype = DType(o.seed % 3);
+    e.out_table = {inv.data, out_zero.data, bits};
+    const int blocks[] = {0, 2, 4, 8, 16};
+    for (const int block : blocks) {
+      if (e.requantize && rotation_fits(block, n, kMaxEpilogueRotation) && uniform(0, 2)) e.rotation = block;
+    }
+    p.w = weight.cpu.data, e.out = expected.data;
+    cpu::scalar_table().gemm(p);
+    p.w = weight.cuda.data, e.out = actual.data;
+    actual.fill(0xee);
+  }
+  Product(const Product&) = delete;
+
+  static int64_t output_bytes(int seed) { return seed % 4 == 3 ? 1 : bytes_of(DType(seed % 3)); }
+
+  void compare(const char* what) const {
+    for (size_t i = 0; i < expected.count; ++i) {
+      if (expected[i] != actual[i]) fail(what, m, n, k, weight.bits, i);
+    }
+    actual.fill(0xee);
+  }
+};
+
+}  // namespace ptq4arvg

@@ -1,0 +1,60 @@
+// One tiled GEMM, the function PTQ4ARVG_TILE of a configuration: all outputs, sizes around its tile, every part of the
+// epilogue.
+#include "kernels/cuda/cutlass/table.h"
+#include "kernels/cuda/tiled.h"
+#include "product.h"
+
+using namespace ptq4arvg;
+
+namespace {
+
+constexpr int kMultiprocessors = 4;
+
+void check(const cuda::TileConfig& config, int64_t m, int64_t n, int64_t k, int seed) {
+  // The plain kernel takes what the others cannot.
+  const bool aligned = &config != &cuda::tiled_config() || seed % 3;
+  if (!aligned) n += uniform(1, 7);
+  const Product p(m, n, k, 8, {.aligned = aligned, .seed = seed});
+  const int64_t ldc = cuda::round_up(k, 16);
+  const DeviceArray<int8_t> codes(n * ldc);
+  codes.fill(0);
+  for (int64_t row = 0; row < n; ++row) memcpy(codes.data + row * ldc, p.weight.codes.data + row * k, k);
+  const DeviceArray<int32_t> sums(n);
+  for (int64_t row = 0; row < n; ++row) {
+    sums[row] = 0;
+    for (int64_t i = 0; i < k; ++i) sums[row] += p.weight.codes[row * k + i];
+  }
+  cuda::CodesGemm g{p.problem, codes.data, ldc,     sums.data, nullptr, 0, config.sm_min, kMultiprocessors,
+                    nullptr,   seed % 2 == 0};
+  if (!config.can_run(g)) fail("cannot run", m, n, k);
+  g.workspace_bytes = config.workspace(g);
+  const DeviceArray<uint8_t> workspace(g.workspace_bytes);
+  g.workspace = workspace.data;
+  const size_t before = ptx::launched.size();
+  if (config.launch(g) != cudaSuccess) fail(config.name, m, n, k, seed);
+  if (ptx::launched.size() == before) fail("nothing was launched", m, n, k);
+  p.compare(config.name);
+}
+
+}  // namespace
+
+int main() {
+  const cuda::TileConfig& config = cuda::PTQ4ARVG_TILE();
+  ptx::device.sm = config.sm_min, ptx::device.sm_count = kMultiprocessors;
+  int seed = 0;
+  const int64_t tile_m = config.tile_m, tile_n = config.tile_n, tile_k = config.tile_k;
+  for (const int64_t m : {int64_t{1}, int64_t{7}, tile_m - 1, tile_m, tile_m + 1, 2 * tile_m + 17}) {
+    for (const int64_t n : {int64_t{16}, tile_n - 16, tile_n, 2 * tile_n + 48}) {
+      check(config, m, n, 16 * uniform(1, 40), seed++);
+    }
+  }
+  // Depths: less than one step, whole ones, more than there are stages, odd ones, whose rows end in zeros.
+  for (const int64_t k : {int64_t{1}, int64_t{16}, tile_k, tile_k + 1, 4 * tile_k, 16 * tile_k + 7}) {
+    check(config, tile_m + 5, tile_n, k, seed++);
+    check(config, 3, 80, k, seed++);
+  }
+  // More tiles than multiprocessors, so that persistent blocks go round.
+  check(config, 5 * tile_m, 3 * tile_n, 96, seed++);
+  std::printf("%s: %d products agree\nok\n", config.name, seed);
+  return 0;
+}
