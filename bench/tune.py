@@ -89,7 +89,7 @@ class Bench:
             with variable(FORCE, kernel):
                 try:
                     result = calls[0]()
-                except RuntimeError as error:
+                except ValueError as error:
                     if f"{FORCE} is '{kernel}'" not in str(error):
                         raise
                     refused[kernel] = str(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -129,6 +132,17 @@ def kernels() -> list[str]:
     ]  # fmt: skip
 
 
+@contextmanager
+def skipped_where_it_cannot_run() -> Iterator[None]:
+    """Skip where the kernel that was asked for is another architecture's, or for fewer rows."""
+    try:
+        yield
+    except ValueError as error:
+        if "which takes 32 rows at most" in str(error) or "which cannot take M" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     "size", [(1, 256, 512), (31, 1024, 4096), (64, 768, 3072), (300, 512, 1024)], ids=str
@@ -137,12 +151,8 @@ def kernels() -> list[str]:
 def test_every_kernel(kernel, size, bits, monkeypatch):
     monkeypatch.setenv("PTQ4ARVG_CUDA_KERNEL", kernel)
     case = Case(*size, bits, tokens=1)
-    try:
+    with skipped_where_it_cannot_run():
         actual = case.product("cuda", False)
-    except RuntimeError as error:
-        if "which takes 32 rows at most" in str(error) or "which cannot take M" in str(error):
-            pytest.skip(str(error))
-        raise
     assert ops.last_kernel() == f"gemm.w{bits}.{kernel}"
     same(actual, case.product("cpu", True))
     zero = torch.randint(0, 256, (9,), generator=case.generator).int()
@@ -294,7 +304,7 @@ def test_a_bad_value_for_early_starts(monkeypatch):
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("kernels start early on sm_90 and later")
     monkeypatch.setenv("PTQ4ARVG_CUDA_PDL", "yes")
-    with pytest.raises(RuntimeError, match="PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1"):
+    with pytest.raises(ValueError, match="PTQ4ARVG_CUDA_PDL is 'yes'; wanted 1"):
         Case(1, 64, 64, 8, tokens=1).product("cuda", False)
 
 
@@ -306,7 +316,8 @@ def test_every_kernel_in_a_graph(kernel, monkeypatch):
     case = Case(31, 1024, 4096, 8, tokens=1)
     packed = ops.pack_weight(case.codes.cuda(), None, 8)
     a, a_scale, w_scale = case.a.cuda(), case.a_scale.cuda(), case.w_scale.cuda()
-    expected = ops.gemm(a, packed, a_scale, w_scale, tokens=1).cpu()
+    with skipped_where_it_cannot_run():
+        expected = ops.gemm(a, packed, a_scale, w_scale, tokens=1).cpu()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = ops.gemm(a, packed, a_scale, w_scale, tokens=1)

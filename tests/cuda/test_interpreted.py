@@ -89,7 +89,7 @@ class Builder:
     def kernel(self, source: Path) -> Path:
         """One of the library's .cu files."""
         if source.parent.name != "cutlass":
-            return self.object(source, SM90A)
+            return self.object(source, SM80, SM90A)
         try:
             include = self._cuda.find_cutlass(CSRC.parent)
         except RuntimeError:

@@ -17,15 +17,16 @@ namespace {
 
 [[noreturn]] void fail(const std::string& op, const std::string& text) { throw std::runtime_error(op + ": " + text); }
 
+// Not with the operator's name in front, as what arguments do wrong.
 void check(const char* op, cudaError_t error, const cuda::Device& device) {
   if (error == cudaSuccess) return;
-  std::string text = "the CUDA kernel could not be started: ";
+  std::string text = std::string("the CUDA kernel of ") + op + " could not be started: ";
   text += std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice) {
     text += "; the device is sm_" + std::to_string(device.sm) + ", this build has " PTQ4ARVG_CUDA_ARCHS
             ", wanted a build with PTQ4ARVG_CUDA_ARCHS that covers it";
   }
-  fail(op, text);
+  throw std::runtime_error(text);
 }
 
 // One call of an operator: makes the tensor's device the current one, for torch's runtime and for ours.

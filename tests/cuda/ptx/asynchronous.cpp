@@ -32,12 +32,13 @@ Handler copy_to_shared() {
       const uint32_t bytes = w.get<uint32_t>(i.slot(2), l);
       const uint32_t read = i.arguments.size() > 3 ? w.get<uint32_t>(i.slot(3), l) : bytes;
       const auto* from = reinterpret_cast<const uint8_t*>(w.get<uint64_t>(i.slot(1), l) + i.arguments[1].offset);
-      uint8_t* to = shared_at(*w.block, w.get<uint32_t>(i.slot(0), l) + static_cast<uint32_t>(i.arguments[0].offset),
-                              bytes, bytes);
+      const uint32_t at = w.get<uint32_t>(i.slot(0), l) + static_cast<uint32_t>(i.arguments[0].offset);
+      uint8_t* to = shared_at(*w.block, at, bytes, bytes);
       if (read > bytes) throw std::runtime_error("cp.async of more bytes than it has room for");
       if (read) check_global(*w.block, from, read, "cp.async");
       if (reinterpret_cast<uint64_t>(from) % bytes) throw std::runtime_error("cp.async off its alignment");
-      now_or_later(w, w.copies[l], [=] {
+      now_or_later(w, w.copies[l], [=, &w] {
+        touch(w, at, bytes, true);
         memcpy(to, from, read);
         memset(to + read, 0, bytes - read);
       });

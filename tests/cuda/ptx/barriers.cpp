@@ -97,7 +97,9 @@ Handler block_barrier(bool waits) {
     const int lane = __builtin_ctz(lanes);
     const uint32_t id = w.get<uint32_t>(i.slot(0), lane);
     const uint32_t wanted = i.arguments.size() > 1 ? w.get<uint32_t>(i.slot(1), lane) : w.block->living();
-    return arrive_and_wait(w, i, w.block->barriers.at(id), wanted, waits);
+    const Step result = arrive_and_wait(w, i, w.block->barriers.at(id), wanted, waits);
+    if (result == Step::done) ++w.barriers_passed;
+    return result;
   };
 }
 

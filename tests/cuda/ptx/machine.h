@@ -69,6 +69,7 @@ struct Warp {
   std::array<Copies, kLanes> copies, bulk_copies;
   GroupProducts products;
   std::unordered_map<const Instruction*, uint64_t> arrived;  // barriers it waits at, and their round
+  uint32_t barriers_passed = 0;                              // of all threads of the block
   uint64_t cluster_round = 0;                                // of its last arrival at the cluster's barrier
 
   // A value's low bytes. Narrow values are kept extended by their own sign.
@@ -98,12 +99,20 @@ struct Cluster {
   bool ended = false;
 };
 
+// Who has touched a byte of shared memory last, and how many barriers that warp had passed.
+struct Touched {
+  static constexpr int kNobody = -1, kSeveral = -2;
+  int written_by = kNobody, read_by = kNobody;
+  uint32_t written_at = 0, read_at = 0;
+};
+
 struct Block {
   Grid* grid = nullptr;
   Dim index;
   uint32_t rank = 0;  // in its cluster
   std::shared_ptr<Cluster> cluster;
   std::vector<uint8_t> shared;
+  std::vector<Touched> touched;  // of shared memory, where barriers are plain
   bool waited = false;  // for earlier grids
   std::vector<Warp> warps;
   std::array<Barrier, 16> barriers;
@@ -126,6 +135,10 @@ void check_allocated(const void* address, size_t bytes, const char* what);
 // The bytes behind an address of shared memory. Throws outside of the block's memory or off a value's alignment.
 uint8_t* shared_at(Block& block, uint32_t address, size_t bytes, size_t align);
 uint32_t shared_base(uint32_t rank);
+
+// Notes an access to the block's own shared memory. Throws where another warp's access has no barrier in between and
+// one of the two writes: a race, whatever came out of it.
+void touch(Warp& w, uint32_t address, size_t bytes, bool writes);
 
 template <class F>
 void for_each_lane(uint32_t lanes, F f) {

@@ -22,6 +22,7 @@ Handler matrix_memory(bool loads, bool transposed, int count) {
       for (int row = 0; row < 8; ++row) {
         const uint32_t address = w.get<uint32_t>(at.slots[0], 8 * matrix + row) + static_cast<uint32_t>(at.offset);
         rows[row] = shared_at(*w.block, address, 16, 16);
+        touch(w, address, 16, !loads);
       }
       const int slot = values.slots.at(matrix);
       for (int lane = 0; lane < kLanes; ++lane) {

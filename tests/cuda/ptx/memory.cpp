@@ -18,6 +18,22 @@ uint8_t* shared_at(Block& block, uint32_t address, size_t bytes, size_t align) {
   return blocks[window - 1]->shared.data() + offset;
 }
 
+void touch(Warp& w, uint32_t address, size_t bytes, bool writes) {
+  Block& block = *w.block;
+  if (block.touched.empty()) return;
+  const int self = static_cast<int>(&w - block.warps.data());
+  const uint32_t now = w.barriers_passed, offset = address % kSharedWindow;
+  const auto others = [&](int who, uint32_t at) { return who != Touched::kNobody && who != self && at == now; };
+  for (size_t i = 0; i < bytes; ++i) {
+    Touched& t = block.touched.at(offset + i);
+    if (others(t.written_by, t.written_at) || (writes && others(t.read_by, t.read_at))) {
+      throw std::runtime_error("a race for byte " + std::to_string(offset + i) + " of shared memory");
+    }
+    if (writes) t.written_by = self, t.written_at = now;
+    else t.read_by = others(t.read_by, t.read_at) ? Touched::kSeveral : self, t.read_at = now;
+  }
+}
+
 void check_global(const Block& block, const void* address, size_t bytes, const char* what) {
   if (!block.waited) throw std::runtime_error(std::string(what) + " before earlier grids have ended");
   check_allocated(address, bytes, what);
@@ -36,10 +52,12 @@ bool space_of(const Instruction& i, Space* space) {
   return false;
 }
 
-uint8_t* place(Warp& w, const Argument& at, int lane, Space space, size_t bytes, const char* what) {
+uint8_t* place(Warp& w, const Argument& at, int lane, Space space, size_t bytes, bool writes, const char* what) {
   if (space == Space::shared) {
     const uint32_t address = w.get<uint32_t>(at.slots[0], lane) + static_cast<uint32_t>(at.offset);
-    return shared_at(*w.block, address, bytes, bytes);
+    uint8_t* const found = shared_at(*w.block, address, bytes, bytes);
+    touch(w, address, bytes, writes);
+    return found;
   }
   uint8_t* address = reinterpret_cast<uint8_t*>(w.get<uint64_t>(at.slots[0], lane) + at.offset);
   if (space == Space::global) {
@@ -56,7 +74,8 @@ Handler load(Space space) {
   return [space](Warp& w, const Instruction& i, uint32_t lanes) {
     const Argument& to = i.arguments[0];
     for_each_lane(lanes, [&](int l) {
-      const uint8_t* from = place(w, i.arguments[1], l, space, sizeof(T) * to.slots.size(), "a load of global memory");
+      const uint8_t* from =
+          place(w, i.arguments[1], l, space, sizeof(T) * to.slots.size(), false, "a load of global memory");
       for (size_t n = 0; n < to.slots.size(); ++n) {
         T value;
         memcpy(&value, from + n * sizeof(T), sizeof value);
@@ -72,7 +91,7 @@ Handler store(Space space) {
   return [space](Warp& w, const Instruction& i, uint32_t lanes) {
     const Argument& from = i.arguments[1];
     for_each_lane(lanes, [&](int l) {
-      uint8_t* to = place(w, i.arguments[0], l, space, sizeof(T) * from.slots.size(), "a store to global memory");
+      uint8_t* to = place(w, i.arguments[0], l, space, sizeof(T) * from.slots.size(), true, "a store to global memory");
       for (size_t n = 0; n < from.slots.size(); ++n) {
         const T value = w.get<T>(from.slots[n], l);
         memcpy(to + n * sizeof(T), &value, sizeof value);
@@ -86,7 +105,7 @@ Handler store(Space space) {
 Handler add_atomically(bool gives) {
   return [gives](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
-      uint8_t* at = place(w, i.arguments[gives], l, Space::global, 4, "an atomic addition");
+      uint8_t* at = place(w, i.arguments[gives], l, Space::global, 4, true, "an atomic addition");
       uint32_t before;
       memcpy(&before, at, 4);
       const uint32_t after = before + w.get<uint32_t>(i.slot(gives + 1), l);

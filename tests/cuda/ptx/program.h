@@ -57,6 +57,7 @@ struct Program {  // a kernel
   int threads_per_block = 0;  // .maxntid, or 0
   int static_shared = 0;
   int slots = 0;
+  bool plain_barriers = true;  // all threads of a block wait together, and nothing else orders its warps
   std::vector<Constant> constants;
   std::vector<Instruction> code;
 };

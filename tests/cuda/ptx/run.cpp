@@ -55,6 +55,7 @@ std::unique_ptr<Block> make_block(Grid& grid, Dim index, std::shared_ptr<Cluster
   cluster->blocks.push_back(block.get());
   block->cluster = std::move(cluster);
   block->shared.assign(launch.program->static_shared + launch.dynamic_shared + 128, 0xcd);
+  if (launch.program->plain_barriers) block->touched.resize(block->shared.size());
   block->warps.resize(launch.block.size() / kLanes);
   for (size_t i = 0; i < block->warps.size(); ++i)
     start(block->warps[i], *block, launch, static_cast<uint32_t>(i) * kLanes);

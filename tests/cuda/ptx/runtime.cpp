@@ -3,6 +3,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,9 +13,14 @@
 #include <utility>
 
 #include "run.h"
+#include "streams.h"
 #include "tensor_map.h"
 
 namespace ptx {
+
+namespace {
+cudaError_t last_error = cudaSuccess;
+}
 
 Device device;
 std::string trouble;
@@ -23,14 +29,22 @@ std::vector<std::string> launched;
 uint64_t most_steps = 500'000'000;
 void note_drawn(const void* address) { drawn.push_back(address); }
 
+cudaError_t told(cudaError_t error, const std::string& why) {
+  last_error = error, trouble = why;
+  return error;
+}
+
 namespace {
 
 std::map<uintptr_t, size_t> allocations;
 uint32_t next_seed = 1;
 
-struct Module {
+struct Text {
   std::string text;
   std::map<std::string, Program> programs;  // empty until a kernel of it is launched
+};
+struct Module {
+  std::vector<Text> texts;  // one for each architecture
 };
 struct Function {
   Module* module;
@@ -43,15 +57,35 @@ std::unordered_map<const void*, Function>& functions() {
   return all;
 }
 
-cudaError_t last_error = cudaSuccess;
-cudaError_t told(cudaError_t error, const std::string& why = "") {
-  if (error != cudaSuccess) last_error = error, trouble = why;
-  return error;
+// The architecture that a text is for, 0 if the device cannot run it: later ones run earlier code, but for that of one
+// architecture alone, like sm_90a.
+int target_of(const std::string& text) {
+  constexpr char kDirective[] = ".target sm_";
+  const size_t at = text.find(kDirective);
+  if (at == std::string::npos) return 0;
+  char* end = nullptr;
+  const int sm = static_cast<int>(std::strtol(text.c_str() + at + sizeof kDirective - 1, &end, 10));
+  return (*end == 'a' ? sm == device.sm : sm <= device.sm) ? sm : 0;
 }
 
 const Program& program_of(Function& f) {
-  if (f.module->programs.empty()) f.module->programs = parse(f.module->text);
-  return f.module->programs.at(f.name);
+  const auto older = [](const Text& a, const Text& b) { return target_of(a.text) < target_of(b.text); };
+  const auto best = std::max_element(f.module->texts.begin(), f.module->texts.end(), older);
+  if (best == f.module->texts.end() || !target_of(best->text)) {
+    throw std::runtime_error(f.name + ": there is no PTX of this kernel for the device");
+  }
+  if (best->programs.empty()) best->programs = parse(best->text);
+  return best->programs.at(f.name);
+}
+
+cudaError_t run_now(const LaunchOf& l) {
+  launched.push_back(l.program->name);
+  try {
+    run(l, static_cast<uint32_t>(device.sm_count), next_seed++, most_steps);
+  } catch (const std::exception& error) {
+    return told(cudaErrorLaunchFailure, error.what());
+  }
+  return cudaSuccess;
 }
 
 cudaError_t launch(const void* function, const cudaLaunchConfig_t& config, void** arguments) {
@@ -87,18 +121,16 @@ cudaError_t launch(const void* function, const cudaLaunchConfig_t& config, void*
       return told(cudaErrorInvalidValue, "more shared memory than the kernel may have");
     }
     const size_t bytes = (static_cast<size_t>(program.parameters_end) + 127) / 128 * 128 + 128;
-    const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(128, bytes), std::free);
+    const std::shared_ptr<void> memory(std::aligned_alloc(128, bytes), std::free);
     auto* parameters = static_cast<uint8_t*>(memory.get());
     for (size_t i = 0; i < program.parameter_places.size(); ++i) {
       memcpy(parameters + program.parameter_places[i], arguments[i], program.parameter_bytes[i]);
     }
     l.parameters = parameters;
-    launched.push_back(program.name);
-    run(l, static_cast<uint32_t>(device.sm_count), next_seed++, most_steps);
+    return submit(config.stream, [l, memory] { return run_now(l); });
   } catch (const std::exception& error) {
-    return told(cudaErrorLaunchFailure, error.what());
+    return told(cudaErrorNoKernelImageForDevice, error.what());
   }
-  return cudaSuccess;
 }
 
 std::vector<cudaLaunchConfig_t> configurations;  // pushed by <<<>>>
@@ -114,6 +146,11 @@ void* allocate(size_t bytes) {
 void release(void* memory) {
   allocations.erase(reinterpret_cast<uintptr_t>(memory));
   std::free(memory);
+}
+bool is_allocated(const void* address) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto after = allocations.upper_bound(at);
+  return after != allocations.begin() && at < std::prev(after)->first + std::prev(after)->second;
 }
 void seed(uint32_t value) { next_seed = value; }
 
@@ -153,8 +190,10 @@ void** __cudaRegisterFatBinary(void* wrapper) {
   memcpy(&header, data, sizeof header);
   const std::string all(data + header.bytes, header.size);
   auto* module = new ptx::Module;
-  const size_t begin = all.find(".version ");
-  if (begin != std::string::npos) module->text = all.c_str() + begin;
+  constexpr char kBegin[] = "\n.version ";
+  for (size_t at = all.find(kBegin); at != std::string::npos; at = all.find(kBegin, at + 1)) {
+    module->texts.push_back({all.c_str() + at, {}});
+  }
   return reinterpret_cast<void**>(module);
 }
 void __cudaRegisterFatBinaryEnd(void**) {}
@@ -207,6 +246,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return std::exchange(ptx::last_error, cudaSuccess); }
+const char* cudaGetErrorName(cudaError_t error) {
+  static std::string name;
+  return (name = "error " + std::to_string(error)).c_str();
+}
+const char* cudaGetErrorString(cudaError_t) { return ptx::trouble.c_str(); }
 cudaError_t cudaPeekAtLastError() { return ptx::last_error; }
 cudaError_t cudaGetDevice(int* index) { return *index = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -219,17 +263,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-  ptx::check_allocated(memory, bytes, "cudaMemsetAsync");
-  memset(memory, value, bytes);
-  return cudaSuccess;
+CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
+  return *flags = 0, *active = 1, CUDA_SUCCESS;
 }
+// Of the driver one function; PyTorch asks for more, and needs none of them.
+static CUresult not_supported() { return CUDA_ERROR_NOT_SUPPORTED; }
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
   const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
-  *function = known ? reinterpret_cast<void*>(&ptx::encode_tiled) : nullptr;
-  if (result) *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-  return known ? cudaSuccess : told(cudaErrorSymbolNotFound, symbol);
+  *function = known ? reinterpret_cast<void*>(&ptx::encode_tiled) : reinterpret_cast<void*>(&not_supported);
+  if (result) *result = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
 }
 
 }  // extern "C"

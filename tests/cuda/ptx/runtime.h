@@ -18,12 +18,13 @@ struct Device {
 };
 extern Device device;
 
-// What the last failed launch did wrong; empty after none.
+// What the last failed call did wrong, in words; empty after none.
 extern std::string trouble;
 
 // Global memory. Kernels may touch nothing else, and not a byte past its end.
 void* allocate(size_t bytes);
 void release(void* memory);
+bool is_allocated(const void* address);
 
 // The addresses that kernels have drawn into the second-level cache since this was last emptied.
 extern std::vector<const void*> drawn;
