@@ -120,6 +120,14 @@ struct Stage {
   }
 };
 
+// Where a sum of a warp's token lies among the others, in rows of kColumns. An mma spreads eight tokens of a column over
+// four lanes, two each: without the exchange of columns the four would meet in one bank.
+template <int kColumns>
+__device__ inline int sum_place(int token, int column) {
+  static_assert(kColumns == 16 || kColumns == 32);
+  return (token * kColumns + column) ^ (token / 2 % 4 * 8);
+}
+
 template <int Bits, int ColumnTiles, int TokenTiles, int Warps, int Stages>
 __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_constant__ Decode d) {
   using S = Stage<Bits, ColumnTiles, TokenTiles>;
@@ -198,7 +206,7 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const Place place = c_place(lane, i);
-        all[(warp * kTokens + t * 8 + place.k) * kColumns + c * kBlockColumns + place.row] = sums[c][t][i];
+        all[sum_place<kColumns>(warp * kTokens + t * 8 + place.k, c * kBlockColumns + place.row)] = sums[c][t][i];
       }
     }
   }
@@ -210,7 +218,7 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
     int32_t sum = 0;
 #pragma unroll
     for (int w = 0; w < Warps; ++w) {
-      if (inside) sum += all[(w * kTokens + token) * kColumns + threadIdx.x % kColumns];
+      if (inside) sum += all[sum_place<kColumns>(w * kTokens + token, threadIdx.x % kColumns)];
     }
     if (!d.partial) {
       finish_neighbours(e, inside ? rows[token] : OutputRow{}, output, token, column, d.p.n, inside, sum);

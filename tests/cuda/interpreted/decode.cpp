@@ -93,6 +93,6 @@ int main() {
     check(3, 16, 64, bits, ++count);
     check(16, 33, 1100, bits, ++count);
   }
-  std::printf("decode: %d products agree\nok\n", count);
+  std::printf("decode: %d products agree, %.3f bank conflicts\nok\n", count, bank_conflicts());
   return 0;
 }

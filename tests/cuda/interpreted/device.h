@@ -55,4 +55,10 @@ template <class... Rest>
   std::exit(1);
 }
 
+// Conflicts between banks of shared memory: turns beyond the least, for each of those.
+inline double bank_conflicts() {
+  const ptx::BankTurns& turns = ptx::bank_turns;
+  return turns.least ? static_cast<double>(turns.taken) / static_cast<double>(turns.least) - 1 : 0;
+}
+
 }  // namespace ptq4arvg

@@ -64,6 +64,6 @@ int main() {
         check(uniform(1, 9), k, bits, dtype, ++count);
     }
   }
-  std::printf("rows: %d cases agree\nok\n", count);
+  std::printf("rows: %d cases agree, %.3f bank conflicts\nok\n", count, bank_conflicts());
   return 0;
 }

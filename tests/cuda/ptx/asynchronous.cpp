@@ -4,6 +4,7 @@
 #include "machine.h"
 #include "operations.h"
 #include "tensor_map.h"
+#include "traffic.h"
 
 namespace ptx {
 
@@ -28,6 +29,7 @@ void now_or_later(Warp& w, Copies& copies, std::function<void()> copy) {
 // cp.async.cg.shared.global [to], [from], bytes{, bytes that are read}: zeros behind those.
 Handler copy_to_shared() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
+    note_banks(w, i.arguments[0], lanes, 16);
     for_each_lane(lanes, [&](int l) {
       const uint32_t bytes = w.get<uint32_t>(i.slot(2), l);
       const uint32_t read = i.arguments.size() > 3 ? w.get<uint32_t>(i.slot(3), l) : bytes;

@@ -1,6 +1,7 @@
 // Matrix instructions: ldmatrix, stmatrix and mma of a warp, and wgmma of four.
 #include "machine.h"
 #include "operations.h"
+#include "traffic.h"
 
 namespace ptx {
 namespace {
@@ -17,6 +18,7 @@ Place half_of(int lane, int half, bool transposed) {
 Handler matrix_memory(bool loads, bool transposed, int count) {
   return [=](Warp& w, const Instruction& i, uint32_t) {
     const Argument &at = i.arguments[loads ? 1 : 0], &values = i.arguments[loads ? 0 : 1];
+    note_banks(w, at, kAll >> (kLanes - 8 * count), 16);
     for (int matrix = 0; matrix < count; ++matrix) {
       uint8_t* rows[8];
       for (int row = 0; row < 8; ++row) {

@@ -2,6 +2,7 @@
 #include "machine.h"
 #include "operations.h"
 #include "runtime.h"
+#include "traffic.h"
 
 namespace ptx {
 
@@ -73,6 +74,7 @@ template <class T>
 Handler load(Space space) {
   return [space](Warp& w, const Instruction& i, uint32_t lanes) {
     const Argument& to = i.arguments[0];
+    if (space == Space::shared) note_banks(w, i.arguments[1], lanes, sizeof(T) * to.slots.size());
     for_each_lane(lanes, [&](int l) {
       const uint8_t* from =
           place(w, i.arguments[1], l, space, sizeof(T) * to.slots.size(), false, "a load of global memory");
@@ -90,6 +92,7 @@ template <class T>
 Handler store(Space space) {
   return [space](Warp& w, const Instruction& i, uint32_t lanes) {
     const Argument& from = i.arguments[1];
+    if (space == Space::shared) note_banks(w, i.arguments[0], lanes, sizeof(T) * from.slots.size());
     for_each_lane(lanes, [&](int l) {
       uint8_t* to = place(w, i.arguments[0], l, space, sizeof(T) * from.slots.size(), true, "a store to global memory");
       for (size_t n = 0; n < from.slots.size(); ++n) {

@@ -33,6 +33,13 @@ void note_drawn(const void* address);
 // Instructions of warps that a launch may take; then it has failed.
 extern uint64_t most_steps;
 
+// Turns that the banks of shared memory took for all accesses of warps, and how many it would have been without
+// conflicts. Without wgmma's and the memory engine's.
+struct BankTurns {
+  uint64_t taken = 0, least = 0;
+};
+extern BankTurns bank_turns;
+
 // Decides the order of warps and copies of the launches to come.
 void seed(uint32_t value);
 
