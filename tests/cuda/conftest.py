@@ -7,8 +7,12 @@ import os
 import pytest
 
 if os.environ.get("PTQ4ARVG_INTERPRETED"):
+    import torch
+
     from tests.cuda.host_aten import HostAten
 
+    if not torch.cuda.is_available():
+        raise RuntimeError("PTQ4ARVG_INTERPRETED is set, but torch sees no CUDA device")
     MODE = HostAten()
 
     @pytest.fixture(autouse=True)

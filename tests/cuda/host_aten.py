@@ -53,6 +53,7 @@ class HostAten(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self._failed: list[BaseException] = []  # in a replay, whose caller is C
         self._recorded: list[Any] = []  # functions that graphs call, which would be freed otherwise
         self._generators: dict[int, torch.Generator] = {}
         self._runtime = ctypes.CDLL(None)
@@ -63,6 +64,8 @@ class HostAten(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._failed:
+            raise self._failed.pop()
         if not any(map(is_cuda, tree_leaves((args, kwargs)))):
             return func(*args, **kwargs)
         if func.namespace == "ptq4arvg":
@@ -143,7 +146,13 @@ class HostAten(TorchDispatchMode):
         return host
 
     def _record(self, work: Callable[[], None]) -> None:
-        function = HOST_FUNCTION(lambda _: work())
+        def call(_) -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised by the next operator
+                self._failed.append(error)
+
+        function = HOST_FUNCTION(call)
         self._recorded.append(function)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         error = self._runtime.cudaLaunchHostFunc(stream, function, None)

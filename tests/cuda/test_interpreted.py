@@ -2,7 +2,8 @@
 
 The interpreter in ``ptx`` takes the place of CUDA's runtime library: a launch runs the kernel's
 PTX, with warps and asynchronous copies in a random order, and fails on what a device forbids. It
-cannot show what ptxas makes of the PTX, whether hardware is as the PTX manual says, nor speed.
+cannot show what ptxas makes of the PTX, whether hardware is as the PTX manual says, a missing
+fence or __syncwarp, nor speed.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def test_rotations(builder):
 def test_rows(builder):
     kernels = ours("quantize", "norm_quantize")
     said = builder.run("rows", HERE / "interpreted" / "rows.cpp", kernels)
-    assert "90 cases agree" in said
+    assert "360 cases agree" in said
     assert bank_conflicts(said) == 0
 
 
@@ -166,9 +167,11 @@ def test_tile(builder, source):
     kernels = [CUDA / "tiled.cu"] if name == "tiled" else [CUDA / "tiled.cu", source]
     main = HERE / "interpreted" / "tile.cpp"
     said = builder.run(name, main, kernels, f"-DPTQ4ARVG_TILE={function}")
-    assert "37 products agree" in said
-    # On sm_90a CUTLASS stages float32 output with conflicts of two.
-    assert bank_conflicts(said) < (0.25 if re.match(r"sm90_\d", name) else 0.001)
+    assert "85 products agree" in said
+    # On sm_90a CUTLASS stages float32 output with conflicts of two; the plain kernel, operands that
+    # are not aligned.
+    limit = 0.25 if re.match(r"sm90_\d", name) else 0.03 if name == "tiled" else 0.001
+    assert bank_conflicts(said) < limit
 
 
 def test_whole_calls(builder):

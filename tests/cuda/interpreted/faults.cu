@@ -24,6 +24,13 @@ __global__ void write_past_shared(const int*, int* out) {
   far[threadIdx.x + 1000] = 1;
   out[threadIdx.x] = far[threadIdx.x];
 }
+__global__ void write_next_to_shared(const int*, int* out) {
+  __shared__ int shared[128];
+  volatile int* const next = shared;
+  next[threadIdx.x + 1] = 1;
+  out[threadIdx.x] = next[threadIdx.x];
+}
+__global__ void nothing(const int*, int*) {}
 __global__ void wait_alone(const int*, int* out) {
   if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;" ::: "memory");
   out[threadIdx.x] = 0;
@@ -98,6 +105,7 @@ int wrong(Kernel kernel, bool reversed) {
   for (int i = 0; i < 30; ++i) {
     const Buffers b;
     kernel<<<1, 128>>>(b.in.data, b.out.data);
+    if (const cudaError_t error = cudaGetLastError()) fail("a launch", error);
     bool same = true;
     for (int n = 0; n < 128; ++n) same = same && b.out[n] == (reversed ? 127 - n : n);
     count += !same;
@@ -135,7 +143,8 @@ int main() {
   must_say("too much shared memory", read_past_end, "more shared memory than the kernel may have", 128, 64 << 10);
   must_say("a block of no warps", read_past_end, "sizes of the grid", 33);
   must_say("wait_too_late", wait_too_late, "before earlier grids have ended", 128, 0, true);
-  must_say("no wait", few_threads, "before earlier grids have ended", 32, 0, true);
+  must_say("no wait", nothing, "without a wait for earlier grids", 32, 0, true);
+  must_say("write_next_to_shared", write_next_to_shared, "shared memory: 4 bytes at 512");
   ptx::most_steps = 100'000;
   must_say("spin", spin, "no end");
   ptx::most_steps = 10'000'000;

@@ -23,9 +23,9 @@ struct Allocations {
 
 std::set<std::string> taken;
 
-void check(int64_t m, int64_t n, int64_t k, int bits, int seed, const char* forced = "") {
+void check(int64_t m, int64_t n, int64_t k, int bits, const char* forced = "") {
   setenv("PTQ4ARVG_CUDA_KERNEL", forced, 1);
-  const Product p(m, n, k, bits, {.aligned = seed % 3 != 0, .seed = seed});
+  const Product p(m, n, k, bits, Options(*forced || uniform(0, 2)));
   Allocations scratch;
   if (cuda::gemm(p.problem, {ptx_device()}, {Allocations::allocate, &scratch}) != cudaSuccess)
     fail("gemm", m, n, k, bits);
@@ -34,7 +34,7 @@ void check(int64_t m, int64_t n, int64_t k, int bits, int seed, const char* forc
 }
 
 void check_float(int64_t m, int64_t n, int64_t k, int bits) {
-  const Product p(m, n, k, bits, {});
+  const Product p(m, n, k, bits, Options(true));
   const DeviceArray<float> x = floats(m * k, -2, 2), exact(m * n), close(m * n);
   GemmFloatProblem f;
   f.m = m, f.n = n, f.k = k, f.bits = bits, f.x = {x.data, DType::f32, k};
@@ -54,14 +54,13 @@ void check_float(int64_t m, int64_t n, int64_t k, int bits) {
 }  // namespace
 
 int main() {
-  int seed = 0;
   for (const int sm : {80, 86, 89, 90}) {
     ptx::device.sm = sm, ptx::device.shared_bytes = (sm == 80 ? 163 : sm == 90 ? 227 : 99) << 10;
     for (const int bits : {8, 6, 4}) {
       for (const int64_t m : {1, 3, 8, 20, 32, 33, 64, 130, 300})
-        check(m, 16 * uniform(1, 20), 16 * uniform(1, 40), bits, seed++);
-      check(150, 33, 70, bits, seed++);
-      check(40, 144, 160, bits, 1, sm == 90 ? "sm90_128x128x128" : "sm80_128x128x64");
+        check(m, 16 * uniform(1, 20), 16 * uniform(1, 40), bits);
+      check(150, 33, 70, bits);
+      check(40, 144, 160, bits, sm == 90 ? "sm90_128x128x128" : "sm80_128x128x64");
       check_float(uniform(1, 70), uniform(1, 90), uniform(1, 200), bits);
     }
   }

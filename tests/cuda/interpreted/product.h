@@ -30,10 +30,16 @@ struct Weight {
   PackProblem problem() const { return {n, k, bits, bits == 8 ? nullptr : zero.data}; }
 };
 
-// What a product has beside its size. `aligned`: operands and epilogue as the CUTLASS kernels want them.
+// What a product has beside its size, at random. `aligned`: operands and epilogue as the CUTLASS kernels want them.
 struct Options {
-  bool aligned = true;
-  int seed = 0;  // decides which parts of the epilogue there are
+  bool aligned;
+  bool position = uniform(0, 1), a_zero = uniform(0, 2), bias = uniform(0, 2), gate = uniform(0, 1);
+  bool residual = uniform(0, 1), requantize = uniform(0, 2) == 0;
+  Activation activation = Activation(uniform(0, 3));
+  DType operand = DType(uniform(0, 2)), out_dtype = DType(uniform(0, 2));
+
+  explicit Options(bool aligned) : aligned(aligned) {}
+  int64_t out_bytes() const { return requantize ? 1 : out_dtype == DType::f32 ? 4 : 2; }
 };
 
 struct Product {
@@ -44,7 +50,6 @@ struct Product {
   DeviceArray<uint8_t> a;
   DeviceArray<float> a_scale, w_scale, bias, inv;
   DeviceArray<int32_t> a_zero, out_zero, position;
-  DType operand;
   int64_t operand_stride;
   DeviceArray<uint8_t> gate, residual;
   GemmProblem problem;
@@ -74,25 +79,24 @@ struct Product {
         a_zero(kPositions, [] { return uniform(-128, 127); }),
         out_zero(kPositions, [=] { return uniform(0, levels(bits) - 1); }),
         position(1, [&] { return uniform(0, kPositions - static_cast<int>(tokens)); }),
-        operand(DType(o.seed / 2 % 3)),
         operand_stride(o.aligned ? n : n + 1),
-        gate(operand_of((m + tokens - 1) / tokens, operand_stride, operand)),
-        residual(operand_of(m, operand_stride, operand)),
-        expected(m * n * output_bytes(o.seed)),
+        gate(operand_of((m + tokens - 1) / tokens, operand_stride, o.operand)),
+        residual(operand_of(m, operand_stride, o.operand)),
+        expected(m * n * o.out_bytes()),
         actual(expected.count) {
     GemmProblem& p = problem;
     p.m = m, p.n = n, p.k = k, p.bits = bits;
     p.a = reinterpret_cast<const int8_t*>(a.data) + !o.aligned, p.a_stride = stride;
     p.w_zero = weight.problem().zero;
-    p.rows = {tokens, o.seed % 2 ? position.data : nullptr};
+    p.rows = {tokens, o.position ? position.data : nullptr};
     Epilogue& e = p.epilogue;
     e.a_scale = a_scale.data, e.w_scale = w_scale.data;
-    if (o.seed % 4) e.a_zero = a_zero.data;
-    if (o.seed % 5) e.bias = bias.data;
-    e.activation = Activation(o.seed % 4);
-    if (o.seed % 3) e.gate = {gate.data, operand, operand_stride};
-    if (o.seed % 5 != 2) e.residual = {residual.data, operand, operand_stride};
-    e.requantize = o.seed % 4 == 3, e.out_dtype = DType(o.seed % 3);
+    if (o.a_zero) e.a_zero = a_zero.data;
+    if (o.bias) e.bias = bias.data;
+    e.activation = o.activation;
+    if (o.gate) e.gate = {gate.data, o.operand, operand_stride};
+    if (o.residual) e.residual = {residual.data, o.operand, operand_stride};
+    e.requantize = o.requantize, e.out_dtype = o.out_dtype;
     e.out_table = {inv.data, out_zero.data, bits};
     const int blocks[] = {0, 2, 4, 8, 16};
     for (const int block : blocks) {
@@ -104,8 +108,6 @@ struct Product {
     actual.fill(0xee);
   }
   Product(const Product&) = delete;
-
-  static int64_t output_bytes(int seed) { return seed % 4 == 3 ? 1 : bytes_of(DType(seed % 3)); }
 
   void compare(const char* what) const {
     for (size_t i = 0; i < expected.count; ++i) {

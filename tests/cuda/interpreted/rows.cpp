@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kPositions = 11;
 
-void check(int64_t m, int64_t k, int bits, DType dtype, int count) {
-  const int64_t stride = cuda::round_up(k, 8) + (count % 3 ? 0 : 1);
+void check(int64_t m, int64_t k, int bits, DType dtype) {
+  const int64_t stride = cuda::round_up(k, 8) + (uniform(0, 2) ? 0 : 1);
   const DeviceArray<uint8_t> x(m * stride * (dtype == DType::f32 ? 4 : 2));
   for (int64_t i = 0; i < m * stride; ++i) store_float(x.data, dtype, i, 0.01f * uniform(-300, 300));
   const DeviceArray<float> inv = floats(kPositions, 1, 40), vector = floats(k, -1, 1),
@@ -22,7 +22,7 @@ void check(int64_t m, int64_t k, int bits, DType dtype, int count) {
   const DeviceArray<int32_t> position(1, [=] { return uniform(0, kPositions - static_cast<int>(tokens)); });
   const DeviceArray<int8_t> expected(m * k), actual(m * k);
   QuantizeProblem q;
-  q.m = m, q.k = k, q.x = {x.data, dtype, stride}, q.rows = {tokens, count % 2 ? position.data : nullptr};
+  q.m = m, q.k = k, q.x = {x.data, dtype, stride}, q.rows = {tokens, uniform(0, 1) ? position.data : nullptr};
   q.table = {inv.data, zero.data, bits};
   const int blocks[] = {0, 2, 4, 8, 16, 32, 64, 128};
   for (const int block : blocks) {
@@ -41,11 +41,11 @@ void check(int64_t m, int64_t k, int bits, DType dtype, int count) {
 
   NormQuantizeProblem p;
   p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;
-  if (count % 2) p.weight = p.bias = vector.data;
-  if (count % 5) p.constant = vector.data;
-  if (count % 3) p.scale = p.shift = {rows.data, DType::f32, k};
-  if (count % 4) p.post_scale = p.post_shift = vector.data;
-  p.rms = count % 2;
+  if (uniform(0, 1)) p.weight = p.bias = vector.data;
+  if (uniform(0, 1)) p.constant = vector.data;
+  if (uniform(0, 1)) p.scale = p.shift = {rows.data, DType::f32, k};
+  if (uniform(0, 1)) p.post_scale = p.post_shift = vector.data;
+  p.rms = uniform(0, 1);
   p.rotation = q.rotation;
   p.out = expected.data;
   cpu::scalar_table().norm_quantize(p);
@@ -58,10 +58,12 @@ void check(int64_t m, int64_t k, int bits, DType dtype, int count) {
 
 int main() {
   int count = 0;
-  for (const int bits : {8, 6, 4}) {
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (const int64_t k : {1, 7, 64, 384, 520, 1032, 1152, 4096, 9000, 9088})
-        check(uniform(1, 9), k, bits, dtype, ++count);
+  for (int round = 0; round < 4; ++round) {
+    for (const int bits : {8, 6, 4}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        for (const int64_t k : {1, 7, 64, 384, 520, 1032, 1152, 4096, 9000, 9088})
+          check(uniform(1, 9), k, bits, dtype), ++count;
+      }
     }
   }
   std::printf("rows: %d cases agree, %.3f bank conflicts\nok\n", count, bank_conflicts());

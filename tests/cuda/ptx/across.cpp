@@ -63,10 +63,15 @@ Handler jump() {
 
 Handler leave() {
   return [](Warp& w, const Instruction&, uint32_t lanes) {
+    bool unread = false;
     for_each_lane(lanes, [&](int l) {
       w.copies[l].commit(), w.copies[l].finish(0);
-      w.bulk_copies[l].commit(), w.bulk_copies[l].finish(0);
+      const Copies& bulk = w.bulk_copies[l];
+      for (const auto& group : bulk.groups) unread = unread || !group.empty();
+      unread = unread || !bulk.open.empty();
     });
+    if (unread) throw std::runtime_error("a thread ends before its bulk stores have read shared memory");
+    if (!w.products.waiting.empty()) throw std::runtime_error("a warp ends without a wait for its products");
     w.alive &= ~lanes;
     if (!w.block->living() && !w.block->waited)
       throw std::runtime_error("a block that ends without a wait for earlier grids");

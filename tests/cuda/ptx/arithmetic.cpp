@@ -230,7 +230,11 @@ Handler insert_bits() {
 
 Handler arithmetic(const Instruction& i) {
   const std::string &op = i.name[0], &type = i.name.back();
-  if (op == "rcp" && i.has("approx")) return approximate_reciprocal();
+  if (op == "rcp" && i.has("approx")) return i.full_name() == "rcp.approx.ftz.f32" ? approximate_reciprocal() : nullptr;
+  for (const char* other : {"sat", "ftz", "NaN", "xorsign", "cc", "approx"}) {
+    if (i.has(other)) return nullptr;
+  }
+  if (op == "setp" && i.arguments[0].slots.size() != 1) return nullptr;
   if (op == "prmt" && i.name.size() == 2) return ternary<uint32_t>(permuted);
   if (op == "bfi" && type == "b32") return insert_bits();
   return by_type(type, [&]<class T>() -> Handler {

@@ -38,10 +38,6 @@ void change(Block& block, uint32_t address, int64_t arrivals, int64_t more_bytes
   memcpy(shared_at(block, address, 8, 8), &bits, 8);
 }
 
-uint32_t address_of(const Warp& w, const Instruction& i, int argument, int lane) {
-  return w.get<uint32_t>(i.slot(argument), lane) + static_cast<uint32_t>(i.arguments[argument].offset);
-}
-
 Handler initialize() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
@@ -127,7 +123,10 @@ Handler barriers(const Instruction& i) {
   if (op == "barrier" && i.has("cluster")) return cluster_barrier(i.has("arrive"));
   if (op != "mbarrier") return nullptr;
   if (i.has("init")) return initialize();
-  if (i.has("arrive")) return arrive(i.has("expect_tx"));
+  if (i.has("arrive")) {
+    const bool expects = i.has("expect_tx"), plain = i.arguments[0].kind == Argument::Kind::unused;
+    return plain && i.arguments.size() == (expects ? 3 : 2) ? arrive(expects) : nullptr;
+  }
   if (i.has("try_wait") && i.has("parity")) return ask();
   return nullptr;
 }

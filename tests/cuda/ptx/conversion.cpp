@@ -38,10 +38,10 @@ Handler split(int bits) {
   };
 }
 
-// Float to integer: the nearest one that the type has; not a number gives 0.
+// Float to integer: the nearest one that the type has; not a number gives 0, or the top bit where either has 64 bits.
 template <class To, class From>
 To rounded(From x, const Instruction& i) {
-  if (std::isnan(x)) return 0;
+  if (std::isnan(x)) return sizeof(From) == 8 || sizeof(To) == 8 ? To(uint64_t{1} << (8 * sizeof(To) - 1)) : To(0);
   const From y = i.has("rzi")   ? std::trunc(x)
                  : i.has("rmi") ? std::floor(x)
                  : i.has("rpi") ? std::ceil(x)

@@ -76,6 +76,7 @@ struct Warp {
   template <class T>
   T get(int slot, int lane) const {
     T value;
+    if constexpr (std::is_same_v<T, bool>) return file[slot * kLanes + lane] & 1;
     memcpy(&value, &file[slot * kLanes + lane], sizeof value);
     return value;
   }
@@ -97,6 +98,7 @@ struct Cluster {
   std::vector<Block*> blocks;
   Barrier barrier;
   bool ended = false;
+  int pending = 0;  // of the grid's copies, those for its blocks
 };
 
 // Who has touched a byte of shared memory last, and how many barriers that warp had passed.
@@ -139,6 +141,11 @@ uint32_t shared_base(uint32_t rank);
 // Notes an access to the block's own shared memory. Throws where another warp's access has no barrier in between and
 // one of the two writes: a race, whatever came out of it.
 void touch(Warp& w, uint32_t address, size_t bytes, bool writes);
+
+// An address of shared memory: a register and an offset.
+inline uint32_t address_of(const Warp& w, const Instruction& i, int argument, int lane) {
+  return w.get<uint32_t>(i.slot(argument), lane) + static_cast<uint32_t>(i.arguments[argument].offset);
+}
 
 template <class F>
 void for_each_lane(uint32_t lanes, F f) {

@@ -120,15 +120,13 @@ void multiply_rows(Warp& w, int warp, const GroupProducts::Product& p) {
   }
 }
 
-// wgmma.mma_async d, a, b, keep: made when the last of the group's four warps has come to it, which is what lets one
-// warp tell for all four that a piece of shared memory has been read.
-Step issue(Warp& w, const Instruction& i, uint32_t) {
-  w.products.waiting.push_back(
-      {&i, w.get<uint64_t>(i.slot(1), 0), w.get<uint64_t>(i.slot(2), 0), w.get<bool>(i.slot(3), 0)});
-  ++w.products.issued;
-  Warp* const group = &w - (&w - w.block->warps.data()) % 4;
+Warp* group_of(Warp& w) { return &w - (&w - w.block->warps.data()) % 4; }
+
+// The oldest product of a group, if all four of its warps have come to it: only then may one warp tell for all that a
+// piece of shared memory has been read.
+bool make_product(Warp* group) {
   for (int n = 0; n < 4; ++n) {
-    if (group[n].products.waiting.empty()) return Step::done;
+    if (group[n].products.waiting.empty()) return false;
   }
   const GroupProducts::Product first = group[0].products.waiting.front();
   for (int n = 0; n < 4; ++n) {
@@ -138,6 +136,19 @@ Step issue(Warp& w, const Instruction& i, uint32_t) {
     }
     multiply_rows(group[n], n, p);
     group[n].products.waiting.pop_front();
+  }
+  return true;
+}
+
+// wgmma.mma_async d, a, b, keep: made now, or when it is waited for.
+Step issue(Warp& w, const Instruction& i, uint32_t) {
+  if (w.block->warps.size() % 4) throw std::runtime_error("wgmma in a block without whole groups of four warps");
+  const uint64_t left = w.get<uint64_t>(i.slot(1), 0), right = w.get<uint64_t>(i.slot(2), 0);
+  w.products.waiting.push_back({&i, left, right, w.get<bool>(i.slot(3), 0)});
+  ++w.products.issued;
+  if (w.block->grid->coin()) {
+    while (make_product(group_of(w))) {
+    }
   }
   return Step::done;
 }
@@ -151,7 +162,12 @@ Step commit(Warp& w, const Instruction&, uint32_t) {
 Step wait(Warp& w, const Instruction& i, uint32_t) {
   const std::vector<uint64_t>& commits = w.products.commits;
   const size_t but = w.get<uint32_t>(i.slot(0), 0);
-  return commits.size() <= but || w.products.made() >= commits[commits.size() - 1 - but] ? Step::done : Step::wait;
+  if (commits.size() <= but) return Step::done;
+  const uint64_t wanted = commits[commits.size() - 1 - but];
+  while (w.products.made() < wanted) {
+    if (!make_product(group_of(w))) return Step::wait;
+  }
+  return Step::done;
 }
 
 }  // namespace
@@ -169,7 +185,8 @@ Handler matrices(const Instruction& i) {
   if (name[1] == "commit_group") return commit;
   if (name[1] == "wait_group") return wait;
   const std::string& shape = name[4];  // m64n128k32
-  if (!bytes || i.arguments.size() != 4 || !shape.starts_with("m64n") || !shape.ends_with("k32")) return nullptr;
+  const std::string wanted = "m64n" + std::to_string(2 * i.arguments.at(0).slots.size()) + "k32";
+  if (!bytes || i.arguments.size() != 4 || shape != wanted || i.has("satfinite")) return nullptr;
   return issue;
 }
 

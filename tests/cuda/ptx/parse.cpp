@@ -347,7 +347,8 @@ struct Parser {
       made.kind = Constant::Kind::shared, made.number = shared[word];
     } else if (module_shared.count(word)) {
       // Dynamic shared memory lies behind the static one, which is declared before the code.
-      made.kind = Constant::Kind::shared, made.number = round_up(program.static_shared, module_shared[word]);
+      made.kind = Constant::Kind::shared,
+      made.number = program.dynamic_begin = round_up(program.static_shared, module_shared[word]);
     } else {
       fail("a name that is not known: " + word);
     }

@@ -55,7 +55,8 @@ struct Program {  // a kernel
   std::vector<int> parameter_places;
   int parameters_end = 0;
   int threads_per_block = 0;  // .maxntid, or 0
-  int static_shared = 0;
+  int static_shared = 0;   // bytes
+  int dynamic_begin = 0;   // where dynamic shared memory begins, behind it
   int slots = 0;
   bool plain_barriers = true;  // all threads of a block wait together, and nothing else orders its warps
   std::vector<Constant> constants;

@@ -37,7 +37,7 @@ cudaError_t told(cudaError_t error, const std::string& why) {
 namespace {
 
 std::map<uintptr_t, size_t> allocations;
-uint32_t next_seed = 1;
+uint32_t next_seed = 1;  // of each launch another order of warps and copies
 
 struct Text {
   std::string text;
@@ -152,7 +152,6 @@ bool is_allocated(const void* address) {
   const auto after = allocations.upper_bound(at);
   return after != allocations.begin() && at < std::prev(after)->first + std::prev(after)->second;
 }
-void seed(uint32_t value) { next_seed = value; }
 
 void check_allocated(const void* address, size_t bytes, const char* what) {
   const auto at = reinterpret_cast<uintptr_t>(address);

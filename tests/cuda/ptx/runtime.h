@@ -40,9 +40,6 @@ struct BankTurns {
 };
 extern BankTurns bank_turns;
 
-// Decides the order of warps and copies of the launches to come.
-void seed(uint32_t value);
-
 // Launches since the start, by the kernel's mangled name, with repetitions.
 extern std::vector<std::string> launched;
 

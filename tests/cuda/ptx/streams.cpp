@@ -13,20 +13,22 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-struct Event {
-  Clock::time_point at;
-  bool captured = false;  // recorded by a stream that is captured
-};
-struct Stream {
-  bool captured = false;
-  int priority = 0;
-};
 struct Graph {
   std::vector<ptx::Work> works;
 };
+struct Event {
+  Clock::time_point at;
+  uint64_t capture = 0;  // the one that it was recorded in, or none
+};
+struct Stream {
+  uint64_t capture = 0;  // the one that it has begun or joined last
+  int priority = 0;
+};
 
-// One capture at a time; a stream joins it by waiting for an event of it.
+// One capture at a time, by number; a stream joins it by waiting for an event of it.
 Graph* capture = nullptr;
+uint64_t captures = 0;
+bool is_captured(const Stream& stream) { return capture && stream.capture == captures; }
 Stream legacy;
 
 Stream& stream_of(cudaStream_t stream) {
@@ -50,7 +52,7 @@ namespace ptx {
 cudaError_t submit(cudaStream_t stream, Work work) {
   if (!capture) return work();
   if (!stream) return told(cudaErrorStreamCaptureImplicit, "work for the default stream during a capture");
-  if (!stream_of(stream).captured) return work();
+  if (!is_captured(stream_of(stream))) return work();
   capture->works.push_back(std::move(work));
   return cudaSuccess;
 }
@@ -126,7 +128,8 @@ cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return waits(); }
 cudaError_t cudaStreamQuery(cudaStream_t) { return waits(); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (reinterpret_cast<Event*>(event)->captured) stream_of(stream).captured = true;
+  const uint64_t of = reinterpret_cast<Event*>(event)->capture;
+  if (capture && of == captures) stream_of(stream).capture = of;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
@@ -139,7 +142,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete reinterpret_cast<Event*>(event), cudaSuccess; }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
-  *reinterpret_cast<Event*>(event) = {Clock::now(), capture && stream_of(stream).captured};
+  *reinterpret_cast<Event*>(event) = {Clock::now(), is_captured(stream_of(stream)) ? captures : 0};
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -157,23 +160,23 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (!stream || capture)
     return ptx::told(cudaErrorStreamCaptureUnsupported, "a capture of the default stream, or a second one");
   capture = new Graph;
-  stream_of(stream).captured = true;
+  stream_of(stream).capture = ++captures;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  stream_of(stream).captured = false;
+  stream_of(stream).capture = 0;
   *graph = reinterpret_cast<cudaGraph_t>(capture);
   capture = nullptr;
   return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  const bool yes = capture && stream_of(stream).captured;
+  const bool yes = is_captured(stream_of(stream));
   return *status = yes ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
                                      cudaGraph_t* graph, const cudaGraphNode_t** dependencies,
                                      const cudaGraphEdgeData** edges, size_t* count) {
-  if (id) *id = 1;
+  if (id) *id = captures;
   if (graph) *graph = reinterpret_cast<cudaGraph_t>(capture);
   if (dependencies) *dependencies = nullptr;
   if (edges) *edges = nullptr;
