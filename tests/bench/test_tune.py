@@ -36,7 +36,7 @@ def device(monkeypatch):
                 def run():
                     name = os.environ.get(tune.FORCE)  # none in a replay
                     if name == "decode" and m > 32:
-                        raise RuntimeError(f"gemm: {tune.FORCE} is 'decode', which takes 32 rows")
+                        raise ValueError(f"gemm: {tune.FORCE} is 'decode', which takes 32 rows")
                     return call()
 
                 return run

@@ -149,7 +149,7 @@ class HostAten(TorchDispatchMode):
         def call(_) -> None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - raised by the next operator
+            except BaseException as error:  # raised by the next operator
                 self._failed.append(error)
 
         function = HOST_FUNCTION(call)
