@@ -1,7 +1,6 @@
 // What works on packed weights: the decode kernel and its second one, unpacking, and products of floats.
 #include "kernels/cuda/decode.h"
 
-#include <cmath>
 #include <vector>
 
 #include "kernels/cuda/gemm_float.h"
@@ -56,24 +55,6 @@ void check_decode(const Product& p) {
   }
 }
 
-void check_float(const Product& p) {
-  const int64_t m = p.m, n = p.n, k = p.k, ldc = cuda::round_up(k, 16);
-  const DeviceArray<int8_t> codes(n * ldc);
-  if (cuda::unpack_weight(p.weight.problem(), p.weight.cuda.data, codes.data, ldc, {}) != cudaSuccess)
-    fail("unpack start", n, k);
-  const DeviceArray<float> x = floats(m * k, -2, 2), exact(m * n), close(m * n);
-  GemmFloatProblem f;
-  f.m = m, f.n = n, f.k = k, f.bits = p.weight.bits, f.x = {x.data, DType::f32, k};
-  f.w = p.weight.cpu.data, f.w_zero = p.problem.w_zero, f.w_scale = p.w_scale.data, f.bias = p.bias.data;
-  f.out = exact.data;
-  cpu::scalar_table().gemm_float(f);
-  f.out = close.data;
-  if (cuda::gemm_float(f, codes.data, ldc, {}) != cudaSuccess) fail("gemm_float start", m, n, k);
-  for (int64_t i = 0; i < m * n; ++i) {
-    if (!(std::fabs(exact[i] - close[i]) < 1e-3f)) fail("gemm_float", m, n, k, p.weight.bits);
-  }
-}
-
 int count = 0;
 
 void check(int64_t m, int64_t n, int64_t k, int bits) {
@@ -81,7 +62,12 @@ void check(int64_t m, int64_t n, int64_t k, int bits) {
   ++count;
   check_unpack(p.weight);
   if (m <= cuda::kDecodeRows) check_decode(p);
-  check_float(p);
+  const int64_t ldc = cuda::round_up(k, 16);
+  const DeviceArray<int8_t> codes(n * ldc);
+  check_float(p, [&](const GemmFloatProblem& f) {
+    const cudaError_t error = cuda::unpack_weight(p.weight.problem(), f.w, codes.data, ldc, {});
+    return error ? error : cuda::gemm_float(f, codes.data, ldc, {});
+  });
 }
 
 }  // namespace

@@ -1,11 +1,14 @@
 // A random product: its operands and epilogue on the device, and what the scalar CPU kernel makes of them.
 #pragma once
 
+#include <cmath>
+
 #include "device.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/gemm.h"
+#include "kernels/gemm_float.h"
 #include "kernels/pack.h"
 
 namespace ptq4arvg {
@@ -116,5 +119,22 @@ struct Product {
     actual.fill(0xee);
   }
 };
+
+// A product of floats on the same weights, within rounding of the scalar kernel's; start(problem) is the device's.
+template <class Start>
+void check_float(const Product& p, Start start) {
+  const int64_t m = p.m, n = p.n, k = p.k;
+  const DeviceArray<float> x = floats(m * k, -2, 2), exact(m * n), close(m * n);
+  GemmFloatProblem f;
+  f.m = m, f.n = n, f.k = k, f.bits = p.weight.bits, f.x = {x.data, DType::f32, k};
+  f.w_zero = p.problem.w_zero, f.w_scale = p.w_scale.data, f.bias = p.bias.data;
+  f.w = p.weight.cpu.data, f.out = exact.data;
+  cpu::scalar_table().gemm_float(f);
+  f.w = p.weight.cuda.data, f.out = close.data;
+  if (start(f) != cudaSuccess) fail("gemm_float start", m, n, k);
+  for (int64_t i = 0; i < m * n; ++i) {
+    if (!(std::fabs(exact[i] - close[i]) < 1e-3f)) fail("gemm_float", m, n, k, p.weight.bits);
+  }
+}
 
 }  // namespace ptq4arvg

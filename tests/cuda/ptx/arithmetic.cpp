@@ -49,24 +49,15 @@ Handler ternary(F f) {
   };
 }
 
-// The smaller or the larger number: the other one where one is not a number; -0 is less than +0.
-template <class T>
-T smaller(T a, T b) {
+// The smaller number, or the larger one: the other where one is not a number; -0 is less than +0.
+template <class T, bool least>
+T extreme(T a, T b) {
   if constexpr (is_float<T>) {
     if (std::isnan(a)) return b;
     if (std::isnan(b)) return a;
-    if (a == b) return std::signbit(a) ? a : b;
+    if (a == b) return std::signbit(a) == least ? a : b;
   }
-  return a < b ? a : b;
-}
-template <class T>
-T larger(T a, T b) {
-  if constexpr (is_float<T>) {
-    if (std::isnan(a)) return b;
-    if (std::isnan(b)) return a;
-    if (a == b) return std::signbit(a) ? b : a;
-  }
-  return a > b ? a : b;
+  return (a < b) == least ? a : b;
 }
 
 float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
@@ -97,8 +88,8 @@ Handler integers(const Instruction& i, const std::string& op) {
     return ternary<T>([](T a, T b, T c) { return U(uint64_t(a) * uint64_t(b) + uint64_t(c)); });
   if (op == "div") return binary<T>([](T a, T b) { return b == 0 ? T(-1) : T(Wide(a) / Wide(b)); });
   if (op == "rem") return binary<T>([](T a, T b) { return b == 0 ? a : T(Wide(a) % Wide(b)); });
-  if (op == "min") return binary<T>(smaller<T>);
-  if (op == "max") return binary<T>(larger<T>);
+  if (op == "min") return binary<T>(extreme<T, true>);
+  if (op == "max") return binary<T>(extreme<T, false>);
   return nullptr;
 }
 
@@ -113,8 +104,8 @@ Handler floats(const Instruction& i, const std::string& op) {
   if (op == "rcp" && i.has("rn")) return unary<T>([](T a) { return T(1) / a; });
   if (op == "neg") return unary<T>([](T a) { return -a; });
   if (op == "abs") return unary<T>([](T a) { return std::fabs(a); });
-  if (op == "min") return binary<T>(smaller<T>);
-  if (op == "max") return binary<T>(larger<T>);
+  if (op == "min") return binary<T>(extreme<T, true>);
+  if (op == "max") return binary<T>(extreme<T, false>);
   return nullptr;
 }
 

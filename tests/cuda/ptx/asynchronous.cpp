@@ -34,7 +34,7 @@ Handler copy_to_shared() {
       const uint32_t bytes = w.get<uint32_t>(i.slot(2), l);
       const uint32_t read = i.arguments.size() > 3 ? w.get<uint32_t>(i.slot(3), l) : bytes;
       const auto* from = reinterpret_cast<const uint8_t*>(w.get<uint64_t>(i.slot(1), l) + i.arguments[1].offset);
-      const uint32_t at = address_of(w, i, 0, l);
+      const uint32_t at = address_of(w, i.arguments[0], l);
       uint8_t* to = shared_at(*w.block, at, bytes, bytes);
       if (read > bytes) throw std::runtime_error("cp.async of more bytes than it has room for");
       if (read) check_global(*w.block, from, read, "cp.async");
@@ -93,7 +93,7 @@ Handler load_box(bool multicast) {
       if (map.rank + 1u != i.arguments[1].slots.size())
         throw std::runtime_error("a bulk copy of another rank than its map");
       const auto first = coordinates(w, i.arguments[1], l);
-      const uint32_t to = address_of(w, i, 0, l), barrier = address_of(w, i, 2, l);
+      const uint32_t to = address_of(w, i.arguments[0], l), barrier = address_of(w, i.arguments[2], l);
       if (to % 128) throw std::runtime_error("a bulk copy off its alignment");
       const uint32_t own = to / kSharedWindow - 1;
       const uint32_t blocks = multicast ? w.get<uint32_t>(i.slot(3), l) & 0xffff : 1u << own;
@@ -125,7 +125,7 @@ Handler store_box() {
       Block& block = *w.block;
       const TensorMap& map = map_of(w, i.arguments[0], l);
       const auto first = coordinates(w, i.arguments[0], l);
-      const uint32_t from = address_of(w, i, 1, l);
+      const uint32_t from = address_of(w, i.arguments[1], l);
       if (map.rank + 1u != i.arguments[0].slots.size())
         throw std::runtime_error("a bulk copy of another rank than its map");
       if (from % 128) throw std::runtime_error("a bulk copy off its alignment");

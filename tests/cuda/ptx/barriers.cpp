@@ -42,7 +42,7 @@ Handler initialize() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
       const uint64_t count = w.get<uint32_t>(i.slot(1), l), bits = count | count << 20;
-      memcpy(shared_at(*w.block, address_of(w, i, 0, l), 8, 8), &bits, 8);
+      memcpy(shared_at(*w.block, address_of(w, i.arguments[0], l), 8, 8), &bits, 8);
     });
     return Step::done;
   };
@@ -52,7 +52,7 @@ Handler arrive(bool expects_bytes) {
   return [expects_bytes](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
       const int64_t bytes = expects_bytes ? w.get<uint32_t>(i.slot(2), l) : 0;
-      change(*w.block, address_of(w, i, 1, l), 1, bytes);
+      change(*w.block, address_of(w, i.arguments[1], l), 1, bytes);
     });
     return Step::done;
   };
@@ -63,7 +63,8 @@ Handler ask() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
     bool all = true;
     for_each_lane(lanes, [&](int l) {
-      const bool ended = phase_at(*w.block, address_of(w, i, 1, l)).parity != (w.get<uint32_t>(i.slot(2), l) & 1);
+      const uint32_t asked = w.get<uint32_t>(i.slot(2), l) & 1;
+      const bool ended = phase_at(*w.block, address_of(w, i.arguments[1], l)).parity != asked;
       w.set<bool>(i.slot(0), l, ended);
       all = all && ended;
     });

@@ -143,8 +143,8 @@ uint32_t shared_base(uint32_t rank);
 void touch(Warp& w, uint32_t address, size_t bytes, bool writes);
 
 // An address of shared memory: a register and an offset.
-inline uint32_t address_of(const Warp& w, const Instruction& i, int argument, int lane) {
-  return w.get<uint32_t>(i.slot(argument), lane) + static_cast<uint32_t>(i.arguments[argument].offset);
+inline uint32_t address_of(const Warp& w, const Argument& at, int lane) {
+  return w.get<uint32_t>(at.slots[0], lane) + static_cast<uint32_t>(at.offset);
 }
 
 template <class F>

@@ -22,7 +22,7 @@ Handler matrix_memory(bool loads, bool transposed, int count) {
     for (int matrix = 0; matrix < count; ++matrix) {
       uint8_t* rows[8];
       for (int row = 0; row < 8; ++row) {
-        const uint32_t address = w.get<uint32_t>(at.slots[0], 8 * matrix + row) + static_cast<uint32_t>(at.offset);
+        const uint32_t address = address_of(w, at, 8 * matrix + row);
         rows[row] = shared_at(*w.block, address, 16, 16);
         touch(w, address, 16, !loads);
       }

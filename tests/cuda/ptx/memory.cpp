@@ -55,7 +55,7 @@ bool space_of(const Instruction& i, Space* space) {
 
 uint8_t* place(Warp& w, const Argument& at, int lane, Space space, size_t bytes, bool writes, const char* what) {
   if (space == Space::shared) {
-    const uint32_t address = w.get<uint32_t>(at.slots[0], lane) + static_cast<uint32_t>(at.offset);
+    const uint32_t address = address_of(w, at, lane);
     uint8_t* const found = shared_at(*w.block, address, bytes, bytes);
     touch(w, address, bytes, writes);
     return found;

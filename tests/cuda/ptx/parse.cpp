@@ -164,18 +164,28 @@ struct Parser {
       else if (type.empty()) type = word;
     }
     const std::string name = next();
-    int bytes = size_of_type(type);
-    if (align == 0) align = bytes;
-    if (take("[")) {
-      bytes *= std::atoi(next().c_str());
-      expect("]");
-    }
+    const int element = size_of_type(type), bytes = element * elements();
     take(",");
-    const int place = round_up(program.parameters_end, align);
+    const int place = append(&program.parameters_end, align ? align : element, bytes);
     parameters[name] = place;
     program.parameter_places.push_back(place);
     program.parameter_bytes.push_back(bytes);
-    program.parameters_end = place + bytes;
+  }
+
+  // The product of the sizes in brackets.
+  int elements() {
+    int count = 1;
+    while (take("[")) {
+      count *= std::atoi(next().c_str());
+      expect("]");
+    }
+    return count;
+  }
+
+  static int append(int* end, int align, int bytes) {
+    const int place = round_up(*end, align);
+    *end = place + bytes;
+    return place;
   }
 
   int open_scope(int parent) {
@@ -232,15 +242,8 @@ struct Parser {
     if (take(".align")) align = std::atoi(next().c_str());
     const int element = size_of_type(next());
     const std::string name = next();
-    int bytes = element;
-    while (take("[")) {
-      bytes *= std::atoi(next().c_str());
-      expect("]");
-    }
+    shared[name] = append(&program.static_shared, align, element * elements());
     expect(";");
-    const int place = round_up(program.static_shared, align);
-    shared[name] = place;
-    program.static_shared = place + bytes;
   }
 
   void instruction() {

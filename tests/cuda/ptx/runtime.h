@@ -40,7 +40,7 @@ struct BankTurns {
 };
 extern BankTurns bank_turns;
 
-// Launches since the start, by the kernel's mangled name, with repetitions.
-extern std::vector<std::string> launched;
+// Kernels that have run since the start.
+extern uint64_t launches;
 
 }  // namespace ptx

@@ -18,7 +18,7 @@ void note_banks(const Warp& w, const Argument& at, uint32_t lanes, size_t bytes)
     size_t most = 0;
     for (int lane = first; lane < first + part; ++lane) {
       if (!(lanes >> lane & 1)) continue;
-      const uint32_t address = w.get<uint32_t>(at.slots[0], lane) + static_cast<uint32_t>(at.offset);
+      const uint32_t address = address_of(w, at, lane);
       for (uint32_t word = address / 4; word <= (address + bytes - 1) / 4; ++word) {
         words[word % 32].insert(word);
         most = std::max(most, words[word % 32].size());
