@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import ACTIVATIONS, MAX_EPILOGUE_ROTATION, MAX_ROTATION, rotation_fits
+from .reference_attention import KEY_GROUP, MAX_HEAD_SIZE, kv_cache_shapes
 
 PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -231,3 +232,56 @@ def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_d
     _check_dtype("gemm_float", "x", x, *FLOATS)
     _check_out_dtype("gemm_float", out_dtype)
     return _fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)
+
+
+def _check_shape(op: str, name: str, x: Tensor, *wanted: int) -> None:
+    if tuple(x.shape) != wanted:
+        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted {list(wanted)}")
+
+
+def _check_attention(op: str, name: str, heads: Tensor, cache: tuple[Tensor, Tensor], **tables):
+    """heads [B, H, t, d], the cache of int8 keys and values, and its tables [H, d]."""
+    _check_dtype(op, name, heads, *FLOATS)
+    if heads.dim() != 4 or heads.shape[3] % KEY_GROUP or not 0 < heads.shape[3] <= MAX_HEAD_SIZE:
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(heads.shape)}, wanted heads [B, H, t, d] of d channels, "
+            f"a multiple of {KEY_GROUP} up to {MAX_HEAD_SIZE}"
+        )
+    for label, table in tables.items():
+        _check_dtype(op, label, table, torch.float32)
+        _check_shape(op, label, table, heads.shape[1], heads.shape[3])
+    images, count, _, size = heads.shape
+    for label, codes in zip(("k_cache", "v_cache"), cache, strict=True):
+        _check_dtype(op, label, codes, torch.int8)
+    wanted = kv_cache_shapes(images, count, cache[0].shape[2] * 16, size)
+    for label, codes, shape in zip(("k_cache", "v_cache"), cache, wanted, strict=True):
+        _check_shape(op, label, codes, *shape)
+
+
+@torch.library.register_fake("ptq4arvg::store_kv")
+def _(k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position=None):
+    op, tables = "store_kv", {"k_scale": k_scale, "k_shift": k_shift, "v_scale": v_scale,
+                              "v_shift": v_shift}  # fmt: skip
+    _check_device(op, k=k, v=v, k_cache=k_cache, v_cache=v_cache, position=position, **tables)
+    _check_attention(op, "k", k, (k_cache, v_cache), **tables)
+    _check_dtype(op, "v", v, *FLOATS)
+    _check_shape(op, "v", v, *k.shape)
+    _check_dtype(op, "position", position, torch.int32)
+
+
+@torch.library.register_fake("ptq4arvg::attention")
+def _(
+    q, k_cache, v_cache, k_scale, v_scale, v_shift, *, limits=None, position=None,
+    out_dtype=torch.float32,
+):  # fmt: skip
+    op, tables = "attention", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
+    _check_device(
+        op, q=q, k_cache=k_cache, v_cache=v_cache, limits=limits, position=position, **tables
+    )
+    _check_attention(op, "q", q, (k_cache, v_cache), **tables)
+    _check_dtype(op, "limits", limits, torch.int32)
+    _check_length(op, "limits", limits, q.shape[2], "one for each query")
+    _check_dtype(op, "position", position, torch.int32)
+    _check_out_dtype(op, out_dtype)
+    images, heads, tokens, size = q.shape
+    return q.new_empty((images, tokens, heads * size), dtype=out_dtype)

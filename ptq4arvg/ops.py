@@ -19,16 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, reference_attention
+from .reference_attention import empty_kv_cache, kv_cache_shapes, unpack_kv
 
 __all__ = [
     "ACTIVATIONS",
+    "attention",
     "build_info",
     "cuda_kernel",
+    "empty_kv_cache",
     "gemm",
     "gemm_float",
     "gemm_quantize",
     "isa",
+    "kv_cache_shapes",
     "last_kernel",
     "list_kernels",
     "norm_quantize",
@@ -36,7 +40,10 @@ __all__ = [
     "packed_bytes",
     "quantize",
     "reference",
+    "reference_attention",
     "set_isa",
+    "store_kv",
+    "unpack_kv",
     "unpack_weight",
 ]
 
@@ -72,7 +79,7 @@ _OPS = torch.ops.ptq4arvg
 from . import _fake  # noqa: E402 - registers the fake kernels of the operators just loaded
 
 
-def _call(name: str, op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _call(name: str, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call the operator; our own messages become ValueError, anything else passes.
 
     Absent options are left out, since torch takes about a microsecond to parse each.
@@ -196,6 +203,42 @@ def gemm_float(
     return _call(
         "gemm_float", _OPS.gemm_float.default, x, w, w_scale, w_zero, bias, bits=bits,
         activation=activation, out_dtype=None if out_dtype == torch.float32 else out_dtype,
+    )  # fmt: skip
+
+
+def store_kv(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, k_shift: Tensor,
+    v_scale: Tensor, v_shift: Tensor, position: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Quantize k and v [B, H, t, d] into a cache, from ``position`` on.
+
+    code = clamp(rne((x - shift) / scale), -127, 127), the division as a product with 1 / scale.
+    Caches int8 in the shapes of `kv_cache_shapes`, contiguous but for gaps between images; scales
+    and shifts float32 [H, d]; position int32 of one element, None for 0.
+    """
+    _call(
+        "store_kv", _OPS.store_kv.default, k, v, k_cache, v_cache, k_scale, k_shift, v_scale,
+        v_shift, position=position,
+    )  # fmt: skip
+
+
+def attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, v_shift: Tensor,
+    *, limits: Tensor | None = None, position: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """Softmax attention of q [B, H, t, d] to a cache that `store_kv` filled -> [B, t, H d].
+
+    q is already scaled: the softmax is that of q . k. Every query is quantized by its own greatest
+    magnitude; scores, probabilities (8 bits, relative to the greatest of a query) and the sums over
+    the values are integers, see `reference_attention.attention`. limits int32 [t]: query i attends
+    to the first limits[i] positions; without it all attend to the first position + t. out_dtype as
+    in `gemm`. A query with infinite or NaN channels has NaN for its output.
+    """
+    return _call(
+        "attention", _OPS.attention.default, q, k_cache, v_cache, k_scale, v_scale, v_shift,
+        limits=limits, position=position,
+        out_dtype=None if out_dtype == torch.float32 else out_dtype,
     )  # fmt: skip
 
 

@@ -20,11 +20,13 @@ __all__ = [
     "gemm_float",
     "gemm_quantize",
     "hadamard_",
+    "larger",
     "norm_quantize",
     "pack_weight",
     "quantize",
     "rotate",
     "rotation_fits",
+    "smaller",
     "unpack_weight",
 ]
 
@@ -38,12 +40,12 @@ def _constant(value: float, like: Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=like.device)
 
 
-def _larger(a: Tensor, b: Tensor) -> Tensor:
+def larger(a: Tensor, b: Tensor) -> Tensor:
     """max(a, b), and b where a is NaN."""
     return torch.where(a > b, a, b)
 
 
-def _smaller(a: Tensor, b: Tensor) -> Tensor:
+def smaller(a: Tensor, b: Tensor) -> Tensor:
     """min(a, b), and b where a is NaN."""
     return torch.where(a < b, a, b)
 
@@ -58,7 +60,7 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 def exponential(x: Tensor) -> Tensor:
     """exp(x) for float32 x, clamped to [-87, 88]; x = n ln 2 + r, then a polynomial in r."""
-    x = _smaller(_larger(x, _constant(-87.0, x)), _constant(88.0, x))
+    x = smaller(larger(x, _constant(-87.0, x)), _constant(88.0, x))
     n = torch.round(x * _constant(1.44269504088896341, x))  # to nearest even
     r = (x - n * _constant(0.693359375, x)) - n * _constant(-2.12194440e-4, x)
     p = _polynomial(
@@ -88,7 +90,7 @@ def _gelu(x: Tensor) -> Tensor:
          0.010500079952180386, 0.10364207625389099, 0.0902474969625473, 0.09253464639186859),
     )  # fmt: skip
     # Cut off so that no tail is subnormal.
-    power = _larger((x * x) * _constant(-0.5, x), _constant(-75.0, x))
+    power = larger((x * x) * _constant(-0.5, x), _constant(-75.0, x))
     tail = (q * t) * exponential(power)
     return x * torch.where(x < 0, tail, one - tail)
 
@@ -162,7 +164,7 @@ def _stored_codes(x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int) -> Tens
     inv_scale, zero = inv_scale[:, None], zero[:, None]
     low = (-zero).float()
     high = ((1 << bits) - 1 - zero).float()
-    v = torch.round(_smaller(_larger(x * inv_scale, low), high)).to(torch.int32)
+    v = torch.round(smaller(larger(x * inv_scale, low), high)).to(torch.int32)
     return (v + zero - 128 if bits == 8 else v).to(torch.int8)
 
 

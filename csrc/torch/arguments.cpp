@@ -234,6 +234,50 @@ const uint8_t* Arguments::packed(const char* name, const Tensor& tensor, int64_t
   return data;
 }
 
+Tensor Arguments::channels(const char* name, const Tensor& tensor) {
+  require(is_float(tensor.scalar_type()), name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted float32, float16 or bfloat16");
+  same_device(name, tensor);
+  const int64_t last = tensor.dim() - 1;
+  return keep(tensor.size(last) == 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor));
+}
+
+const float* Arguments::of_heads(const char* name, const Tensor& tensor, int64_t heads, int64_t size, bool positive) {
+  require(tensor.scalar_type() == ScalarType::Float, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted float32");
+  same_device(name, tensor);
+  require(tensor.dim() == 2 && tensor.size(0) == heads && tensor.size(1) == size, name, " has shape ",
+          shape_text(tensor), ", wanted [", heads, ", ", size, "] (heads, channels)");
+  const Tensor values = keep(dense(tensor));
+  const float* data = values.const_data_ptr<float>();
+  if (cpu_) {
+    const float least = positive ? std::numeric_limits<float>::denorm_min() : std::numeric_limits<float>::lowest();
+    const auto good = [=](float x) { return x >= least && x <= std::numeric_limits<float>::max(); };  // not NaN
+    const int64_t i = first_bad(data, values.numel(), good);
+    if (i >= 0) {
+      fail(name, "[", i / size, ", ", i % size, "] is ", data[i], ", wanted finite numbers",
+           positive ? " above 0" : "");
+    }
+  }
+  return data;
+}
+
+void* Arguments::cache(const char* name, const Tensor& tensor) {
+  require(tensor.scalar_type() == ScalarType::Char, name, " has dtype ", dtype_name(tensor.scalar_type()),
+          ", wanted int8");
+  same_device(name, tensor);
+  int64_t expected = 1;
+  for (int64_t i = tensor.dim() - 1; i > 0; --i) {
+    require(tensor.size(i) == 1 || tensor.stride(i) == expected, name,
+            " has gaps within an image, wanted them between images at most");
+    expected *= tensor.size(i);
+  }
+  void* data = tensor.mutable_data_ptr();
+  require(cpu_ || (reinterpret_cast<uintptr_t>(data) % 16 == 0 && tensor.stride(0) % 16 == 0), name,
+          " has images at addresses that are not multiples of 16 bytes, wanted ones that are");
+  return data;
+}
+
 RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length) {
   require(tokens >= 0, "tokens is ", tokens, ", wanted 0 (the whole table) or more");
   RowPositions rows;

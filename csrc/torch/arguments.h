@@ -66,6 +66,13 @@ class Arguments {
   const int32_t* weight_zeros(const char* name, const OptionalTensor& tensor, int64_t n, int bits);
   const uint8_t* packed(const char* name, const Tensor& tensor, int64_t n, int64_t k, int bits);
 
+  // float32, float16 or bfloat16 with a contiguous last dimension, copied if need be.
+  Tensor channels(const char* name, const Tensor& tensor);
+  // float32 [heads, size], finite, and above 0 if `positive`.
+  const float* of_heads(const char* name, const Tensor& tensor, int64_t heads, int64_t size, bool positive);
+  // int8 whose dimensions but the first are contiguous.
+  void* cache(const char* name, const Tensor& tensor);
+
   // The rows' places in tables of `length` positions called `table`.
   RowPositions positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length);
   // Is a further table long enough?

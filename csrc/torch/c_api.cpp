@@ -83,7 +83,9 @@ std::string cuda_kernels() {
     for (int bits : {8, 6, 4}) out += ", " + kernel("gemm", bits, each.name, place(each.sm_min));
   }
   for (int bits : {8, 6, 4}) out += ", " + kernel("gemm_float", bits, "cuda", place(80));
-  for (const char* op : {"quantize", "norm_quantize"}) out += ", " + kernel(op, 0, "cuda", place(80));
+  for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv"}) {
+    out += ", " + kernel(op, 0, "cuda", place(80));
+  }
   return out;
 }
 #endif
@@ -114,7 +116,9 @@ PTQ4ARVG_EXPORT const char* ptq4arvg_list_kernels() {
     for (const char* op : {"gemm", "gemm_float"}) {
       for (int bits : {8, 6, 4}) out += (out.empty() ? "" : ", ") + kernel(op, bits, choices[i].name, place);
     }
-    for (const char* op : {"quantize", "norm_quantize"}) out += ", " + kernel(op, 0, choices[i].name, place);
+    for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv"}) {
+      out += ", " + kernel(op, 0, choices[i].name, place);
+    }
   }
 #if defined(PTQ4ARVG_WITH_CUDA)
   out += cuda_kernels();

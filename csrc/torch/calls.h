@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_float.h"
 #include "kernels/norm_quantize.h"
@@ -60,5 +61,19 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
 Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
                        const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
                        const Run<GemmFloatProblem>& run);
+
+struct StoreKvArguments {
+  const Tensor &k, &v, &k_cache, &v_cache, &k_scale, &k_shift, &v_scale, &v_shift;
+  const OptionalTensor& position;
+};
+
+void call_store_kv(const StoreKvArguments& given, const Run<StoreKvProblem>& run);
+
+struct AttentionArguments {
+  const Tensor &q, &k_cache, &v_cache, &k_scale, &v_scale, &v_shift;
+  const OptionalTensor &limits, &position;
+};
+
+Tensor call_attention(const AttentionArguments& given, ScalarType out_dtype, const Run<AttentionProblem>& run);
 
 }  // namespace ptq4arvg

@@ -54,6 +54,17 @@ Tensor gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const
   return call_gemm_float(x, w, w_scale, w_zero, bias, bits, activation, out_dtype, cpu::gemm_float);
 }
 
+void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+              const Tensor& k_shift, const Tensor& v_scale, const Tensor& v_shift, const OptionalTensor& position) {
+  call_store_kv({k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position}, cpu::store_kv);
+}
+
+Tensor attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+                 const Tensor& v_scale, const Tensor& v_shift, const OptionalTensor& limits,
+                 const OptionalTensor& position, ScalarType out_dtype) {
+  return call_attention({q, k_cache, v_cache, k_scale, v_scale, v_shift, limits, position}, out_dtype, cpu::attention);
+}
+
 void torch_parallel(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, function, context));
 }
@@ -72,4 +83,6 @@ STABLE_TORCH_LIBRARY_IMPL(ptq4arvg, CPU, m) {
   m.impl("gemm_quantize", TORCH_BOX(&ptq4arvg::cpu_ops::gemm_quantize));
   m.impl("norm_quantize", TORCH_BOX(&ptq4arvg::cpu_ops::norm_quantize));
   m.impl("gemm_float", TORCH_BOX(&ptq4arvg::cpu_ops::gemm_float));
+  m.impl("store_kv", TORCH_BOX(&ptq4arvg::cpu_ops::store_kv));
+  m.impl("attention", TORCH_BOX(&ptq4arvg::cpu_ops::attention));
 }

@@ -54,6 +54,18 @@ Tensor gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const
                          runner<GemmFloatProblem>("gemm_float", x));
 }
 
+void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+              const Tensor& k_shift, const Tensor& v_scale, const Tensor& v_shift, const OptionalTensor& position) {
+  call_store_kv({k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position}, runner<StoreKvProblem>("store_kv", k));
+}
+
+Tensor attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+                 const Tensor& v_scale, const Tensor& v_shift, const OptionalTensor& limits,
+                 const OptionalTensor& position, ScalarType out_dtype) {
+  return call_attention({q, k_cache, v_cache, k_scale, v_scale, v_shift, limits, position}, out_dtype,
+                        runner<AttentionProblem>("attention", q));
+}
+
 }  // namespace
 }  // namespace ptq4arvg::cuda_ops
 
@@ -65,4 +77,6 @@ STABLE_TORCH_LIBRARY_IMPL(ptq4arvg, CUDA, m) {
   m.impl("gemm_quantize", TORCH_BOX(&ptq4arvg::cuda_ops::gemm_quantize));
   m.impl("norm_quantize", TORCH_BOX(&ptq4arvg::cuda_ops::norm_quantize));
   m.impl("gemm_float", TORCH_BOX(&ptq4arvg::cuda_ops::gemm_float));
+  m.impl("store_kv", TORCH_BOX(&ptq4arvg::cuda_ops::store_kv));
+  m.impl("attention", TORCH_BOX(&ptq4arvg::cuda_ops::attention));
 }

@@ -18,13 +18,17 @@ namespace {
 
 template <class Problem>
 Run<Problem> runner(const char* op, const Tensor& lead) {
-  fail(op, std::is_same_v<Problem, GemmProblem> ? "a" : "x", lead);
+  if (std::is_same_v<Problem, GemmProblem>) fail(op, "a", lead);
+  if (std::is_same_v<Problem, AttentionProblem>) fail(op, "q", lead);
+  fail(op, std::is_same_v<Problem, StoreKvProblem> ? "k" : "x", lead);
 }
 
 template Run<GemmProblem> runner(const char*, const Tensor&);
 template Run<GemmFloatProblem> runner(const char*, const Tensor&);
 template Run<QuantizeProblem> runner(const char*, const Tensor&);
 template Run<NormQuantizeProblem> runner(const char*, const Tensor&);
+template Run<StoreKvProblem> runner(const char*, const Tensor&);
+template Run<AttentionProblem> runner(const char*, const Tensor&);
 
 Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor&, int64_t) { fail("pack_weight", "codes", codes); }
 

@@ -26,4 +26,10 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
   m.def(
       "gemm_float(Tensor x, Tensor w, Tensor w_scale, Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, "
       "str activation=\"none\", ScalarType out_dtype=6) -> Tensor");
+  m.def(
+      "store_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_scale, Tensor k_shift, "
+      "Tensor v_scale, Tensor v_shift, Tensor? position=None) -> ()");
+  m.def(
+      "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale, Tensor v_shift, *, "
+      "Tensor? limits=None, Tensor? position=None, ScalarType out_dtype=6) -> Tensor");
 }

@@ -7,5 +7,6 @@ namespace ptq4arvg::cpu {
 
 void gemm_avx2(const GemmProblem& problem);
 void gemm_float_avx2(const GemmFloatProblem& problem);
+void attention_avx2(const AttentionProblem& problem);
 
 }  // namespace ptq4arvg::cpu

@@ -11,5 +11,6 @@ constexpr int64_t kDecodeGrain = 192 * 1024;  // bytes of weights that are worth
 void gemm_avx512_vnni(const GemmProblem& problem);
 void gemm_decode_avx512_vnni(const GemmProblem& problem);
 void gemm_float_avx512_vnni(const GemmFloatProblem& problem);
+void attention_avx512_vnni(const AttentionProblem& problem);
 
 }  // namespace ptq4arvg::cpu

@@ -119,7 +119,7 @@ std::atomic<const KernelTable*> current{nullptr};
 
 // Names are literals, so that reporting costs a store.
 struct Names {
-  const char *isa, *gemm[3], *gemm_float[3], *quantize, *norm_quantize;
+  const char *isa, *gemm[3], *gemm_float[3], *quantize, *norm_quantize, *attention, *store_kv;
 };
 
 #define PTQ4ARVG_NAMES(isa)                                                                    \
@@ -127,7 +127,9 @@ struct Names {
    {"gemm.w4." #isa, "gemm.w6." #isa, "gemm.w8." #isa},                                        \
    {"gemm_float.w4." #isa, "gemm_float.w6." #isa, "gemm_float.w8." #isa},                      \
    "quantize." #isa,                                                                           \
-   "norm_quantize." #isa}
+   "norm_quantize." #isa,                                                                      \
+   "attention." #isa,                                                                          \
+   "store_kv." #isa}
 
 const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx_vnni),
                         PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8), PTQ4ARVG_NAMES(neon_dotprod)};
@@ -182,6 +184,18 @@ void norm_quantize(const NormQuantizeProblem& problem) {
   const KernelTable& table = kernels();
   set_last_kernel(names_of(table).norm_quantize);
   table.norm_quantize(problem);
+}
+
+void attention(const AttentionProblem& problem) {
+  const KernelTable& table = kernels();
+  set_last_kernel(names_of(table).attention);
+  table.attention(problem);
+}
+
+void store_kv(const StoreKvProblem& problem) {
+  const KernelTable& table = kernels();
+  set_last_kernel(names_of(table).store_kv);
+  table.store_kv(problem);
 }
 
 }  // namespace ptq4arvg::cpu

@@ -1,6 +1,7 @@
 // One table of functions per instruction set, and the choice among them.
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_float.h"
 #include "kernels/norm_quantize.h"
@@ -14,6 +15,8 @@ struct KernelTable {
   void (*gemm_float)(const GemmFloatProblem&);
   void (*quantize)(const QuantizeProblem&);
   void (*norm_quantize)(const NormQuantizeProblem&);
+  void (*attention)(const AttentionProblem&);
+  void (*store_kv)(const StoreKvProblem&);
   const KernelTable& (*gemm_table)(const GemmProblem&) = nullptr;  // whose gemm is best; null: always its own
 };
 

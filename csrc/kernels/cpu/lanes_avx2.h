@@ -17,6 +17,7 @@ inline Float8 add(Float8 a, Float8 b) { return Float8(_mm256_add_ps(a.v, b.v)); 
 inline Float8 sub(Float8 a, Float8 b) { return Float8(_mm256_sub_ps(a.v, b.v)); }
 inline Float8 mul(Float8 a, Float8 b) { return Float8(_mm256_mul_ps(a.v, b.v)); }
 inline Float8 div(Float8 a, Float8 b) { return Float8(_mm256_div_ps(a.v, b.v)); }
+inline Float8 fused(Float8 a, Float8 b, Float8 c) { return Float8(_mm256_fmadd_ps(a.v, b.v, c.v)); }
 inline Float8 larger(Float8 a, Float8 b) { return Float8(_mm256_max_ps(a.v, b.v)); }
 inline Float8 smaller(Float8 a, Float8 b) { return Float8(_mm256_min_ps(a.v, b.v)); }
 
@@ -55,6 +56,7 @@ struct Avx2Lanes {
   void store_int(int32_t* p, I x) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 
   static I minus(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I minus(I a, int32_t b) { return minus(a, _mm256_set1_epi32(b)); }
   static I times(I a, int32_t factor) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(factor)); }
   static F to_float(I a) { return Float8(_mm256_cvtepi32_ps(a)); }
 

@@ -19,6 +19,7 @@ inline Float16 add(Float16 a, Float16 b) { return Float16(_mm512_add_ps(a.v, b.v
 inline Float16 sub(Float16 a, Float16 b) { return Float16(_mm512_sub_ps(a.v, b.v)); }
 inline Float16 mul(Float16 a, Float16 b) { return Float16(_mm512_mul_ps(a.v, b.v)); }
 inline Float16 div(Float16 a, Float16 b) { return Float16(_mm512_div_ps(a.v, b.v)); }
+inline Float16 fused(Float16 a, Float16 b, Float16 c) { return Float16(_mm512_fmadd_ps(a.v, b.v, c.v)); }
 inline Float16 larger(Float16 a, Float16 b) { return Float16(_mm512_max_ps(a.v, b.v)); }
 inline Float16 smaller(Float16 a, Float16 b) { return Float16(_mm512_min_ps(a.v, b.v)); }
 
@@ -69,6 +70,7 @@ struct Avx512Lanes {
   }
 
   static I minus(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I minus(I a, int32_t b) { return minus(a, _mm512_set1_epi32(b)); }
   static I times(I a, int32_t factor) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(factor)); }
   static F to_float(I a) { return Float16(_mm512_cvtepi32_ps(a)); }
 

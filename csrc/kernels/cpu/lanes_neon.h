@@ -20,6 +20,7 @@ inline Float4 mul(Float4 a, Float4 b) { return Float4(vmulq_f32(a.v, b.v)); }
 inline Float4 div(Float4 a, Float4 b) { return Float4(vdivq_f32(a.v, b.v)); }
 
 // Not vmaxq_f32 and vminq_f32: those give NaN where either is.
+inline Float4 fused(Float4 a, Float4 b, Float4 c) { return Float4(vfmaq_f32(c.v, a.v, b.v)); }
 inline Float4 larger(Float4 a, Float4 b) { return Float4(vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)); }
 inline Float4 smaller(Float4 a, Float4 b) { return Float4(vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)); }
 
@@ -55,6 +56,7 @@ struct NeonLanes {
   void store_int(int32_t* p, I x) const { vst1q_s32(p, x); }
 
   static I minus(I a, I b) { return vsubq_s32(a, b); }
+  static I minus(I a, int32_t b) { return minus(a, vdupq_n_s32(b)); }
   static I times(I a, int32_t factor) { return vmulq_n_s32(a, factor); }
   static F to_float(I a) { return Float4(vcvtq_f32_s32(a)); }
 

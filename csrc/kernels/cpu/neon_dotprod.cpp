@@ -1,4 +1,6 @@
-// gemm_float is the plain one: its inner loop over 16 columns is what the compiler makes vectors of by itself.
+// gemm_float is the plain one: its inner loop over 16 columns is what the compiler makes vectors of by itself. So are the
+// products of attention.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/lanes_neon.h"
 #include "kernels/cpu/neon_dotprod_kernels.h"
 #include "kernels/cpu/rowwise.h"
@@ -7,7 +9,9 @@ namespace ptq4arvg::cpu {
 
 const KernelTable& neon_dotprod_table() {
   static const KernelTable table{"neon_dotprod", gemm_neon_dotprod, scalar_table().gemm_float,
-                                 quantize_rows<NeonLanes, ScalarLanes>, norm_quantize_rows<NeonLanes, ScalarLanes>};
+                                 quantize_rows<NeonLanes, ScalarLanes>, norm_quantize_rows<NeonLanes, ScalarLanes>,
+                                 attention_heads<PlainDots, NeonLanes, ScalarLanes>,
+                                 store_kv_heads<NeonLanes, ScalarLanes>};
   return table;
 }
 

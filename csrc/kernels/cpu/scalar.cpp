@@ -1,4 +1,5 @@
 // The plain kernels: no blocking, no intrinsics. What every other instruction set has to agree with.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/layout.h"
@@ -74,7 +75,8 @@ void gemm_float_scalar(const GemmFloatProblem& p) {
 
 const KernelTable& scalar_table() {
   static const KernelTable table{"scalar", gemm_scalar, gemm_float_scalar, quantize_rows<Lanes, Lanes>,
-                                 norm_quantize_rows<Lanes, Lanes>};
+                                 norm_quantize_rows<Lanes, Lanes>, attention_heads<PlainDots, Lanes, Lanes>,
+                                 store_kv_heads<Lanes, Lanes>};
   return table;
 }
 

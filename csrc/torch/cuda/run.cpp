@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/rowwise.h"
@@ -85,6 +86,15 @@ cudaError_t start(const NormQuantizeProblem& p, Call& call) {
   return cuda::norm_quantize(p, call.launch);
 }
 
+cudaError_t start(const StoreKvProblem& p, Call& call) {
+  set_last_kernel("store_kv.cuda");
+  return cuda::store_kv(p, call.launch);
+}
+cudaError_t start(const AttentionProblem& p, Call& call) {
+  set_last_kernel("attention.cuda");
+  return cuda::attention(p, call.launch);
+}
+
 }  // namespace
 
 template <class Problem>
@@ -99,6 +109,8 @@ template Run<GemmProblem> runner(const char*, const Tensor&);
 template Run<GemmFloatProblem> runner(const char*, const Tensor&);
 template Run<QuantizeProblem> runner(const char*, const Tensor&);
 template Run<NormQuantizeProblem> runner(const char*, const Tensor&);
+template Run<StoreKvProblem> runner(const char*, const Tensor&);
+template Run<AttentionProblem> runner(const char*, const Tensor&);
 
 // On the host: it is done once for each weight, and checks every code.
 Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {
