@@ -1,37 +1,45 @@
-"""Simulated quantization of the attention products: observe q, k, v; fit grids; install."""
+"""Quantized attention products: observe q, k, v; fit grids; install. In integers, or simulated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from .calibration import Calibration
-from .nn import AttentionCore, QuantAttention
+from .nn import AttentionCore, IntAttention, QuantAttention
 from .numerics import affine_grid
 
-__all__ = ["quantize_attention_"]
+__all__ = ["integer_attention_", "quantize_attention_"]
 
 SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 
+# Exponents of the channels' ranges in the scales of the keys: 0 gives all channels of a head one
+# scale, 1 each its own; between, what the rounding of q and that of k cost is balanced.
+BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Progress = Callable[[str, int, int], None]
+
 
 class _Ranges:
-    """Running minimum and maximum of q and k per head and position, of v per head and channel."""
+    """Running minimum and maximum of operands, over the dimensions that each has no grid along.
 
-    def __init__(self) -> None:
+    over: operand -> these dimensions of [B, H, T, d].
+    """
+
+    def __init__(self, over: Mapping[str, tuple[int, int]]) -> None:
+        self.over = over
         self.lo: dict[str, Tensor] = {}
         self.hi: dict[str, Tensor] = {}
 
-    def __call__(self, _module, args) -> None:
-        q, k, v = args[:3]  # [B, H, T, d]
-        for name, x, dims in (("q", q, (0, 3)), ("k", k, (0, 3)), ("v", v, (0, 2))):
-            lo, hi = x.amin(dims), x.amax(dims)
+    def __call__(self, _module, args, _output) -> None:
+        for name, x in zip("qkv", args[:3], strict=True):
+            if name not in self.over:
+                continue
+            lo, hi = x.amin(self.over[name]), x.amax(self.over[name])
             self.lo[name] = torch.minimum(self.lo[name], lo) if name in self.lo else lo
             self.hi[name] = torch.maximum(self.hi[name], hi) if name in self.hi else hi
-
-    def grids(self, bits: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return {name: affine_grid(self.lo[name], self.hi[name], bits) for name in self.lo}
 
 
 def _replay(model, calibration: Calibration, batch_size: int, hooks: dict[str, Callable]) -> None:
@@ -48,51 +56,114 @@ def _replay(model, calibration: Calibration, batch_size: int, hooks: dict[str, C
             handle.remove()
 
 
+def _cores(model, caller: str) -> list[str]:
+    names = model.attention_cores()
+    if not names:
+        raise ValueError(
+            f"{caller}: {model.name} keeps its attention products in floating point; "
+            "wanted attention='float'"
+        )
+    return names
+
+
+def _errors(
+    model, calibration: Calibration, batch_size: int, candidates: dict[str, list[AttentionCore]]
+) -> dict[str, Tensor]:
+    """Squared output errors of each core's candidates on the rows: float64 [candidates, heads]."""
+    errors: dict[str, Tensor] = {}
+
+    def compare(name: str):
+        def hook(_module: AttentionCore, args, output: Tensor) -> None:
+            found = torch.stack(
+                [(c(*args) - output).double().square().sum((0, 2, 3)) for c in candidates[name]]
+            )
+            errors[name] = errors[name] + found if name in errors else found
+
+        return hook
+
+    _replay(model, calibration, batch_size, {name: compare(name) for name in candidates})
+    return errors
+
+
+def _install(model, chosen: dict[str, AttentionCore], progress: Progress | None) -> None:
+    for number, (name, core) in enumerate(chosen.items()):
+        model.replace_(name, core)
+        if progress:
+            progress("attention", number + 1, len(chosen))
+
+
 def quantize_attention_(
     model: torch.nn.Module,
     calibration: Calibration,
     bits: int,
     batch_size: int = 16,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     softmax: str = "best",
 ) -> dict[str, str]:
     """Replace the attention cores of ``model`` by simulations at ``bits`` bits.
 
     Ranges come from the calibration rows. softmax: the grid of the probabilities, "uniform" or
     "log_sqrt2" (powers of the square root of two), or "best", the one of lower output error of each
-    core. Returns core -> kind. The integer path of this package keeps the attention products in
-    float; this exists to measure what quantizing them would cost.
+    core. Returns core -> kind. ValueError for a model without such cores.
     """
-    names = model.attention_cores()
-    if not names:
-        raise ValueError(
-            f"quantize_attention_: {model.name} keeps its attention products in floating point; "
-            "wanted attention='float'"
-        )
+    names = _cores(model, "quantize_attention_")
     wanted = SOFTMAX_KINDS if softmax == "best" else (softmax,)
-    ranges = {name: _Ranges() for name in names}
-    _replay(model, calibration, batch_size,
-            {name: lambda m, a, _o, r=r: r(m, a) for name, r in ranges.items()})  # fmt: skip
+    ranges = {name: _Ranges({"q": (0, 3), "k": (0, 3), "v": (0, 2)}) for name in names}
+    _replay(model, calibration, batch_size, ranges)
+
+    def simulations(seen: _Ranges) -> list[AttentionCore]:
+        grids = {name: affine_grid(seen.lo[name], seen.hi[name], bits) for name in "qkv"}
+        return [QuantAttention(grids, bits, kind, model.cursor) for kind in wanted]
+
+    candidates = {name: simulations(seen) for name, seen in ranges.items()}
+    errors = _errors(model, calibration, batch_size, candidates)
+    best = {name: int(found.sum(1).argmin()) for name, found in errors.items()}
+    _install(model, {name: candidates[name][i] for name, i in best.items()}, progress)
+    return {name: wanted[i] for name, i in best.items()}
+
+
+def integer_attention_(
+    model: torch.nn.Module,
+    calibration: Calibration,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Replace the attention cores of ``model`` by ones in 8-bit integers, with int8 KV caches.
+
+    The range of every channel of k and v comes from the calibration rows. Of the ``BALANCES`` of
+    the scales of the keys every head gets the one of lowest output error on the rows. Returns core
+    -> the balance of each of its heads. ValueError for a model without such cores.
+    """
+    names = _cores(model, "integer_attention_")
+    ranges = {name: _Ranges({"k": (0, 2), "v": (0, 2)}) for name in names}
+    _replay(model, calibration, batch_size, ranges)
     candidates = {
-        name: [QuantAttention(ranges[name].grids(bits), bits, kind, model.cursor)
-               for kind in wanted]
-        for name in names
-    }  # fmt: skip
-    errors = {name: [0.0] * len(wanted) for name in names}
+        name: [_integer_core(seen, balance) for balance in BALANCES]
+        for name, seen in ranges.items()
+    }
+    errors = _errors(model, calibration, batch_size, candidates)
+    best = {name: found.argmin(0) for name, found in errors.items()}  # [H] each
+    balances = torch.tensor(BALANCES, dtype=torch.float64)
+    chosen = {
+        name: _integer_core(ranges[name], balances.to(i.device)[i][:, None])
+        for name, i in best.items()
+    }
+    _install(model, chosen, progress)
+    return {name: balances[i.cpu()].tolist() for name, i in best.items()}
 
-    def compare(name: str):
-        def hook(_module: AttentionCore, args, output: Tensor) -> None:
-            for i, candidate in enumerate(candidates[name]):
-                errors[name][i] += (candidate(*args) - output).double().square().sum().item()
 
-        return hook
+def _integer_core(seen: _Ranges, balance: float | Tensor) -> IntAttention:
+    """balance: of all heads, or float64 [H, 1]."""
 
-    _replay(model, calibration, batch_size, {name: compare(name) for name in names})
-    kinds = {}
-    for number, name in enumerate(names):
-        best = min(range(len(wanted)), key=errors[name].__getitem__)
-        model.replace_(name, candidates[name][best])
-        kinds[name] = wanted[best]
-        if progress:
-            progress("attention", number + 1, len(names))
-    return kinds
+    def middle_and_reach(name: str) -> tuple[Tensor, Tensor]:
+        lo, hi = seen.lo[name].double(), seen.hi[name].double()  # [H, d]
+        reach = (hi - lo) / 2
+        # A channel, or a head, that never moves still needs a scale.
+        floor = 1e-6 * reach.amax(1, keepdim=True).clamp_min(1e-6)
+        return (lo + hi) / 2, torch.maximum(reach, floor)
+
+    k_middle, k_reach = middle_and_reach("k")
+    v_middle, v_reach = middle_and_reach("v")
+    widest = k_reach.amax(1, keepdim=True)
+    k_scale = widest * (k_reach / widest) ** balance / 127
+    return IntAttention(k_scale, k_middle, v_reach / 127, v_middle)

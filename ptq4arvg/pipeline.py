@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .allocation import Budget, allocate
-from .attention import quantize_attention_
+from .attention import integer_attention_, quantize_attention_
 from .block_parts import BlockParts
 from .calibration import Calibration, calibrate
 from .collected import Collected
@@ -128,13 +128,12 @@ def quantize_(
     transforms, columns = fit(model, parts, stats, method, progress)
     grids = input_grids(model, active, stats, transforms, columns, method, calibration,
                         batch_size, progress)  # fmt: skip
-    attention = method.attention == "simulated"
+    attention = method.attention != "float"
     layers = []
     for part in [active] if attention else parts:
         fold_stage_(model, part, transforms)
         if attention:  # needs the whole model folded: that changes v
-            quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress,
-                                method.softmax)  # fmt: skip
+            _replace_attention(model, method, scheme, calibration, batch_size, progress)
         for p in part:
             transform = transforms.get(p.name)
             own = scaled_statistics(stats.pop(p.name), transform)
@@ -161,6 +160,13 @@ def quantize_(
         report.allocation = allocation.record() | {"harm": allocation.harm}
     model.report = report
     return report
+
+
+def _replace_attention(model, method, scheme, calibration, batch_size, progress) -> None:
+    if method.attention == "int8":
+        integer_attention_(model, calibration, batch_size, progress)
+    else:
+        quantize_attention_(model, calibration, scheme.a_bits, batch_size, progress, method.softmax)
 
 
 def _install(model, p: LayerPlan, q: LinearQuantization, sqnr, pack: bool, record, branch=None):

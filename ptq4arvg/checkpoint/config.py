@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..nn import PackedLinear, QuantAttention
+from ..nn import IntAttention, PackedLinear, QuantAttention
 
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "layer_settings", "quantization_config"]
 
 QUANT_METHOD = "ptq4arvg"
-FORMAT_VERSION = 2  # 2: inputs may be rotated; what has none is written as version 1
+# 2: inputs may be rotated; 3: attention may be in integers. What has neither is written as 1.
+FORMAT_VERSION = 3
 
 
 def _group(module: PackedLinear) -> dict[str, Any]:
@@ -32,9 +33,16 @@ def _group(module: PackedLinear) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _version(linears: Mapping[str, PackedLinear], attention: Mapping[str, Any]) -> int:
+    """The oldest version of the format that says all of it."""
+    if any(isinstance(module, IntAttention) for module in attention.values()):
+        return 3
+    return 2 if any(module.rotation for module in linears.values()) else 1
+
+
 def quantization_config(
     linears: Mapping[str, PackedLinear],
-    attention: Mapping[str, QuantAttention],
+    attention: Mapping[str, QuantAttention | IntAttention],
     recipe: Mapping[str, Any],
     ignore: list[str],
 ) -> dict[str, Any]:
@@ -51,14 +59,16 @@ def quantization_config(
     formats = {group["format"] for group in groups}
     return {
         "quant_method": QUANT_METHOD,
-        "version": FORMAT_VERSION if any(m.rotation for m in linears.values()) else 1,
+        "version": _version(linears, attention),
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "scheme": recipe["scheme"],
         "method": recipe["method"],
         "calibration_hash": recipe["calibration"]["hash"],
         "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
         "attention": {
-            name: {"num_bits": module.bits, "softmax": module.softmax}
+            name: {"num_bits": 8, "type": "int"}
+            if isinstance(module, IntAttention)
+            else {"num_bits": module.bits, "softmax": module.softmax}
             for name, module in attention.items()
         },
         "ignore": ignore,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..fuse import fuse_
 from ..memory import return_freed_memory
 from ..models import build_model
-from ..nn import PackedLinear, QuantAttention
+from ..nn import IntAttention, PackedLinear, QuantAttention
 from ..quant_report import LayerReport, QuantReport
 from .architecture import compute_dtype
 from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
@@ -164,6 +164,10 @@ def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str,
     for name, setting in config.get("attention", {}).items():
         prefix = f"transformer.{name}."
         try:
+            if setting.get("type") == "int":
+                tables = [tensors[prefix + table] for table in IntAttention.TABLES]
+                model.replace_(name, IntAttention(*tables))
+                continue
             grids = {
                 operand: (
                     tensors[f"{prefix}{operand}_scale"].float(),

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..nn import PackedLinear, QuantAttention, QuantLinear
+from ..nn import IntAttention, PackedLinear, QuantAttention, QuantLinear
 from ..serialize import plain, pretty_json
 from .architecture import architecture
 from .card import model_card
@@ -50,9 +50,9 @@ def _holds_checkpoint(folder: Path) -> bool:
         return False
 
 
-def _modules(model: Any, kind: type) -> dict[str, Any]:
+def _modules(model: Any, *kinds: type) -> dict[str, Any]:
     found = model.transformer.named_modules()
-    return {name: module for name, module in found if isinstance(module, kind)}
+    return {name: module for name, module in found if isinstance(module, kinds)}
 
 
 def describe(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -67,7 +67,8 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "save: this model was quantized in simulation only; quantize it with pack=True and "
             "without compat"
         )
-    linears, attention = _modules(model, PackedLinear), _modules(model, QuantAttention)
+    linears = _modules(model, PackedLinear)
+    attention = _modules(model, QuantAttention, IntAttention)
     tensors = {}
     for name, module in linears.items():
         for key, tensor in pack_linear(module.canonical()).items():

@@ -119,9 +119,10 @@ class Method:
     linear on the sample by 3 %, or "fused", likewise, but only in blocks that what emits the codes
     can rotate on the way (16 channels in a GEMM's epilogue). Of two such widths "measured" takes
     the wide one where that lowers the error by another 3 %. sink: "integer" or "float", how sink
-    positions are computed. attention: "float", or "simulated" quantization of both attention
-    products (never in the integer path); softmax: the grid of the probabilities there, "uniform",
-    "log_sqrt2", or the "best" of both for every block.
+    positions are computed. attention: "float"; "int8", both attention products in 8-bit integers
+    over a KV cache of int8 codes, whatever the scheme; or "simulated" quantization of both
+    at the scheme's bits. softmax: the grid of the probabilities where they are simulated,
+    "uniform", "log_sqrt2", or the "best" of both for every block.
     """
 
     name: ClassVar[str] = ""
@@ -149,7 +150,7 @@ class Method:
         "rounding": ("nearest", "gptq", "descent", "auto"),
         "rotation": ("none", "fused", "measured", "all"),
         "sink": ("integer", "float"),
-        "attention": ("float", "simulated"),
+        "attention": ("float", "int8", "simulated"),
         "softmax": ("best", "uniform", "log_sqrt2"),
     }
 

@@ -30,12 +30,17 @@ def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Steps:
 
 @contextmanager
 def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
-    """``stepping``; within, every attention has a cache in the dtype and on the device of
-    ``like``."""
+    """``stepping``; within, every attention has a cache on the device of ``like``, in its dtype or
+    of int8 codes."""
     c, net, steps = model.config, model.transformer, stepping(model, rows, like, graphs)
-    shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
-    keys, values = (steps.buffers(k, len(attentions), shape, like) for k in ("keys", "values"))
+    core = attentions[0].core  # all are of one kind
+    shapes = core.cache_shapes(rows, c.num_heads, model.positions, c.embed_dim // c.num_heads)
+    like = like.new_empty(0, dtype=core.cache_dtype)
+    keys, values = (
+        steps.buffers(kind, len(attentions), shape, like)
+        for kind, shape in zip(("keys", "values"), shapes, strict=True)
+    )
     try:
         for attention, *cache in zip(attentions, keys, values, strict=True):
             attention.cache = tuple(cache)

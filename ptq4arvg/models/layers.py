@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import Cursor, PackedLinear
+from ..nn import PackedLinear
 
 __all__ = [
     "ADALN_ROWS",
@@ -21,7 +21,6 @@ __all__ = [
     "absorb_constant_",
     "add_gated",
     "divide_rows_",
-    "extend_cache",
     "fold_modulation_",
     "rotate",
     "scaled_buffer",
@@ -235,23 +234,6 @@ def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | Non
         return linear(x, residual, None if gate is None else gate.squeeze(1))
     y = linear(x)
     return residual + (y if gate is None else y * gate)
-
-
-def extend_cache(
-    cache: tuple[Tensor, Tensor], cursor: Cursor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Store k and v [B, H, t, d] at the cursor's positions of a cache [B, H, T, d].
-
-    Returns the keys and values to attend to, and their mask: those up to the cursor's last position
-    and the given mask; or, in a step that reads its position from the device, all and its mask.
-    """
-    for store, new in zip(cache, (k, v), strict=True):
-        store[:, :, cursor.rows] = new
-    if cursor.mask is not None:
-        return *cache, cursor.mask
-    end = cursor.begin + k.shape[2]
-    k, v = (store[:, :, :end] for store in cache)
-    return k, v, mask
 
 
 def divide_rows_(linear: nn.Linear, rows: slice, scale: Tensor, shift: Tensor | None) -> None:

@@ -25,7 +25,6 @@ from .layers import (
     ModulatedNorm,
     add_gated,
     divide_rows_,
-    extend_cache,
     rotate,
 )
 from .par_order import ParallelOrder
@@ -71,7 +70,7 @@ class Attention(nn.Module):
         c, self.heads, self.cursor = config.embed_dim, config.num_heads, cursor
         self.wqkv, self.wo = nn.Linear(c, 3 * c, bias=False), nn.Linear(c, c, bias=False)
         self.core = AttentionCore()
-        self.cache: tuple[Tensor, Tensor] | None = None  # k and v [B, H, N, d] while decoding
+        self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
 
     def attend(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
@@ -79,9 +78,11 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k = rotate(qkv[:, :, :2], rotation).transpose(1, 3).unbind(2)  # each [B, H, t, d]
         q, v = q * (c // self.heads) ** -0.5, qkv[:, :, 2].transpose(1, 2)
-        if self.cache is not None:
-            k, v, mask = extend_cache(self.cache, self.cursor, k, v, mask)
-        return self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, c)
+        if self.cache is None:
+            y = self.core(q, k, v, mask)
+        else:
+            y = self.core.cached(q, k, v, self.cache, self.cursor, mask)
+        return y.transpose(1, 2).reshape(b, t, c)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         return self.wo(self.attend(x, rotation, mask))

@@ -26,7 +26,6 @@ from .layers import (
     absorb_constant_,
     add_gated,
     divide_rows_,
-    extend_cache,
     fold_modulation_,
 )
 from .maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -82,7 +81,7 @@ class Attention(nn.Module):
         size = c // self.heads
         self.q_norm, self.k_norm = (nn.LayerNorm(size, config.norm_eps) for _ in range(2))
         self.core = AttentionCore()
-        self.cache: tuple[Tensor, Tensor] | None = None  # k and v [B, H, T, d] while decoding
+        self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
 
     def attend(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
@@ -90,9 +89,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
         q, k = self.q_norm(q) * (c // self.heads) ** -0.5, self.k_norm(k)
-        if self.cache is not None:
-            k, v, attn_mask = extend_cache(self.cache, self.cursor, k, v, attn_mask)
-        return self.core(q, k, v, attn_mask).transpose(1, 2).reshape(b, t, c)
+        if self.cache is None:
+            y = self.core(q, k, v, attn_mask)
+        else:
+            y = self.core.cached(q, k, v, self.cache, self.cursor, attn_mask)
+        return y.transpose(1, 2).reshape(b, t, c)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return self.proj(self.attend(x, attn_mask))

@@ -71,7 +71,7 @@ class Attention(nn.Module):
         if self.l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4.0)))
         self.core = AttentionCore()
-        self.cache: tuple[Tensor, Tensor] | None = None  # k and v [B, H, T, d] while decoding
+        self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
         self._register_load_state_dict_pre_hook(self._join_bias)
 
     def _join_bias(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -86,26 +86,21 @@ class Attention(nn.Module):
         b, t, c = x.shape
         qkv = self.mat_qkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        if self.cache is not None:
-            begin, end = self.cursor.begin, self.cursor.begin + t
-            new_k, new_v = (store[:, :, begin:end] for store in self.cache)
-            new_v.copy_(v)
-            # q and k are ours alone: what is computed of them goes into place.
-            if self.l2_norm and torch.compiler.is_compiling():  # which takes no strided ``out``
-                q = F.normalize(q, dim=-1) * self._scale()
-                new_k.copy_(F.normalize(k, dim=-1))
-            elif self.l2_norm:
-                q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
-                F.normalize(k, dim=-1, out=new_k)
-            else:
-                q.mul_(0.25 / math.sqrt(c // self.heads))
-                new_k.copy_(k)
-            k, v = (store[:, :, :end] for store in self.cache)
+        # While decoding q and k are ours alone, and results go into place; but a compiler takes no
+        # strided ``out``.
+        in_place = self.cache is not None and not torch.compiler.is_compiling()
+        if self.l2_norm and in_place:
+            q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
+            k = F.normalize(k, dim=-1, out=k)
         elif self.l2_norm:
             q, k = F.normalize(q, dim=-1) * self._scale(), F.normalize(k, dim=-1)
         else:
             q = q * (0.25 / math.sqrt(c // self.heads))
-        return self.core(q, k, v, mask).transpose(1, 2).reshape(b, t, c)
+        if self.cache is None:
+            y = self.core(q, k, v, mask)
+        else:
+            y = self.core.cached(q, k, v, self.cache, self.cursor, mask)
+        return y.transpose(1, 2).reshape(b, t, c)
 
     def _scale(self) -> Tensor:
         return self.scale_mul_1H11.clamp_max(math.log(100)).exp()

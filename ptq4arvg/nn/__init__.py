@@ -2,6 +2,14 @@
 
 from .attention import AttentionCore, QuantAttention
 from .cursor import Cursor
+from .int_attention import IntAttention
 from .linear import PackedLinear, QuantLinear
 
-__all__ = ["AttentionCore", "Cursor", "PackedLinear", "QuantAttention", "QuantLinear"]
+__all__ = [
+    "AttentionCore",
+    "Cursor",
+    "IntAttention",
+    "PackedLinear",
+    "QuantAttention",
+    "QuantLinear",
+]

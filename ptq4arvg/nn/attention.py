@@ -19,8 +19,43 @@ class AttentionCore(nn.Module):
     [B, H, Tq, Tk] (boolean: True = attend; float: added). Returns [B, H, Tq, d].
     """
 
+    integer = False  # does a cache hold codes instead of k and v?
+    cache_dtype: torch.dtype | None = None  # of a cache; None: that of k and v
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+    def cache_shapes(
+        self, images: int, heads: int, positions: int, size: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the two tensors of a cache for heads of ``size`` channels."""
+        shape = images, heads, positions, size
+        return shape, shape
+
+    def cached(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], cursor: Cursor,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """A decoding step: stores k and v [B, H, t, d] at the cursor's positions of the cache, and
+        attends to the positions up to the last of them, hidden by ``mask`` or not."""
+        return self(q, *extend_cache(cache, cursor, k, v, mask))
+
+
+def extend_cache(
+    cache: tuple[Tensor, Tensor], cursor: Cursor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Store k and v [B, H, t, d] at the cursor's positions of a cache [B, H, T, d].
+
+    Returns the keys and values to attend to, and their mask: those up to the cursor's last position
+    and the given mask; or, in a step that reads its position from the device, all and its mask.
+    """
+    for store, new in zip(cache, (k, v), strict=True):
+        store[:, :, cursor.rows] = new
+    if cursor.mask is not None:
+        return *cache, cursor.mask
+    end = cursor.begin + k.shape[2]
+    k, v = (store[:, :, :end] for store in cache)
+    return k, v, mask
 
 
 def quantize_softmax(e: Tensor, bits: int, kind: str) -> Tensor:
@@ -36,7 +71,7 @@ def quantize_softmax(e: Tensor, bits: int, kind: str) -> Tensor:
     return torch.where(level >= top, torch.zeros_like(e), torch.exp2(-level / 2))
 
 
-class QuantAttention(nn.Module):
+class QuantAttention(AttentionCore):
     """Attention with q, k, v and the softmax output rounded to static grids, simulated in float.
 
     q and k have a grid per head and position ([H, T]); v one per head and channel ([H, d]), which

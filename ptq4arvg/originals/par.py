@@ -63,6 +63,21 @@ class AdoptedBlock(nn.Module):
         super().__init__()
         self.block, self.cursor, self.positions, self.leads = block, cursor, positions, leads
         self.attention = _Attention(block.attention, kv_cache)
+        self.codes: tuple[Tensor, Tensor] | None = None  # instead of kv_cache's floats
+
+    def _cache(self, images: int) -> tuple[Tensor, Tensor]:
+        """Of so many images: the original's, or codes of its size where attention is in
+        integers."""
+        kept, core = self.attention.kv_cache, self.block.attention.core
+        if not core.integer:
+            return kept.k_cache[:images], kept.v_cache[:images]
+        shapes = core.cache_shapes(*kept.k_cache.shape)
+        if self.codes is None or self.codes[0].shape != shapes[0]:
+            self.codes = tuple(
+                kept.k_cache.new_empty(shape, dtype=core.cache_dtype) for shape in shapes
+            )
+        k, v = self.codes
+        return k[:images], v[:images]
 
     @property
     def feed_forward(self) -> nn.Module:
@@ -92,7 +107,7 @@ class AdoptedBlock(nn.Module):
             mask = ones.tril(self.cursor.begin)
         rotation = torch.view_as_complex(freqs_cis.float().reshape(rows, 1, 1, -1, 2))
         if cache is not None:
-            inner.cache = cache.k_cache[: len(x)], cache.v_cache[: len(x)]
+            inner.cache = self._cache(len(x))
         try:
             return self.block(x, rotation, mask)
         finally:

@@ -29,20 +29,22 @@ def recognises(names: set[str]) -> bool:
 class AdoptedBlock(nn.Module):
     """Our block with the original's signature, its cache switched by ``attn.kv_cache``.
 
-    ``attn.k_cache`` and ``attn.v_cache`` [B, H, positions read, d], or None, are what the
-    original's code looks at to know whether a call is the first.
+    ``attn.k_cache`` and ``attn.v_cache``, None or not, are what the original's code looks at to
+    know whether a call is the first: [B, H, positions read, d], or, where attention is in integers,
+    codes of all positions.
     """
 
     def __init__(self, block: Block, cursor: Cursor, positions: int) -> None:
         super().__init__()
         self.block, self.cursor, self.positions = block, cursor, positions
-        self.store: tuple[Tensor, Tensor] | None = None  # k and v [B, H, positions, d]
+        self.store: tuple[Tensor, Tensor] | None = None  # k and v, or codes, of all positions
         block.attn.kv_cache = False
         block.attn.reset_kv_cache = self._reset
         self._reset()
 
     def _reset(self) -> None:
         self.store = self.attn.k_cache = self.attn.v_cache = None
+        self.read = 0  # positions in it
 
     @property
     def attn(self) -> nn.Module:
@@ -50,9 +52,9 @@ class AdoptedBlock(nn.Module):
         return self.block.attn
 
     def _open(self, x: Tensor) -> None:
-        heads = self.attn.heads
-        shape = x.shape[0], heads, self.positions, x.shape[2] // heads
-        self.store = x.new_empty(shape), x.new_empty(shape)
+        heads, core = self.attn.heads, self.attn.core
+        shapes = core.cache_shapes(len(x), heads, self.positions, x.shape[2] // heads)
+        self.store = tuple(x.new_empty(shape, dtype=core.cache_dtype) for shape in shapes)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, c: Tensor | None = None
@@ -64,7 +66,7 @@ class AdoptedBlock(nn.Module):
             if attention.k_cache is None:
                 self._open(x)
             else:
-                begin = attention.k_cache.shape[2]
+                begin = self.read
         end = begin + x.shape[1]
         # A sequence in float may go on past the image, as the original's loss makes it.
         known = attention.kv_cache or not isinstance(attention.qkv, nn.Linear)
@@ -81,7 +83,10 @@ class AdoptedBlock(nn.Module):
             x = self.block(x, attn_mask, c)
         finally:
             attention.cache = None  # the model's own methods open theirs
-        attention.k_cache, attention.v_cache = (kept[:, :, :end] for kept in self.store)
+        self.read, whole = end, attention.core.integer
+        attention.k_cache, attention.v_cache = (
+            kept if whole else kept[:, :, :end] for kept in self.store
+        )
         return x
 
 

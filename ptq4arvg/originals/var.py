@@ -56,8 +56,9 @@ class AdoptedBlock(nn.Module):
         """x [B, t, C]: the next t positions with the cache, else all from the first on."""
         state, attention = self.state, self.block.attn
         if state.enabled and attention.cache is None:
-            shape = x.shape[0], attention.heads, self.tokens, x.shape[2] // attention.heads
-            attention.cache = x.new_empty(shape), x.new_empty(shape)
+            core, heads = attention.core, attention.heads
+            shapes = core.cache_shapes(len(x), heads, self.tokens, x.shape[2] // heads)
+            attention.cache = tuple(x.new_empty(shape, dtype=core.cache_dtype) for shape in shapes)
         begin = state.seen if state.enabled else 0
         self.cursor.set(begin, x.shape[1])
         x = self.block(x, cond_BD, attn_bias)
