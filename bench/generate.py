@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time whole models: quantized against the same float model in float32 and bfloat16.
 
-    python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W6A6,W4A8 \\
+    python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W8A8KV8 \\
         --out bench/results/generate.csv
     python bench/generate.py --model var-d16 --images 1,8,64 --device cuda
 
@@ -11,10 +11,10 @@ quantized weight. Published sizes get random weights: speed and memory do not de
 values, images do, and mean nothing here. All inputs are rotated that can be, which is as much to do
 as with the default method, or more (``--rotation none``: as with most others).
 
-Attention products, norms, embeddings and the tokenizer of quantized variants are in ``--rest``:
-bfloat16 by default, as in the stronger of the two float variants. On a GPU the float variants are
-bfloat16 as it is (eager), under the CUDA graphs that quantized variants run under, and with blocks
-by torch.compile under these graphs.
+Norms, embeddings, the tokenizer and, but for the schemes that end in KV8, attention products of
+quantized variants are in ``--rest``: bfloat16 by default, as in the stronger of the two float
+variants. On a GPU the float variants are bfloat16 as it is (eager), under the CUDA graphs that
+quantized variants run under, and with blocks by torch.compile under these graphs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from options import choices
 from record import stamp, write_csv
 from tables import show
-from variants import BASES, FLOATS, Variant, VariantError, prepare
+from variants import BASES, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
 
 from ptq4arvg.models.registry import model_config
 from ptq4arvg.numerics import SCHEMES
@@ -180,7 +180,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="var-d16")
     add("--images", default="1", help="labels of one call of generate; several numbers by commas")
-    add("--schemes", default="W8A8,W6A6,W4A8")
+    add("--schemes", default="W8A8,W8A8KV8,W6A6,W6A6KV8,W4A8,W4A8KV8",
+        help="KV8: attention, too, is in integers, over a KV cache of 8 bits")  # fmt: skip
     add("--floats", help=f"float variants to compare with, of {', '.join(BASES)}")
     add("--rest", default="bfloat16", choices=FLOATS,
         help="dtype of what is not quantized in a quantized model")  # fmt: skip
@@ -195,7 +196,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     gpu = arguments.device.startswith("cuda")
     model_config(arguments.model)  # an unknown name ends here
-    arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
+    known = *SCHEMES, *(f"{scheme}{INTEGER_ATTENTION}" for scheme in SCHEMES)
+    arguments.schemes = choices("--schemes", arguments.schemes.upper(), known)
     if arguments.floats is None:
         arguments.floats = ",".join(BASES[1:] if gpu else FLOATS)
     arguments.floats = choices("--floats", arguments.floats, BASES)

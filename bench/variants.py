@@ -16,12 +16,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BASES", "FLOATS", "Variant", "VariantError", "float_model", "mib", "prepare"]
+__all__ = [
+    "BASES",
+    "FLOATS",
+    "INTEGER_ATTENTION",
+    "Variant",
+    "VariantError",
+    "float_model",
+    "mib",
+    "prepare",
+]
+    "BASES",
+    "FLOATS",
+    "INTEGER_ATTENTION",
+    "Variant",
+    "VariantError",
+    "float_model",
+    "mib",
+    "prepare",
+]
 
 FLOATS = ("float32", "bfloat16")
 # Float variants: as they are; under the CUDA graphs that quantized ones run under; and under these
 # with blocks that torch.compile compiled.
 BASES = (*FLOATS, "bfloat16_graphs", "bfloat16_compiled")
+# What a scheme's name ends in where attention is in integers, over a KV cache of 8 bits.
+INTEGER_ATTENTION = "KV8"
 # Enough for ranges; random weights give nothing that more would improve.
 CALIBRATION_ROWS = 2
 PROMPTS = 9  # of a text-to-image model, the empty one among them
@@ -156,8 +176,10 @@ def _prepare(
             model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
         )
         ptq4arvg.quantize_(
-            model, scheme, "rtn", rows, batch_size=1, progress=progress, rotation=rotation
-        )
+            model, scheme.removesuffix(INTEGER_ATTENTION), "rtn", rows, batch_size=1,
+            progress=progress, rotation=rotation,
+            attention="int8" if scheme.endswith(INTEGER_ATTENTION) else "float",
+        )  # fmt: skip
         model.save_pretrained(Path(folder) / _checkpoint_name(name, scheme, rest, rotation))
     _answer({})
 

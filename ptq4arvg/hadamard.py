@@ -108,7 +108,8 @@ class _Turn:
         self.turn = turn
 
     def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (self.turn(args[0]), *args[1:])
+        x, *others = args
+        return (self.turn(x).to(x.dtype), *others)
 
 
 def turn_input_(linear: nn.Linear, turn: Callable[[Tensor], Tensor], weight: Tensor) -> None:
