@@ -26,15 +26,6 @@ __all__ = [
     "mib",
     "prepare",
 ]
-    "BASES",
-    "FLOATS",
-    "INTEGER_ATTENTION",
-    "Variant",
-    "VariantError",
-    "float_model",
-    "mib",
-    "prepare",
-]
 
 FLOATS = ("float32", "bfloat16")
 # Float variants: as they are; under the CUDA graphs that quantized ones run under; and under these
