@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from .reference import ACTIVATIONS, MAX_EPILOGUE_ROTATION, MAX_ROTATION, rotation_fits
-from .reference_attention import KEY_GROUP, MAX_HEAD_SIZE, kv_cache_shapes
+from .reference_attention import (
+    KEY_GROUP,
+    KEY_PANEL,
+    MAX_HEAD_SIZE,
+    MAX_KEYS,
+    kv_cache_shapes,
+)
 
 PANEL, GROUP = 16, 4  # columns and k of the CPU layout, csrc/kernels/cpu/layout.h
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -234,28 +240,49 @@ def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_d
     return _fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)
 
 
-def _check_shape(op: str, name: str, x: Tensor, *wanted: int) -> None:
+def _check_shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], meaning: str = "") -> None:
     if tuple(x.shape) != wanted:
-        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted {list(wanted)}")
-
-
-def _check_attention(op: str, name: str, heads: Tensor, cache: tuple[Tensor, Tensor], **tables):
-    """heads [B, H, t, d], the cache of int8 keys and values, and its tables [H, d]."""
-    _check_dtype(op, name, heads, *FLOATS)
-    if heads.dim() != 4 or heads.shape[3] % KEY_GROUP or not 0 < heads.shape[3] <= MAX_HEAD_SIZE:
         raise RuntimeError(
-            f"{op}: {name} has shape {list(heads.shape)}, wanted heads [B, H, t, d] of d channels, "
-            f"a multiple of {KEY_GROUP} up to {MAX_HEAD_SIZE}"
+            f"{op}: {name} has shape {list(x.shape)}, wanted {list(wanted)}{meaning}"
         )
-    for label, table in tables.items():
-        _check_dtype(op, label, table, torch.float32)
-        _check_shape(op, label, table, heads.shape[1], heads.shape[3])
-    images, count, _, size = heads.shape
-    for label, codes in zip(("k_cache", "v_cache"), cache, strict=True):
-        _check_dtype(op, label, codes, torch.int8)
-    wanted = kv_cache_shapes(images, count, cache[0].shape[2] * 16, size)
-    for label, codes, shape in zip(("k_cache", "v_cache"), cache, wanted, strict=True):
-        _check_shape(op, label, codes, *shape)
+
+
+def _check_heads(op: str, name: str, x: Tensor) -> None:
+    if x.dim() != 4:
+        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted [B, H, t, d]")
+    _check_dtype(op, name, x, *FLOATS)
+    _, heads, _, size = x.shape
+    if heads == 0 or size % KEY_GROUP or not 0 < size <= MAX_HEAD_SIZE:
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(x.shape)}, wanted heads [B, H, t, d] of d channels, a "
+            f"multiple of {KEY_GROUP} up to {MAX_HEAD_SIZE}"
+        )
+
+
+def _check_cache(op: str, lead: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """The int8 keys and values of ``lead``'s heads [B, H, t, d]."""
+    images, heads, _, size = lead.shape
+    panels = k_cache.shape[2] if k_cache.dim() == 6 else 0
+    keys, values = kv_cache_shapes(images, heads, panels * KEY_PANEL, size)
+    if panels == 0 or tuple(k_cache.shape) != keys:
+        raise RuntimeError(
+            f"{op}: k_cache has shape {list(k_cache.shape)}, wanted [{images}, {heads}, panels, "
+            f"{size // KEY_GROUP}, {KEY_PANEL}, {KEY_GROUP}] as kv_cache_shapes gives them"
+        )
+    if panels * KEY_PANEL > MAX_KEYS:
+        raise RuntimeError(
+            f"{op}: k_cache has {panels * KEY_PANEL} keys, wanted at most {MAX_KEYS} so that sums "
+            "fit in int32"
+        )
+    _check_shape(op, "v_cache", v_cache, values, ", as many keys as k_cache has")
+    _check_dtype(op, "k_cache", k_cache, torch.int8)
+    _check_dtype(op, "v_cache", v_cache, torch.int8)
+
+
+def _check_head_tables(op: str, lead: Tensor, **tables: Tensor) -> None:
+    for name, table in tables.items():
+        _check_dtype(op, name, table, torch.float32)
+        _check_shape(op, name, table, (lead.shape[1], lead.shape[3]), " (heads, channels)")
 
 
 @torch.library.register_fake("ptq4arvg::store_kv")
@@ -263,9 +290,11 @@ def _(k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position=None)
     op, tables = "store_kv", {"k_scale": k_scale, "k_shift": k_shift, "v_scale": v_scale,
                               "v_shift": v_shift}  # fmt: skip
     _check_device(op, k=k, v=v, k_cache=k_cache, v_cache=v_cache, position=position, **tables)
-    _check_attention(op, "k", k, (k_cache, v_cache), **tables)
+    _check_heads(op, "k", k)
+    _check_shape(op, "v", v, tuple(k.shape))
     _check_dtype(op, "v", v, *FLOATS)
-    _check_shape(op, "v", v, *k.shape)
+    _check_cache(op, k, k_cache, v_cache)
+    _check_head_tables(op, k, **tables)
     _check_dtype(op, "position", position, torch.int32)
 
 
@@ -275,10 +304,14 @@ def _(
     out_dtype=torch.float32,
 ):  # fmt: skip
     op, tables = "attention", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
+    if limits is not None:
+        position = None  # not looked at
     _check_device(
         op, q=q, k_cache=k_cache, v_cache=v_cache, limits=limits, position=position, **tables
     )
-    _check_attention(op, "q", q, (k_cache, v_cache), **tables)
+    _check_heads(op, "q", q)
+    _check_cache(op, q, k_cache, v_cache)
+    _check_head_tables(op, q, **tables)
     _check_dtype(op, "limits", limits, torch.int32)
     _check_length(op, "limits", limits, q.shape[2], "one for each query")
     _check_dtype(op, "position", position, torch.int32)

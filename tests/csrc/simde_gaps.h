@@ -72,6 +72,7 @@ inline int32_t sum_of(__m512i x) {
 
 #define _mm256_mask_storeu_epi16(p, k, x) simde_gaps::masked_store<int16_t, 16>(p, k, x)
 #define _mm_mask_storeu_epi8(p, k, x) simde_gaps::masked_store<int8_t, 16>(p, k, x)
+#define _mm512_mask_storeu_epi32(p, k, x) simde_gaps::masked_store<int32_t, 16>(p, k, x)
 #define _mm512_mask_storeu_ps(p, k, x) simde_gaps::masked_store<float, 16>(p, k, x)
 #define _mm256_maskz_loadu_epi16(k, p) simde_gaps::masked_load<__m256i, int16_t, 16>(k, p)
 #define _mm512_maskz_loadu_epi32(k, p) simde_gaps::masked_load<__m512i, int32_t, 16>(k, p)

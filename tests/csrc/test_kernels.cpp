@@ -164,6 +164,83 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
   if (m && std::memcmp(expected.get(), actual.get(), m * k)) fail(table.isa, "norm_quantize", m, 0, k, bits);
 }
 
+// Floats [batch, heads, tokens, size] with gaps between tokens, heads and images, in a block that ends with the last.
+struct Heads {
+  Heads(int64_t batch, int64_t heads, int64_t tokens, int64_t size, DType dtype)
+      : of_head(size + uniform(0, 5)),
+        of_token(heads * of_head + uniform(0, 5)),
+        of_image(tokens * of_token + uniform(0, 5)),
+        dtype(dtype),
+        halves(((batch - 1) * of_image + (tokens - 1) * of_token + (heads - 1) * of_head + size) *
+                   (dtype == DType::f32 ? 2 : 1),
+               [] { return uniform(0x3c00, 0x4100) | uniform(0, 1) << 15; }) {}
+  HeadTensor tensor() const { return {halves.get(), dtype, of_image, of_head, of_token}; }
+
+  int64_t of_head, of_token, of_image;
+  DType dtype;
+  Exact<uint16_t> halves;
+};
+
+// Any codes, with a gap between images, in blocks that end with the last image.
+struct Cache {
+  Cache(int64_t batch, int64_t heads, int64_t head_bytes, int64_t capacity)
+      : capacity(capacity),
+        of_image(heads * head_bytes + uniform(0, 40)),
+        keys((batch - 1) * of_image + heads * head_bytes, [] { return uniform(-128, 127); }),
+        values(keys.count, [] { return uniform(-128, 127); }) {}
+  KvCache<int8_t> all() const { return {keys.get(), values.get(), of_image, of_image, capacity}; }
+  KvCache<const int8_t> read() const { return {keys.get(), values.get(), of_image, of_image, capacity}; }
+
+  int64_t capacity, of_image;
+  Exact<int8_t> keys, values;
+};
+
+// Positions and limits may go past the cache's end, and limits may leave nothing to attend to.
+void check_attention(const cpu::KernelTable& table, int64_t tokens, int64_t size, int64_t capacity, DType dtype,
+                     DType out_dtype) {
+  const int64_t batch = uniform(1, 3), heads = uniform(1, 3), head_bytes = capacity * size;
+  const Heads q(batch, heads, tokens, size, dtype), k(batch, heads, tokens, size, dtype);
+  const Heads v(batch, heads, tokens, size, out_dtype);
+  const auto k_scale = floats(heads * size, 1e-3f, 3e-2f), k_shift = floats(heads * size, -1, 1);
+  const auto v_scale = floats(heads * size, 1e-3f, 3e-2f), v_shift = floats(heads * size, -1, 1);
+  const int room = static_cast<int>(capacity);
+  const Exact<int32_t> position(1, [=] { return uniform(0, room); });
+  const Exact<int32_t> limits(tokens, [=] { return uniform(-1, room + 3); });
+  const Cache expected(batch, heads, head_bytes, capacity);
+  const size_t bytes = expected.keys.count;
+  const Exact<int8_t> keys(bytes), values(bytes);
+  std::memcpy(keys.get(), expected.keys.get(), bytes);
+  std::memcpy(values.get(), expected.values.get(), bytes);
+
+  StoreKvProblem s;
+  s.batch = batch, s.heads = heads, s.tokens = tokens, s.size = size;
+  s.k = k.tensor(), s.v = v.tensor();
+  s.k_scale = k_scale.get(), s.k_shift = k_shift.get(), s.v_scale = v_scale.get(), s.v_shift = v_shift.get();
+  s.position = uniform(0, 3) ? position.get() : nullptr;
+  s.cache = expected.all();
+  cpu::scalar_table().store_kv(s);
+  s.cache.keys = keys.get(), s.cache.values = values.get();
+  table.store_kv(s);
+  if (std::memcmp(expected.keys.get(), keys.get(), bytes) || std::memcmp(expected.values.get(), values.get(), bytes)) {
+    fail(table.isa, "store_kv", tokens, capacity, size, 8);
+  }
+
+  AttentionProblem p;
+  p.batch = batch, p.heads = heads, p.tokens = tokens, p.size = size;
+  p.q = q.tensor(), p.out_dtype = out_dtype;
+  p.k_scale = k_scale.get(), p.v_scale = v_scale.get(), p.v_shift = v_shift.get();
+  p.cache = expected.read();
+  p.position = s.position;
+  p.limits = uniform(0, 1) ? limits.get() : nullptr;
+  const size_t out_bytes = batch * tokens * heads * size * (out_dtype == DType::f32 ? 4 : 2);
+  const Exact<uint8_t> wanted(out_bytes), found(out_bytes);
+  p.out = wanted.get();
+  cpu::scalar_table().attention(p);
+  p.out = found.get();
+  table.attention(p);
+  if (std::memcmp(wanted.get(), found.get(), out_bytes)) fail(table.isa, "attention", tokens, capacity, size, 8);
+}
+
 void check_table(const cpu::KernelTable& table, const char* how) {
   int count = 0;
   for (int bits : {8, 6, 4}) {
@@ -173,11 +250,14 @@ void check_table(const cpu::KernelTable& table, const char* how) {
         check_gemm(table, m, n, k, bits, extreme, count % 2, DType(count % 3), Activation(count % 4));
         check_rows(table, m, k, bits, DType(count % 3));
         check_rows(table, m, 16 * uniform(1, 20), bits, DType(count % 3));
+        const int64_t tokens = m ? m : 9, size = 4 * uniform(1, 32);
+        check_attention(table, tokens, size, 16 * uniform(1, 20), DType(count % 3), DType(uniform(0, 2)));
         ++count;
       }
       check_gemm(table, 7, 16, 4, bits, extreme, false, DType::f32, Activation::none);
       check_gemm(table, 40, 64, 64, bits, extreme, true, DType::f32, Activation::gelu);
       check_gemm(table, 100, 130, 2051, bits, extreme, false, DType::f32, Activation::none);
+      check_attention(table, 70, 64, 512, DType::f32, DType::f32);
       count += 3;
     }
   }

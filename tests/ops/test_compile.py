@@ -27,6 +27,12 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
     eight_args = (eight.packed, a_scale, eight.scale)
     modulation = {"scale": maker.normal(2, k), "shift": maker.normal(2, k)}
     vectors = ("weight", "bias", "constant", "post_scale", "post_shift")
+    # Keys, values and queries [B, H, t, d] as views of one projection; a cache with room for more.
+    heads = maker.normal(2, 3, 3, 5, 8).permute(2, 0, 3, 1, 4).unbind(0)
+    larger = tuple(maker.codes(*shape) for shape in ops.kv_cache_shapes(4, 5, 20, 8))
+    cache, gaps = [codes[:2] for codes in larger], [codes[::2] for codes in larger]
+    k_table, v_table = [(maker.uniform(0.01, 0.1, 5, 8), maker.normal(5, 8)) for _ in range(2)]
+    limits = torch.tensor([3, 1, 20], dtype=torch.int32)
     return {
         "pack_weight": [((six.codes, six.zero, 6), {}), ((eight.codes, None, 8), {})],
         "unpack_weight": [((six.packed, six.zero, 6, n, k), {})],
@@ -51,12 +57,28 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
                 {"bits": 6, "activation": "silu", "out_dtype": torch.float16},
             ),
         ],
+        "store_kv": [
+            ((*heads[1:], *cache, *k_table, *v_table), {}),
+            (
+                (heads[1].half(), heads[2].bfloat16(), *gaps, *k_table, *v_table, position),
+                {},
+            ),
+            ((*(x[:, :, :0] for x in heads[1:]), *cache, *k_table, *v_table), {}),
+        ],
+        "attention": [
+            ((heads[0], *cache, k_table[0], *v_table), {"position": position}),
+            (
+                (heads[0].half(), *gaps, k_table[0], *v_table),
+                {"limits": limits, "out_dtype": torch.bfloat16},
+            ),
+            ((heads[0][:, :, :0], *cache, k_table[0], *v_table), {}),
+        ],
     }
 
 
 NAMES = (
     "pack_weight", "unpack_weight", "quantize", "gemm", "gemm_quantize", "norm_quantize",
-    "gemm_float",
+    "gemm_float", "store_kv", "attention",
 )  # fmt: skip
 
 
@@ -71,8 +93,71 @@ def test_opcheck(make, name):
 def test_compiles_to_the_same_result(make, name):
     face = getattr(ops, name)
     compiled = torch.compile(face, fullgraph=True, backend="aot_eager")
-    for args, kwargs in _calls(make)[name]:
-        assert torch.equal(compiled(*args, **kwargs), face(*args, **kwargs))
+    for (args, kwargs), (same_args, _) in zip(_calls(make)[name], _calls(make)[name], strict=True):
+        result, expected = compiled(*args, **kwargs), face(*same_args, **kwargs)
+        assert result is expected is None or torch.equal(result, expected)
+        for mine, wanted in zip(args, same_args, strict=True):  # store_kv writes in its caches
+            assert mine is wanted or not isinstance(mine, torch.Tensor) or torch.equal(mine, wanted)
+
+
+def _step(make):
+    """Keys and values of new tokens stored, and attention to all that are there."""
+    maker = make(6)
+    k_scale, v_scale = (maker.uniform(0.01, 0.1, 2, 8) for _ in range(2))
+    k_shift, v_shift = (maker.normal(2, 8) for _ in range(2))
+
+    def step(x, k_cache, v_cache, position):
+        q, k, v = x.unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        ops.store_kv(k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position)
+        y = ops.attention(q, k_cache, v_cache, k_scale, v_scale, v_shift, position=position)
+        return y + x[..., :16]
+
+    return step
+
+
+def _decode(step, other, make, images=3):
+    """Both steps over a sequence, a few tokens at a time; equal outputs and caches."""
+    maker = make(7)
+    caches = [ops.empty_kv_cache(images, 2, 100, 8) for _ in range(2)]
+    first = 0
+    for tokens in (5, 3, 7, 16, 40):  # 5 first: no other size, which it would be taken for
+        x, position = maker.normal(images, tokens, 48), torch.tensor([first], dtype=torch.int32)
+        before = caches[0][0].clone()
+        y = step(x, *caches[0], position)
+        torch.testing.assert_close(y, other(x, *caches[1], position), rtol=0, atol=0)
+        for mine, wanted in zip(*caches, strict=True):
+            assert torch.equal(mine, wanted)
+        assert not torch.equal(caches[0][0], before)
+        first += tokens
+
+
+@pytest.mark.parametrize("backend", [
+    "eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_stored_keys_are_seen_when_compiled(make, backend):
+    """The attention after a store reads what it stored, and so does the next call."""
+    step, counter = _step(make), CompileCounterWithBackend(backend)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
+    _decode(compiled, step, make)
+    assert counter.frame_count == 1
+
+
+def test_export_of_a_store(make):
+    step = _step(make)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, k_cache, v_cache, position):
+            return step(x, k_cache, v_cache, position)
+
+    cache, position = ops.empty_kv_cache(3, 2, 100, 8), torch.tensor([0], dtype=torch.int32)
+    tokens = {1: torch.export.Dim("tokens", min=1, max=100)}
+    shapes = {"x": tokens, "k_cache": None, "v_cache": None, "position": None}
+    args = (make(8).normal(3, 4, 48), *cache, position)
+    program = torch.export.export(Module(), args, dynamic_shapes=shapes)
+    _decode(program.module(), step, make)
+    functional = program.run_decompositions()
+    assert set(functional.graph_signature.user_inputs_to_mutate.values()) == {"k_cache", "v_cache"}
+    _decode(functional.module(), step, make)
 
 
 def _layer(make):

@@ -33,7 +33,8 @@ def test_kernels_are_listed_once_each():
         for bits in (8, 6, 4):
             assert f"gemm.w{bits}.{isa}" in names
             assert f"gemm_float.w{bits}.{isa}" in names
-        assert {f"quantize.{isa}", f"norm_quantize.{isa}"} <= set(names)
+        for op in ("quantize", "norm_quantize", "attention", "store_kv"):
+            assert f"{op}.{isa}" in names
     available = {kernel["isa"] for kernel in kernels if kernel["available"]}
     assert available >= set(ops.build_info()["available_isas"])
     assert all(kernel["weight_bits"] in (None, 4, 6, 8) for kernel in kernels)
@@ -55,6 +56,10 @@ def test_torch_ops_have_the_documented_names():
         assert hasattr(torch.ops.ptq4arvg, name)
         assert hasattr(ops, name)
         assert hasattr(ops.reference, name)
+    for name in ("attention", "store_kv"):
+        assert hasattr(torch.ops.ptq4arvg, name)
+        assert hasattr(ops, name)
+        assert hasattr(ops.reference_attention, name)
 
 
 KINDS = {

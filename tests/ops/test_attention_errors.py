@@ -1,0 +1,225 @@
+"""Every refusal of store_kv, attention and kv_cache_shapes, with its text."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from ptq4arvg import ops
+
+B, H, TOKENS, D, PANELS = 2, 3, 5, 8, 2
+NAN, INF = float("nan"), float("inf")
+BOTH = ("store_kv", "attention")
+FLOATS = "wanted float32, float16 or bfloat16"
+HEADS = "wanted heads [B, H, t, d] of d channels, a multiple of 4 up to 128"
+KEYS = "wanted [2, 3, panels, 2, 16, 4] as kv_cache_shapes gives them"
+VALUES = "wanted [2, 3, 8, 8, 4], as many keys as k_cache has"
+GAPS = "has gaps within an image, wanted them between images at most"
+
+
+def _codes(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+def _ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _table(value: float) -> Tensor:
+    """One bad entry, in head 1 and channel 6."""
+    table = torch.ones(H, D)
+    table[1, 6] = value
+    return table
+
+
+def _arguments(op: str) -> dict:
+    """Valid arguments of each operator; the cases below spoil one."""
+    x = torch.ones(B, H, TOKENS, D)
+    k_cache, v_cache = ops.empty_kv_cache(B, H, 16 * PANELS, D)
+    cache, tables = {"k_cache": k_cache, "v_cache": v_cache}, torch.ones(H, D)
+    k, v = {"k_scale": tables}, {"v_scale": tables, "v_shift": tables}
+    if op == "store_kv":
+        return {"k": x, "v": x, **cache, **k, "k_shift": tables, **v}
+    return {"q": x, **cache, **k, **v}
+
+
+def _of_lead(x: Tensor, message: str) -> list[tuple[tuple[str], dict, str]]:
+    """The same about the leading argument of each operator."""
+    return [((op,), {name: x}, f"{name} {message}") for op, name in
+            (("store_kv", "k"), ("attention", "q"))]  # fmt: skip
+
+
+SHIFTS = [(BOTH, "v_shift"), (("store_kv",), "k_shift")]
+TABLES = [(BOTH, "k_scale"), (BOTH, "v_scale"), *SHIFTS]
+
+# operators, spoiled arguments, message after "<op>: ", in the order of the checks; those of the
+# second list need the data, so that fake kernels do not know them
+SHAPE_CASES = [
+    # heads
+    *_of_lead(torch.ones(H, TOKENS, D), "has shape [3, 5, 8], wanted [B, H, t, d]"),
+    *_of_lead(torch.ones(()), "has shape [], wanted [B, H, t, d]"),
+    *_of_lead(torch.ones(B, H, TOKENS, D, dtype=torch.float64), f"has dtype float64, {FLOATS}"),
+    *_of_lead(_codes(B, H, TOKENS, D), f"has dtype int8, {FLOATS}"),
+    *_of_lead(torch.ones(B, H, TOKENS, 6), f"has shape [2, 3, 5, 6], {HEADS}"),
+    *_of_lead(torch.ones(B, H, TOKENS, 132), f"has shape [2, 3, 5, 132], {HEADS}"),
+    *_of_lead(torch.ones(B, H, TOKENS, 0), f"has shape [2, 3, 5, 0], {HEADS}"),
+    *_of_lead(torch.ones(B, 0, TOKENS, D), f"has shape [2, 0, 5, 8], {HEADS}"),
+    (("store_kv",), {"v": torch.ones(B, H, 4, D)}, "v has shape [2, 3, 4, 8], wanted [2, 3, 5, 8]"),
+    (("store_kv",), {"v": torch.ones(H, TOKENS, D)},
+     "v has shape [3, 5, 8], wanted [2, 3, 5, 8]"),
+    (("store_kv",), {"v": torch.ones(B, H, TOKENS, D, dtype=torch.int32)},
+     f"v has dtype int32, {FLOATS}"),
+    # the cache
+    (BOTH, {"k_cache": _codes(B, H, PANELS, 2, 16)}, f"k_cache has shape [2, 3, 2, 2, 16], {KEYS}"),
+    (BOTH, {"k_cache": _codes(3)}, f"k_cache has shape [3], {KEYS}"),
+    *[(BOTH, {"k_cache": _codes(*shape)}, f"k_cache has shape {list(shape)}, {KEYS}") for shape in (
+        (1, H, PANELS, 2, 16, 4), (B, 2, PANELS, 2, 16, 4), (B, H, 0, 2, 16, 4),
+        (B, H, PANELS, 3, 16, 4), (B, H, PANELS, 2, 8, 4), (B, H, PANELS, 2, 16, 8))],
+    *[(BOTH, {"v_cache": _codes(*shape)}, f"v_cache has shape {list(shape)}, {VALUES}")
+      for shape in ((1, H, 8, D, 4), (B, 2, 8, D, 4), (B, H, 4, D, 4), (B, H, 8, 4, 4),
+                    (B, H, 8, D, 8), (B, H, 8, D), (B, H, 8, D, 4, 1))],
+    (BOTH, {"k_cache": torch.zeros(B, H, PANELS, 2, 16, 4)}, "k_cache has dtype float32, "
+     "wanted int8"),
+    (BOTH, {"v_cache": torch.zeros(B, H, 8, D, 4, dtype=torch.uint8)},
+     "v_cache has dtype uint8, wanted int8"),
+    (BOTH, {"k_cache": _codes(1, 1, 1, 1, 1, 1).expand(B, H, 4097, 2, 16, 4)},
+     "k_cache has 65552 keys, wanted at most 65536 so that sums fit in int32"),
+    # tables
+    *[(names, {table: torch.ones(H, D, dtype=torch.float64)},
+       f"{table} has dtype float64, wanted float32") for names, table in TABLES],
+    *[(names, {table: torch.ones(*shape)},
+       f"{table} has shape {list(shape)}, wanted [3, 8] (heads, channels)")
+      for names, table in TABLES for shape in ((H * D,), (D, H), (1, D))],
+    # limits, positions, output
+    (("attention",), {"limits": torch.ones(TOKENS)}, "limits has dtype float32, wanted int32"),
+    (("attention",), {"limits": torch.ones(TOKENS, dtype=torch.int64)},
+     "limits has dtype int64, wanted int32"),
+    (("attention",), {"limits": _ints(1, 2)},
+     "limits has 2 entries, wanted 5 (one for each query)"),
+    (("attention",), {"limits": _ints(1, 2, 3, 4, 5)[None]},
+     "limits has shape [1, 5], wanted one dimension"),
+    (BOTH, {"position": torch.zeros(1, dtype=torch.int64)},
+     "position has dtype int64, wanted int32"),
+    (("attention",), {"out_dtype": torch.int8}, f"out_dtype is int8, {FLOATS}"),
+    (("attention",), {"out_dtype": torch.float64}, f"out_dtype is float64, {FLOATS}"),
+]  # fmt: skip
+
+DATA_CASES = [
+    (BOTH, {"k_cache": _codes(B, H, 2 * PANELS, 2, 16, 4)[:, :, ::2]}, f"k_cache {GAPS}"),
+    (BOTH, {"k_cache": _codes(B, H, PANELS, 2, 4, 16).transpose(4, 5)}, f"k_cache {GAPS}"),
+    (BOTH, {"k_cache": _codes(B, 4, PANELS, 2, 16, 4)[:, :H]}, None),  # a gap between images
+    (BOTH, {"v_cache": _codes(B, 2 * H, 8, D, 4)[:, ::2]}, f"v_cache {GAPS}"),
+    (BOTH, {"v_cache": _codes(B, H, 8, D, 8)[..., :4]}, f"v_cache {GAPS}"),
+    (BOTH, {"v_cache": _codes(2 * B, H, 8, D, 4)[::2]}, None),
+    *[(names, {table: _table(value)}, f"{table}[1, 6] is {text}, wanted finite numbers")
+      for names, table in SHIFTS for value, text in ((NAN, "nan"), (INF, "inf"), (-INF, "-inf"))],
+    *[(BOTH, {table: _table(value)}, f"{table}[1, 6] is {text}, wanted finite numbers above 0")
+      for table in ("k_scale", "v_scale")
+      for value, text in ((NAN, "nan"), (INF, "inf"), (0.0, "0"), (-2.0, "-2"))],
+    *[(names, {table: _table(-3e38)}, None) for names, table in SHIFTS],
+    (BOTH, {"k_scale": _table(1e-45)}, None),
+    (("attention",), {"limits": _ints(1, 2, 0, 4, 5)}, "limits[2] is 0, wanted 1 to 32"),
+    (("attention",), {"limits": _ints(1, 2, 3, 33, 5)}, "limits[3] is 33, wanted 1 to 32"),
+    (BOTH, {"position": _ints(1, 2)}, "position has shape [2], wanted one element"),
+    (BOTH, {"position": _ints()}, "position has shape [0], wanted one element"),
+    (BOTH, {"position": _ints(-1)}, "position is -1, wanted 0 or more"),
+    (BOTH, {"position": _ints(28)},
+     "k_cache has 32 positions, but position 28 + tokens 5 = 33 are needed"),
+    (BOTH, {"position": _ints(27)}, None),
+    (("attention",), {"q": torch.ones(B, H, 33, D)},
+     "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
+    (("attention",), {"q": torch.ones(B, H, 33, D), "limits": torch.ones(33, dtype=torch.int32)},
+     None),
+    (("store_kv",), {"k": torch.ones(B, H, 33, D), "v": torch.ones(B, H, 33, D)},
+     "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
+]  # fmt: skip
+
+
+def _each(cases: list) -> list:
+    return [
+        pytest.param(op, spoiled, message, id=f"{op}-{','.join(spoiled)}-{str(message)[:60]}")
+        for names, spoiled, message in cases
+        for op in names
+    ]
+
+
+@pytest.mark.parametrize(("op", "spoiled", "message"), _each(SHAPE_CASES + DATA_CASES))
+def test_message(op, spoiled, message):
+    arguments = {**_arguments(op), **spoiled}
+    if message is None:  # the good neighbour of a bad argument
+        getattr(ops, op)(**arguments)
+        return
+    before = ops.last_kernel()
+    with pytest.raises(ValueError) as caught:
+        getattr(ops, op)(**arguments)
+    assert str(caught.value) == f"{op}: {message}"
+    with pytest.raises(RuntimeError, match=re.escape(f"{op}: {message}")):
+        getattr(torch.ops.ptq4arvg, op)(**arguments)
+    assert ops.last_kernel() == before
+
+
+def _fake(op: str, spoiled: dict) -> Tensor | None:
+    mode = torch._subclasses.FakeTensorMode()
+    arguments = {
+        name: mode.from_tensor(value) if isinstance(value, Tensor) else value
+        for name, value in {**_arguments(op), **spoiled}.items()
+    }
+    with mode:
+        return getattr(ops, op)(**arguments)
+
+
+@pytest.mark.parametrize(("op", "spoiled", "message"), _each(SHAPE_CASES))
+def test_fake_message(op, spoiled, message):
+    """What the fake kernels can see without data: the same words."""
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(f"{op}: {message}")):
+        _fake(op, spoiled)
+
+
+@pytest.mark.parametrize(("op", "spoiled", "message"), _each(DATA_CASES))
+def test_fake_kernels_refuse_nothing_else(op, spoiled, message):
+    _fake(op, spoiled)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *[(op, name) for op in BOTH for name in _arguments(op) if name not in ("k", "q")],
+        *[(op, "position") for op in BOTH],
+        ("attention", "limits"),
+    ],
+)
+def test_device(op, name):
+    arguments = _arguments(op)
+    lead = next(iter(arguments))
+    value = arguments.get(name, _ints(1) if name == "position" else _ints(1, 2, 3, 4, 5))
+    message = f"{op}: {name} is on meta, but {lead} is on cpu; wanted all on one device"
+    with pytest.raises(ValueError, match=message):
+        getattr(ops, op)(**{**arguments, name: value.to("meta")})
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        _fake(op, {name: value.to("meta")})
+
+
+@pytest.mark.parametrize("op", BOTH)
+def test_valid_arguments_pass(op):
+    getattr(ops, op)(**_arguments(op))
+    _fake(op, {})
+
+
+def test_a_position_that_is_not_used():
+    """With limits the position says nothing, and is not looked at."""
+    spoiled = {"limits": _ints(1, 2, 3, 4, 5), "position": torch.full((2,), -1)}
+    ops.attention(**_arguments("attention"), **spoiled)
+    _fake("attention", spoiled)
+
+
+@pytest.mark.parametrize("size", [-4, 0, 1, 6, 127, 132, 256])
+def test_heads_of_caches(size):
+    message = f"kv_cache_shapes: heads of {size} channels; wanted a multiple of 4 up to 128"
+    with pytest.raises(ValueError) as caught:
+        ops.kv_cache_shapes(1, 1, 16, size)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError, match=message):
+        ops.empty_kv_cache(1, 1, 16, size)
