@@ -1,0 +1,91 @@
+// What a lane does with numbers of its own: queries to codes, scores to levels, sums to outputs.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/cuda/vector.cuh"
+
+namespace ptq4arvg::cuda {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// A query's codes as four lanes hold them for the A operand: word i has channels 16 i + 4 w to 16 i + 4 w + 3 of lane w,
+// zeros past the last channel. By how many powers of two a difference of scores is.
+template <int Size>
+__device__ inline float quantize_query(const HeadTensor& q, int64_t first, const float* k_scale, int size, bool wide,
+                                       int w, uint32_t* codes) {
+  const FloatMatrix row{q.data, q.dtype, 0};
+  float u[Size / 16][4] = {};
+  uint32_t top = 0;
+#pragma unroll
+  for (int i = 0; i < Size / 16; ++i) {
+    const int c = 16 * i + 4 * w;
+    if (c >= size) continue;
+    float scale[4];
+    load_four(row, first + c, wide, u[i]);
+    load_four(k_scale, c, wide, scale);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      u[i][j] = mul(u[i][j], scale[j]);
+      top = max(top, float_bits(magnitude(u[i][j])));
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) top = max(top, __shfl_xor_sync(kAllLanes, top, step));
+  const QueryScale scale = query_scale(bits_float(top));
+#pragma unroll
+  for (int i = 0; i < Size / 16; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) u[i][j] = attention_code(mul(u[i][j], scale.inverse));
+    codes[i] = pack4(u[i]);
+  }
+  return scale.exponent;
+}
+
+// A query's way from scores to levels, in fewer instructions than the text of probability_level has, and the same bits.
+struct Softmax {
+  uint32_t top;  // bits of 2^23 + the greatest score
+  float minus_exponent, lifted;
+
+  __device__ Softmax(int32_t most, float exponent)
+      : top(float_bits(kLift) + static_cast<uint32_t>(most)), minus_exponent(-exponent), lifted(mul(kLift, exponent)) {}
+
+  // The level is the lowest byte. A score is less than 2^22 below the greatest, so the difference is the fraction of a
+  // float at 2^23, and taking that off again within the multiplication rounds nothing. Powers of two are added to
+  // exponents, and the sum that rounds to integers has the integer in its lowest bits.
+  __device__ uint32_t level_bits(int32_t score) const {
+    const float y = larger(fused(bits_float(top - static_cast<uint32_t>(score)), minus_exponent, lifted), kLeastPower);
+    const float n = add(y, kRoundingShift);
+    const float p = level_of_fraction(sub(y, sub(n, kRoundingShift)));
+    return float_bits(add(bits_float(float_bits(p) + (float_bits(n) << 23)), kRoundingShift));
+  }
+
+ private:
+  static constexpr float kLift = 8388608.0f;
+};
+
+// The lowest bytes of four words.
+__device__ inline uint32_t lowest_bytes(const uint32_t* words) {
+  return __byte_perm(__byte_perm(words[0], words[1], 0x0040), __byte_perm(words[2], words[3], 0x0040), 0x5410);
+}
+
+// Ones in the bytes of those of four keys from `key` on that are below the limit.
+__device__ inline uint32_t seen_keys(int key, int limit) {
+  const int seen = limit - key;
+  return seen >= 4 ? 0xffffffffu : seen <= 0 ? 0 : (1u << 8 * seen) - 1;
+}
+
+// Levels of a lane's scores (attention_tile.cuh) as an A operand.
+__device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows, uint32_t* levels) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int row = j % 2, column = j / 2;
+    uint32_t words[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) words[t] = rows[row].level_bits(scores[t][2 * row + column]);
+    levels[j] = lowest_bytes(words);
+  }
+}
+
+}  // namespace
+}  // namespace ptq4arvg::cuda
