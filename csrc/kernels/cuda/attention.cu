@@ -87,25 +87,23 @@ __device__ inline void finish(const Attention& a, int64_t image, int head, int f
                               const int32_t (*sums)[4], const float* reciprocals) {
   const AttentionProblem& p = a.p;
   const int size = static_cast<int>(p.size), lane = threadIdx.x % 32;
+  const int first = first_channel + lane % 4 * 8, first_of_head = head * size;
+  const auto inside = [&](int e) { return first + 4 * e < size; };
+  float scale[2][4], shift[2][4];
+  load_fours<2>({p.v_scale, DType::f32, 0}, first_of_head + first, 4, a.wide, inside, scale);
+  load_fours<2>({p.v_shift, DType::f32, 0}, first_of_head + first, 4, a.wide, inside, shift);
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int c = first_channel + lane % 4 * 8 + 4 * e;
-    if (c >= size) continue;
-    float scale[4], shift[4];
-    load_four(p.v_scale + head * size, c, a.wide, scale);
-    load_four(p.v_shift + head * size, c, a.wide, shift);
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2, e = i % 2;
+    const int64_t query = first_query + lane / 4 + 8 * row;
+    if (query >= p.tokens || !inside(e)) continue;
+    float y[4];
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const int64_t query = first_query + lane / 4 + 8 * row;
-      if (query >= p.tokens) continue;
-      float y[4];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const float sum = static_cast<float>(sums[t][2 * row + e]);
-        y[t] = attention_output(sum, reciprocals[row], scale[t], shift[t]);
-      }
-      store_four(p.out, p.out_dtype, ((image * p.tokens + query) * p.heads + head) * size + c, y);
+    for (int t = 0; t < 4; ++t) {
+      const float sum = static_cast<float>(sums[t][i]);
+      y[t] = attention_output(sum, reciprocals[row], scale[e][t], shift[e][t]);
     }
+    store_four(p.out, p.out_dtype, (image * p.tokens + query) * p.heads * size + first_of_head + first + 4 * e, y);
   }
 }
 
@@ -116,9 +114,9 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   using T = typename Ring<Size, Split>::T;
   const AttentionProblem& p = a.p;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const unsigned heads = static_cast<unsigned>(p.heads), of_head = blockIdx.x / a.blocks;
-  const int64_t image = of_head / heads;
-  const int head_index = static_cast<int>(of_head % heads), size = static_cast<int>(p.size);
+  const unsigned heads = static_cast<unsigned>(p.heads), head_of_all = blockIdx.x / a.blocks;
+  const int64_t image = head_of_all / heads;
+  const int head_index = static_cast<int>(head_of_all % heads), size = static_cast<int>(p.size);
   const int block_query = static_cast<int>(blockIdx.x % a.blocks) * kBlockQueries<Split>;
   const int first_query = block_query + (Split ? 0 : warp * kWarpQueries);
   // Rows past the last query are that query once more: they are not written.
@@ -138,16 +136,14 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   uint32_t queries[Size / 32][4];
   float exponents[2];
   int limits[2];
+  int64_t first[2];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const int query = min(first_query + lane / 4 + 8 * row, last_query);
-    uint32_t codes[Size / 16];
-    const int64_t from = image * p.q.of_image + head_index * p.q.of_head + query * p.q.of_token;
-    exponents[row] = quantize_query<Size>(p.q, from, p.k_scale + head_index * size, size, a.wide, lane % 4, codes);
-#pragma unroll
-    for (int i = 0; i < Size / 16; ++i) queries[i / 2][i % 2 * 2 + row] = codes[i];
+    first[row] = image * p.q.of_image + head_index * p.q.of_head + query * p.q.of_token;
     limits[row] = limit_of(query);
   }
+  quantize_queries<Size>(p.q, first, p.k_scale + head_index * size, size, a.wide, lane % 4, queries, exponents);
   const int least = -warp_max(-min(limits[0], limits[1]), 4);
   const int most = first_query <= last_query ? warp_max(max(limits[0], limits[1]), 4) : 0;
   // body(tile, step, key) for the warp's steps of the next `tiles` tiles.

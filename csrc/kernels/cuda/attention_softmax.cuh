@@ -9,37 +9,37 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// A query's codes as four lanes hold them for the A operand: word i has channels 16 i + 4 w to 16 i + 4 w + 3 of lane w,
-// zeros past the last channel. By how many powers of two a difference of scores is.
+// Codes of a lane's two queries as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3 after it of
+// lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to exponents.
 template <int Size>
-__device__ inline float quantize_query(const HeadTensor& q, int64_t first, const float* k_scale, int size, bool wide,
-                                       int w, uint32_t* codes) {
-  const FloatMatrix row{q.data, q.dtype, 0};
-  float u[Size / 16][4] = {};
-  uint32_t top = 0;
+__device__ inline void quantize_queries(const HeadTensor& q, const int64_t* first, const float* k_scale, int size,
+                                        bool wide, int w, uint32_t (*codes)[4], float* exponents) {
+  constexpr int kFours = Size / 16;
+  const auto inside = [&](int i) { return 16 * i + 4 * w < size; };
+  float scale[kFours][4], u[2][kFours][4];
+  load_fours<kFours>({k_scale, DType::f32, 0}, 4 * w, 16, wide, inside, scale);
 #pragma unroll
-  for (int i = 0; i < Size / 16; ++i) {
-    const int c = 16 * i + 4 * w;
-    if (c >= size) continue;
-    float scale[4];
-    load_four(row, first + c, wide, u[i]);
-    load_four(k_scale, c, wide, scale);
+  for (int row = 0; row < 2; ++row) load_fours<kFours>({q.data, q.dtype, 0}, first[row] + 4 * w, 16, wide, inside, u[row]);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      u[i][j] = mul(u[i][j], scale[j]);
-      top = max(top, float_bits(magnitude(u[i][j])));
+  for (int row = 0; row < 2; ++row) {
+    uint32_t top = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kFours; ++i) {
+      float& x = u[row][i / 4][i % 4];
+      x = mul(x, scale[i / 4][i % 4]);
+      top = max(top, float_bits(magnitude(x)));
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) top = max(top, __shfl_xor_sync(kAllLanes, top, step));
+    const QueryScale to = query_scale(bits_float(top));
+    exponents[row] = to.exponent;
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) u[row][i][j] = attention_code(mul(u[row][i][j], to.inverse));
+      codes[i / 2][i % 2 * 2 + row] = pack4(u[row][i]);
     }
   }
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) top = max(top, __shfl_xor_sync(kAllLanes, top, step));
-  const QueryScale scale = query_scale(bits_float(top));
-#pragma unroll
-  for (int i = 0; i < Size / 16; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) u[i][j] = attention_code(mul(u[i][j], scale.inverse));
-    codes[i] = pack4(u[i]);
-  }
-  return scale.exponent;
 }
 
 // A query's way from scores to levels, in fewer instructions than the text of probability_level has, and the same bits.

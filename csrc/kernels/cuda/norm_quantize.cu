@@ -8,6 +8,35 @@
 namespace ptq4arvg::cuda {
 namespace {
 
+// W floats of a vector of columns.
+template <int W>
+__device__ inline void load_columns(const float* from, int64_t k, float* out) {
+  if constexpr (W == 1) {
+    out[0] = from[k];
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; i += 4) *reinterpret_cast<float4*>(out + i) = *reinterpret_cast<const float4*>(from + k + i);
+  }
+}
+
+// W elements of a matrix whose type is known at run time only.
+template <int W>
+__device__ inline void load_columns(const FloatMatrix& from, int64_t index, float* out) {
+  if constexpr (W == 1) {
+    out[0] = load_float(from.data, from.dtype, index);
+  } else if (from.dtype == DType::f32) {
+    load_columns<W>(static_cast<const float*>(from.data), index, out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; i += 4) {
+      const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from.data) + index + i);
+      const uint32_t halves[4] = {raw.x & 0xffffu, raw.x >> 16, raw.y & 0xffffu, raw.y >> 16};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) out[i + j] = to_float(halves[j], from.dtype);
+    }
+  }
+}
+
 template <DType T, int W>
 __device__ inline void load_row(const FloatMatrix& x, int64_t index, float* out) {
   if constexpr (W == 1) {

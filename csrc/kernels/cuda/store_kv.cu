@@ -15,14 +15,23 @@ struct StoreKv {
   bool wide_k, wide_v, wide_scales;  // four floats can be read at once
 };
 
-// Codes of four channels, the first one in the lowest byte.
-__device__ inline uint32_t codes_of(const HeadTensor& x, int64_t index, bool wide, const float* shift,
-                                    const float* inverse) {
-  float codes[4];
-  load_four(FloatMatrix{x.data, x.dtype, 0}, index, wide, codes);
+// Codes of four channels of the four tokens from `first` on (an element's index): word i has those of the i-th, if
+// bit i of `stored` is set.
+__device__ inline void codes_of(const HeadTensor& x, int64_t first, bool wide, uint32_t stored, const float* scales,
+                                const float* shifts, bool wide_scales, uint32_t* words) {
+  const auto all = [](int) { return true; };
+  float scale[1][4], shift[1][4], values[4][4];
+  load_fours<1>({scales, DType::f32, 0}, 0, 0, wide_scales, all, scale);
+  load_fours<1>({shifts, DType::f32, 0}, 0, 0, wide_scales, all, shift);
+  load_fours<4>({x.data, x.dtype, 0}, first, x.of_token, wide, [&](int i) { return stored >> i & 1; }, values);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) codes[i] = cache_code(codes[i], shift[i], inverse[i]);
-  return pack4(codes);
+  for (int j = 0; j < 4; ++j) {
+    const float inverse = div(1.0f, scale[0][j]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i][j] = cache_code(values[i][j], shift[0][j], inverse);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words[i] = pack4(values[i]);
 }
 
 // Byte j of word i becomes byte i of word j.
@@ -40,33 +49,25 @@ __global__ void __launch_bounds__(kThreads) store_kv_kernel(const __grid_constan
   const uint32_t thread = blockIdx.x * kThreads + threadIdx.x;
   if (thread >= s.threads) return;
   const uint32_t quads = static_cast<uint32_t>(p.size) / 4, heads = static_cast<uint32_t>(p.heads);
-  const uint32_t of_head = thread / quads / s.groups;
-  const int64_t image = of_head / heads, head = of_head % heads, c = thread % quads * 4;
+  const uint32_t head_of_all = thread / quads / s.groups;
+  const int64_t image = head_of_all / heads, head = head_of_all % heads, c = thread % quads * 4;
   const int64_t begin = p.position ? *p.position : 0;
   const int64_t group = begin / kKeyGroup + thread / quads % s.groups;
 
-  int8_t* keys = p.cache.keys + image * p.cache.image_keys + head * p.cache.capacity * p.size;
-  int8_t* values = p.cache.values + image * p.cache.image_values + head * p.cache.capacity * p.size;
-  const auto codes = [&](const HeadTensor& x, const float* scales, const float* shifts, bool wide, uint32_t* out) {
-    float inverse[4], shift[4];
-    load_four(scales + head * p.size, c, s.wide_scales, inverse);
-    load_four(shifts + head * p.size, c, s.wide_scales, shift);
+  uint32_t stored = 0;  // bit i: the i-th position of the group is a token's, and there is room
 #pragma unroll
-    for (int i = 0; i < 4; ++i) inverse[i] = div(1.0f, inverse[i]);
-    uint32_t stored = 0;
-#pragma unroll
-    for (int i = 0; i < kKeyGroup; ++i) {
-      const int64_t j = group * kKeyGroup + i, t = j - begin;
-      if (t < 0 || t >= p.tokens || j < 0 || j >= p.cache.capacity) continue;
-      out[i] = codes_of(x, image * x.of_image + head * x.of_head + t * x.of_token + c, wide, shift, inverse);
-      stored |= 1u << i;
-    }
-    return stored;
+  for (int i = 0; i < kKeyGroup; ++i) {
+    const int64_t j = group * kKeyGroup + i;
+    if (j >= begin && j < begin + p.tokens && j >= 0 && j < p.cache.capacity) stored |= 1u << i;
+  }
+  if (!stored) return;
+  const auto from = [&](const HeadTensor& x) {
+    return image * x.of_image + head * x.of_head + (group * kKeyGroup - begin) * x.of_token + c;
   };
-
-  uint32_t words[4] = {}, channels[4];
-  const uint32_t stored = codes(p.k, p.k_scale, p.k_shift, s.wide_k, words);
-  int8_t* to = keys + key_place(group * kKeyGroup, c, p.size);
+  const int64_t of_head = head * p.cache.capacity * p.size, channel = head * p.size + c;
+  uint32_t words[4], channels[4];
+  codes_of(p.k, from(p.k), s.wide_k, stored, p.k_scale + channel, p.k_shift + channel, s.wide_scales, words);
+  int8_t* to = p.cache.keys + image * p.cache.image_keys + of_head + key_place(group * kKeyGroup, c, p.size);
   if (stored == 15) {
     *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
   } else {
@@ -75,9 +76,9 @@ __global__ void __launch_bounds__(kThreads) store_kv_kernel(const __grid_constan
       if (stored >> i & 1) *reinterpret_cast<uint32_t*>(to + 4 * i) = words[i];
     }
   }
-  codes(p.v, p.v_scale, p.v_shift, s.wide_v, words);
+  codes_of(p.v, from(p.v), s.wide_v, stored, p.v_scale + channel, p.v_shift + channel, s.wide_scales, words);
   transpose_bytes(words, channels);
-  to = values + value_place(group * kKeyGroup, c, p.size);
+  to = p.cache.values + image * p.cache.image_values + of_head + value_place(group * kKeyGroup, c, p.size);
   if (stored == 15) {
     *reinterpret_cast<uint4*>(to) = make_uint4(channels[0], channels[1], channels[2], channels[3]);
   } else {
