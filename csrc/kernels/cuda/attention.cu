@@ -2,8 +2,8 @@
 // the levels of the probabilities and their products with the values.
 //
 // A block's four warps have 64 queries and share the tiles of keys that cp.async brings to shared memory. Where there
-// are 16 queries or fewer (decoding) all four have the same ones, and take steps of keys in turn, each through a ring of
-// its own; maxima and sums are put together through shared memory. All sums are int32: their order changes nothing.
+// are 16 queries or fewer (decoding) all four have the same ones, and take steps of keys in turn, each through a ring
+// of its own; maxima and sums are put together through shared memory. All sums are int32: their order changes nothing.
 #include "kernels/cuda/attention.h"
 
 #include "kernels/cuda/attention_softmax.cuh"
@@ -28,8 +28,8 @@ constexpr int kBlockQueries = Split ? kWarpQueries : kWarps * kWarpQueries;
 template <bool Split>
 constexpr int kTileKeys = Split ? kStepKeys : 2 * kStepKeys;
 
-// Tiles of the keys, then the same ones with values, one after the other through a ring of buffers that is shared by the
-// block, or by the warp.
+// Tiles of the keys, then the same ones with values, one after the other through a ring of buffers that the block
+// shares, or where keys are split, the warp alone has.
 template <int Size, bool Split>
 struct Ring {
   using T = Tile<Size, kTileKeys<Split>>;
@@ -108,7 +108,7 @@ __device__ inline void finish(const Attention& a, int64_t image, int head, int f
 }
 
 template <int Size, bool Split>
-__global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(kThreads, Size <= 64 ? 4 : 3) attention_kernel(const __grid_constant__ Attention a) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
   using T = typename Ring<Size, Split>::T;
@@ -146,29 +146,26 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   quantize_queries<Size>(p.q, first, p.k_scale + head_index * size, size, a.wide, lane % 4, queries, exponents);
   const int least = -warp_max(-min(limits[0], limits[1]), 4);
   const int most = first_query <= last_query ? warp_max(max(limits[0], limits[1]), 4) : 0;
-  // body(tile, step, key) for the warp's steps of the next `tiles` tiles.
+  // body(address, key) for the warp's steps of the next `tiles` tiles.
   const auto for_each_step = [&](auto body) {
     for (int n = 0; n < ring.tiles; ++n) {
       const uint32_t tile = ring.take();
 #pragma unroll 1
       for (int step = 0; step < T::kSteps; ++step) {
         const int key = ring.first_key(n) + step * kStepKeys;
-        if (key < most) body(tile, step, key);
+        if (key < most) body(tile + step * T::kStepBytes, key);
       }
     }
   };
+  const uint32_t lane_keys = T::lane_keys(lane), lane_values = T::lane_values(lane);
 
   int32_t greatest[2] = {INT32_MIN, INT32_MIN};
-  for_each_step([&](uint32_t tile, int step, int key) {
+  for_each_step([&](uint32_t at, int key) {
     int32_t scores[kColumnTiles][4] = {};
-    T::score(tile, step, lane, queries, scores);
-    const bool all_seen = key + kStepKeys <= least;
+    T::score(at + lane_keys, queries, scores);
+    if (key + kStepKeys > least) hide_scores(key + lane % 4 * 8, limits, scores);
 #pragma unroll
-    for (int i = 0; i < 4 * kColumnTiles; ++i) {
-      const int t = i / 4, row = i % 4 / 2, column = i % 2;
-      const bool seen = all_seen || key + lane % 4 * 8 + column * 4 + t < limits[row];
-      greatest[row] = max(greatest[row], seen ? scores[t][i % 4] : INT32_MIN);
-    }
+    for (int i = 0; i < 4 * kColumnTiles; ++i) greatest[i / 2 % 2] = max(greatest[i / 2 % 2], scores[i / 4][i % 4]);
   });
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -188,18 +185,15 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
 
   const Softmax rows[2] = {Softmax(greatest[0], exponents[0]), Softmax(greatest[1], exponents[1])};
   int32_t sums[Size / 32][kColumnTiles][4] = {}, totals[4] = {};
-  for_each_step([&](uint32_t tile, int step, int key) {
+  for_each_step([&](uint32_t at, int key) {
     int32_t scores[kColumnTiles][4] = {};
-    T::score(tile, step, lane, queries, scores);
+    T::score(at + lane_keys, queries, scores);
     uint32_t levels[4];
     levels_of(scores, rows, levels);
-    if (key + kStepKeys > least) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) levels[j] &= seen_keys(key + lane % 4 * 8 + j / 2 * 4, limits[j % 2]);
-    }
+    if (key + kStepKeys > least) hide_levels(key + lane % 4 * 8, limits, levels);
     const uint32_t ones[2] = {0x01010101u, 0x01010101u};
     multiply_levels(totals, levels, ones);
-    T::add_values(tile, step, lane, levels, sums);
+    T::add_values(at + lane_values, levels, sums);
   });
 
   float reciprocals[2];

@@ -19,7 +19,9 @@ __device__ inline void quantize_queries(const HeadTensor& q, const int64_t* firs
   float scale[kFours][4], u[2][kFours][4];
   load_fours<kFours>({k_scale, DType::f32, 0}, 4 * w, 16, wide, inside, scale);
 #pragma unroll
-  for (int row = 0; row < 2; ++row) load_fours<kFours>({q.data, q.dtype, 0}, first[row] + 4 * w, 16, wide, inside, u[row]);
+  for (int row = 0; row < 2; ++row) {
+    load_fours<kFours>({q.data, q.dtype, 0}, first[row] + 4 * w, 16, wide, inside, u[row]);
+  }
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     uint32_t top = 0;
@@ -69,12 +71,6 @@ __device__ inline uint32_t lowest_bytes(const uint32_t* words) {
   return __byte_perm(__byte_perm(words[0], words[1], 0x0040), __byte_perm(words[2], words[3], 0x0040), 0x5410);
 }
 
-// Ones in the bytes of those of four keys from `key` on that are below the limit.
-__device__ inline uint32_t seen_keys(int key, int limit) {
-  const int seen = limit - key;
-  return seen >= 4 ? 0xffffffffu : seen <= 0 ? 0 : (1u << 8 * seen) - 1;
-}
-
 // Levels of a lane's scores (attention_tile.cuh) as an A operand.
 __device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows, uint32_t* levels) {
 #pragma unroll
@@ -84,6 +80,23 @@ __device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows
 #pragma unroll
     for (int t = 0; t < 4; ++t) words[t] = rows[row].level_bits(scores[t][2 * row + column]);
     levels[j] = lowest_bytes(words);
+  }
+}
+
+// What a query does not see: `first` is the key of the lane's first column, limits are those of its rows. Such scores
+// become the least there is, and such levels zero.
+__device__ inline void hide_scores(int first, const int* limits, int32_t (*scores)[4]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int t = i / 4, row = i % 4 / 2, column = i % 2;
+    if (first + 4 * column + t >= limits[row]) scores[t][i % 4] = INT32_MIN;
+  }
+}
+__device__ inline void hide_levels(int first, const int* limits, uint32_t* levels) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int seen = limits[j % 2] - first - j / 2 * 4;
+    if (seen < 4) levels[j] &= seen <= 0 ? 0 : (1u << 8 * seen) - 1;
   }
 }
 

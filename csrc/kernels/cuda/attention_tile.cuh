@@ -1,12 +1,15 @@
 // A tile of keys and values in shared memory, and the two products of a warp's 16 queries with 32 of its keys.
 //
-// A lane's words of the B operand of mma.sync.m16n8k32 are word lane % 4 of column lane / 4. Which key, or which channel,
-// a column stands for is free to choose, so that
+// A lane's words of the B operand of mma.sync.m16n8k32 are word lane % 4 of column lane / 4. Which key, or which
+// channel, a column stands for is free to choose, so that
 //   one load of 16 bytes gives the words of four products: keys 4n to 4n + 3 are column n of four tiles of scores, and
 //   channels 4n to 4n + 3 column n of four tiles of sums;
-//   a lane's scores are whole groups of keys: of 32, the eight from 8 (lane % 4) on, which are its words of the A operand
-//   of the second product once they are levels. No lane needs another's.
+//   a lane's scores are whole groups of keys: of 32, the eight from 8 (lane % 4) on, which are its words of the A
+//   operand of the second product once they are levels. No lane needs another's.
 #pragma once
+
+#include <algorithm>
+#include <bit>
 
 #include "kernels/attention.h"
 #include "kernels/cuda/ptx.cuh"
@@ -29,6 +32,7 @@ template <int Size, int Keys>
 struct Tile {
   static constexpr int kBytes = 2 * Keys * Size;
   static constexpr int kSteps = Keys / kStepKeys;
+  static constexpr int kStepBytes = kStepKeys * Size;  // from step to step, of keys and of values alike
 
   // Places, in chunks of 16 bytes, of four keys of a group of channels and of four channels of a group of keys. The
   // exchanges keep the eight lanes that load at once in different banks.
@@ -39,36 +43,51 @@ struct Tile {
     return Keys * Size / 16 + group * (Size / 4) + (channels ^ (group & 6));
   }
 
-  // Starts the copies of the tile that begins at key `first`, shared among `Threads` threads.
-  template <int Threads>
-  __device__ static void fill(uint32_t to, const CachedHead& head, int first, int thread, bool with_values) {
-    constexpr int kChunks = Keys * Size / 16;
-    static_assert(kChunks % Threads == 0);
-    const int first_panel = first / kKeyPanel, panels = head.panels - first_panel;
-    const int64_t begin = int64_t{first} * head.size;
+  // Copies `rows` rows of `chunks` chunks, one after the other in the cache from byte `begin` on, to place(row, chunk)
+  // in the tile, which has Rows rows of up to Chunks. A thread's chunks are below and beside one another, so that
+  // addresses are sums.
+  template <int Threads, int Rows, int Chunks, class Place>
+  __device__ static void copy_rows(uint32_t to, const int8_t* from, uint32_t begin, int rows, int chunks, int thread,
+                                   Place place) {
+    constexpr int kAcross = std::min(Threads, static_cast<int>(std::bit_ceil(unsigned{Chunks})));
+    constexpr int kDown = Threads / kAcross;
+    static_assert(Rows % kDown == 0);
+    const int first_row = thread / kAcross, first_chunk = thread % kAcross;
+    const uint32_t first = (first_row * chunks + first_chunk) * 16;  // a head has less than 2^24 bytes
 #pragma unroll
-    for (int i = 0; i < kChunks / Threads; ++i) {
-      const int panel = (i * Threads + thread) / Size, chunk = (i * Threads + thread) % Size;
-      if (panel >= panels || chunk >= head.size) continue;
-      copy_async(to + 16 * key_chunk(panel, chunk / 4, chunk % 4), head.keys + begin + (panel * head.size + chunk) * 16,
-                 16);
-    }
-    if (!with_values) return;
+    for (int i = 0; i < Rows / kDown; ++i) {
 #pragma unroll
-    for (int i = 0; i < kChunks / Threads; ++i) {
-      const int group = (i * Threads + thread) / (Size / 4), chunk = (i * Threads + thread) % (Size / 4);
-      if (group >= 4 * panels || chunk >= head.size / 4) continue;
-      copy_async(to + 16 * value_chunk(group, chunk), head.values + begin + (group * (head.size / 4) + chunk) * 16, 16);
+      for (int j = 0; j < (Chunks + kAcross - 1) / kAcross; ++j) {
+        const int row = first_row + i * kDown, chunk = first_chunk + j * kAcross;
+        if (row < rows && chunk < chunks) {
+          const uint32_t offset = begin + first + i * (kDown * 16) * chunks + j * (kAcross * 16);
+          copy_async(to + 16 * place(row, chunk), from + offset, 16);
+        }
+      }
     }
   }
 
+  // Starts the copies of the tile that begins at key `first`, shared among `Threads` threads.
+  template <int Threads>
+  __device__ static void fill(uint32_t to, const CachedHead& head, int first, int thread, bool with_values) {
+    const int panels = head.panels - first / kKeyPanel;
+    const uint32_t begin = first * head.size;
+    copy_rows<Threads, Keys / kKeyPanel, Size>(to, head.keys, begin, panels, head.size, thread,
+                                               [](int row, int i) { return key_chunk(row, i / 4, i % 4); });
+    if (!with_values) return;
+    copy_rows<Threads, Keys / kKeyGroup, Size / 4>(to, head.values, begin, 4 * panels, head.size / 4, thread,
+                                                   [](int row, int i) { return value_chunk(row, i); });
+  }
+
+  // Where a lane's words of a step begin.
+  __device__ static uint32_t lane_keys(int lane) { return 16 * key_chunk(lane / 16, lane % 4, lane / 4 % 4); }
+  __device__ static uint32_t lane_values(int lane) { return 16 * value_chunk(lane % 4 * 2, lane / 4); }
+
   // scores[t][2 h + e], row lane / 4 + 8 h of the queries: of key 8 (lane % 4) + 4 e + t of the step.
-  __device__ static void score(uint32_t tile, int step, int lane, const uint32_t (*queries)[4], int32_t (*scores)[4]) {
-    const int n = lane / 4, w = lane % 4;
-    const uint32_t from = tile + 16 * key_chunk(2 * step + n / 4, w, n % 4);
+  __device__ static void score(uint32_t from, const uint32_t (*queries)[4], int32_t (*scores)[4]) {
 #pragma unroll
     for (int i = 0; i < Size / 32; ++i) {
-      uint32_t low[4], high[4];  // channels 32 i + 4 w, and 16 after them
+      uint32_t low[4], high[4];  // channels from 32 i + 4 (lane % 4) on, and 16 after them
       load_words(from + 512 * i, low);
       load_words(from + 512 * i + 256, high);
 #pragma unroll
@@ -80,13 +99,10 @@ struct Tile {
   }
 
   // sums[i][t][2 h + e] += channel 32 i + 8 (lane % 4) + 4 e + t; levels as an A operand.
-  __device__ static void add_values(uint32_t tile, int step, int lane, const uint32_t* levels,
-                                    int32_t (*sums)[kColumnTiles][4]) {
-    const int n = lane / 4, w = lane % 4;
-    const uint32_t from = tile + 16 * value_chunk(8 * step + 2 * w, n);
+  __device__ static void add_values(uint32_t from, const uint32_t* levels, int32_t (*sums)[kColumnTiles][4]) {
 #pragma unroll
     for (int i = 0; i < Size / 32; ++i) {
-      uint32_t low[4], high[4];  // keys 8 w of the step, and four after them
+      uint32_t low[4], high[4];  // keys from 8 (lane % 4) on, and four after them
       load_words(from + 128 * i, low);
       load_words(from + 128 * i + 4 * Size, high);
 #pragma unroll

@@ -94,8 +94,8 @@ __device__ inline void widen_halves(uint32_t word, float* out) {
       : "r"(word));
 }
 
-// Two floats to a word of float16 or bfloat16 numbers, the first one below: rounded as float_to_f16 and float_to_bf16 do,
-// but for the bits of NaN.
+// Two floats to a word of float16 or bfloat16 numbers, the first one below: rounded as float_to_f16 and float_to_bf16
+// do, but for the bits of NaN.
 __device__ inline uint32_t narrow_to_f16(float first, float second) {
   uint32_t word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));

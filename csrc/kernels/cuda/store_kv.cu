@@ -1,5 +1,5 @@
-// store_kv: a thread takes four neighbouring channels of the four positions of a group, which are 16 bytes of the cache,
-// of the keys and of the values alike. Bound by memory.
+// store_kv: a thread takes four neighbouring channels of the four positions of a group, which are 16 bytes of the
+// cache, of the keys and of the values alike. Bound by memory.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/vector.cuh"
 
