@@ -7,15 +7,12 @@
 #include "kernels/cuda/attention.h"
 
 #include "kernels/cuda/attention_softmax.cuh"
-#include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/attention_ring.cuh"
 
 namespace ptq4arvg::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpQueries = 16;
-constexpr int kStages = 3;  // of a ring
 
 struct Attention {
   AttentionProblem p;
@@ -25,57 +22,20 @@ struct Attention {
 
 template <bool Split>
 constexpr int kBlockQueries = Split ? kWarpQueries : kWarps * kWarpQueries;
-template <bool Split>
-constexpr int kTileKeys = Split ? kStepKeys : 2 * kStepKeys;
 
-// Tiles of the keys, then the same ones with values, one after the other through a ring of buffers that the block
-// shares, or where keys are split, the warp alone has.
-template <int Size, bool Split>
-struct Ring {
-  using T = Tile<Size, kTileKeys<Split>>;
-  static constexpr int kBytes = kStages * T::kBytes;
-
-  const CachedHead& head;
-  uint32_t buffers;
-  int thread, warp, tiles;
-  int filled = 0, filling = 0, taking = 0;
-
-  __device__ Ring(const CachedHead& head, int keys) : head(head), thread(threadIdx.x), warp(threadIdx.x / 32) {
-    buffers = shared_address(dynamic_shared());
-    tiles = (keys + kTileKeys<Split> - 1) / kTileKeys<Split>;
-    if constexpr (Split) {
-      buffers += warp * kBytes;
-      thread %= 32;
-      tiles = (tiles - warp + kWarps - 1) / kWarps;
-    }
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) fill();
-  }
-
-  __device__ int first_key(int n) const { return (Split ? n * kWarps + warp : n) * kTileKeys<Split>; }
-
-  __device__ void fill() {
-    if (filled < 2 * tiles) {
-      const bool again = filled >= tiles;
-      T::template fill<Split ? 32 : kThreads>(buffers + filling * T::kBytes, head,
-                                              first_key(again ? filled - tiles : filled), thread, again);
-    }
-    ++filled;
-    filling = filling == kStages - 1 ? 0 : filling + 1;
-    commit_copies();
-  }
-
-  // The next tile, all of it there. The one before it makes room for another.
-  __device__ uint32_t take() {
-    wait_copies<kStages - 2>();
-    if constexpr (Split) __syncwarp();
-    else __syncthreads();
-    fill();
-    const uint32_t tile = buffers + taking * T::kBytes;
-    taking = taking == kStages - 1 ? 0 : taking + 1;
-    return tile;
-  }
+// Which queries a block and its warps have.
+struct QueryPlace {
+  int64_t image;
+  int head, block_query, first_query;
 };
+
+template <bool Split>
+__device__ inline QueryPlace query_place(const Attention& a) {
+  const unsigned heads = static_cast<unsigned>(a.p.heads), head_of_all = blockIdx.x / a.blocks;
+  const int block_query = static_cast<int>(blockIdx.x % a.blocks) * kBlockQueries<Split>;
+  const int first_query = block_query + (Split ? 0 : static_cast<int>(threadIdx.x) / 32 * kWarpQueries);
+  return {head_of_all / heads, static_cast<int>(head_of_all % heads), block_query, first_query};
+}
 
 __device__ inline int warp_max(int x, int first_step) {
   for (int step = first_step; step < 32; step *= 2) x = max(x, __shfl_xor_sync(kAllLanes, x, step));
@@ -83,19 +43,19 @@ __device__ inline int warp_max(int x, int first_step) {
 }
 
 // Sums of the channels from 8 (lane % 4) on of 32 of them to outputs, for the two rows of a lane.
-__device__ inline void finish(const Attention& a, int64_t image, int head, int first_query, int first_channel,
-                              const int32_t (*sums)[4], const float* reciprocals) {
+__device__ inline void finish(const Attention& a, const QueryPlace& place, int first_channel, const int32_t (*sums)[4],
+                              const float* reciprocals) {
   const AttentionProblem& p = a.p;
   const int size = static_cast<int>(p.size), lane = threadIdx.x % 32;
-  const int first = first_channel + lane % 4 * 8, first_of_head = head * size;
+  const int first = first_channel + lane % 4 * 8, first_of_head = place.head * size + first;
   const auto inside = [&](int e) { return first + 4 * e < size; };
   float scale[2][4], shift[2][4];
-  load_fours<2>({p.v_scale, DType::f32, 0}, first_of_head + first, 4, a.wide, inside, scale);
-  load_fours<2>({p.v_shift, DType::f32, 0}, first_of_head + first, 4, a.wide, inside, shift);
+  load_fours<2>({p.v_scale, DType::f32, 0}, first_of_head, 4, a.wide, inside, scale);
+  load_fours<2>({p.v_shift, DType::f32, 0}, first_of_head, 4, a.wide, inside, shift);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, e = i % 2;
-    const int64_t query = first_query + lane / 4 + 8 * row;
+    const int64_t query = place.first_query + lane / 4 + 8 * row;
     if (query >= p.tokens || !inside(e)) continue;
     float y[4];
 #pragma unroll
@@ -103,34 +63,80 @@ __device__ inline void finish(const Attention& a, int64_t image, int head, int f
       const float sum = static_cast<float>(sums[t][i]);
       y[t] = attention_output(sum, reciprocals[row], scale[e][t], shift[e][t]);
     }
-    store_four(p.out, p.out_dtype, (image * p.tokens + query) * p.heads * size + first_of_head + first + 4 * e, y);
+    store_four(p.out, p.out_dtype, (place.image * p.tokens + query) * p.heads * size + first_of_head + 4 * e, y);
   }
+}
+
+// A number of each of the warps' 16 queries.
+using OfWarps = int32_t[kWarps][kWarpQueries];
+
+// Where keys are split: rows of a lane, the same in lanes of four. All warps' numbers are there after the barrier.
+__device__ inline void share(OfWarps& of_warps, int32_t first, int32_t second) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane % 4 == 0) of_warps[warp][lane / 4] = first, of_warps[warp][lane / 4 + 8] = second;
+  __syncthreads();
+}
+
+// Where keys are split: the warps' sums side by side in shared memory, [warp][32 channels][tile][lane]. Then each warp
+// adds up 32 channels, and writes them.
+template <int Size>
+__device__ inline void finish_split(const Attention& a, const QueryPlace& place, const int32_t (*sums)[kColumnTiles][4],
+                                    const int32_t* totals) {
+  constexpr int kParts = Size / 32;
+  static_assert(kParts <= kWarps);
+  static_assert(Ring<Size, true>::kBlockBytes >= kWarps * Size * kWarpQueries * int(sizeof(int32_t)));
+  __shared__ OfWarps of_warps;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t lane_sums = shared_address(dynamic_shared()) + 16 * lane;
+  const auto at = [&](int from, int part, int t) {
+    return lane_sums + ((from * kParts + part) * kColumnTiles + t) * (32 * 16);
+  };
+  __syncthreads();  // all tiles have been read
+#pragma unroll
+  for (int i = 0; i < kParts * kColumnTiles; ++i) {
+    const int32_t* four = sums[i / kColumnTiles][i % kColumnTiles];
+    const uint32_t words[4] = {uint32_t(four[0]), uint32_t(four[1]), uint32_t(four[2]), uint32_t(four[3])};
+    store_words(at(warp, i / kColumnTiles, i % kColumnTiles), words);
+  }
+  share(of_warps, totals[0], totals[2]);
+  if (warp >= kParts) return;
+  int32_t total[2] = {}, added[kColumnTiles][4] = {};
+#pragma unroll
+  for (int from = 0; from < kWarps; ++from) {
+    total[0] += of_warps[from][lane / 4], total[1] += of_warps[from][lane / 4 + 8];
+#pragma unroll
+    for (int t = 0; t < kColumnTiles; ++t) {
+      uint32_t words[4];
+      load_words(at(from, warp, t), words);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) added[t][j] += static_cast<int32_t>(words[j]);
+    }
+  }
+  const float reciprocals[2] = {div(1.0f, static_cast<float>(total[0])), div(1.0f, static_cast<float>(total[1]))};
+  finish(a, place, 32 * warp, added, reciprocals);
 }
 
 template <int Size, bool Split>
 __global__ void __launch_bounds__(kThreads, Size <= 64 ? 4 : 3) attention_kernel(const __grid_constant__ Attention a) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
-  using T = typename Ring<Size, Split>::T;
+  using R = Ring<Size, Split>;
+  using T = typename R::T;
   const AttentionProblem& p = a.p;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const unsigned heads = static_cast<unsigned>(p.heads), head_of_all = blockIdx.x / a.blocks;
-  const int64_t image = head_of_all / heads;
-  const int head_index = static_cast<int>(head_of_all % heads), size = static_cast<int>(p.size);
-  const int block_query = static_cast<int>(blockIdx.x % a.blocks) * kBlockQueries<Split>;
-  const int first_query = block_query + (Split ? 0 : warp * kWarpQueries);
+  const int lane = threadIdx.x % 32, size = static_cast<int>(p.size);
+  const QueryPlace place = query_place<Split>(a);
   // Rows past the last query are that query once more: they are not written.
   const int last_query = static_cast<int>(p.tokens) - 1;
   const auto limit_of = [&](int query) { return static_cast<int>(keys_of(p, min(query, last_query))); };
 
-  int block_most = 0;
-  for (int i = lane; i < kBlockQueries<Split>; i += 32) block_most = max(block_most, limit_of(block_query + i));
-  block_most = warp_max(block_most, 1);
-  const int64_t cached = head_index * p.cache.capacity * size;
-  const CachedHead head{p.cache.keys + image * p.cache.image_keys + cached,
-                        p.cache.values + image * p.cache.image_values + cached, size,
-                        (block_most + kKeyPanel - 1) / kKeyPanel};
-  Ring<Size, Split> ring(head, block_most);
+  int most = 0;  // keys of the block's queries
+  for (int i = lane; i < kBlockQueries<Split>; i += 32) most = max(most, limit_of(place.block_query + i));
+  most = warp_max(most, 1);
+  const int64_t cached = place.head * p.cache.capacity * size;
+  const CachedHead head{p.cache.keys + place.image * p.cache.image_keys + cached,
+                        p.cache.values + place.image * p.cache.image_values + cached, size,
+                        static_cast<int>(whole_panels(most)) / kKeyPanel};
+  R ring(head, most);
 
   // While the first tiles are under way: the queries.
   uint32_t queries[Size / 32][4];
@@ -139,100 +145,59 @@ __global__ void __launch_bounds__(kThreads, Size <= 64 ? 4 : 3) attention_kernel
   int64_t first[2];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    const int query = min(first_query + lane / 4 + 8 * row, last_query);
-    first[row] = image * p.q.of_image + head_index * p.q.of_head + query * p.q.of_token;
+    const int query = min(place.first_query + lane / 4 + 8 * row, last_query);
+    first[row] = place.image * p.q.of_image + place.head * p.q.of_head + query * p.q.of_token;
     limits[row] = limit_of(query);
   }
-  quantize_queries<Size>(p.q, first, p.k_scale + head_index * size, size, a.wide, lane % 4, queries, exponents);
-  const int least = -warp_max(-min(limits[0], limits[1]), 4);
-  const int most = first_query <= last_query ? warp_max(max(limits[0], limits[1]), 4) : 0;
-  // body(address, key) for the warp's steps of the next `tiles` tiles.
-  const auto for_each_step = [&](auto body) {
-    for (int n = 0; n < ring.tiles; ++n) {
-      const uint32_t tile = ring.take();
-#pragma unroll 1
-      for (int step = 0; step < T::kSteps; ++step) {
-        const int key = ring.first_key(n) + step * kStepKeys;
-        if (key < most) body(tile + step * T::kStepBytes, key);
-      }
-    }
-  };
+  quantize_queries<Size>(p.q, first, p.k_scale + place.head * size, size, a.wide, lane % 4, queries, exponents);
+  // Keys that all of the warp's queries see, and that any does.
+  const int all_see = -warp_max(-min(limits[0], limits[1]), 4);
+  const int any_sees = place.first_query <= last_query ? warp_max(max(limits[0], limits[1]), 4) : 0;
   const uint32_t lane_keys = T::lane_keys(lane), lane_values = T::lane_values(lane);
 
   int32_t greatest[2] = {INT32_MIN, INT32_MIN};
-  for_each_step([&](uint32_t at, int key) {
+  ring.for_each_step(any_sees, [&](uint32_t at, int key) {
     int32_t scores[kColumnTiles][4] = {};
     T::score(at + lane_keys, queries, scores);
-    if (key + kStepKeys > least) hide_scores(key + lane % 4 * 8, limits, scores);
+    if (key + kStepKeys > all_see) hide_scores(key + lane % 4 * 8, limits, scores);
 #pragma unroll
     for (int i = 0; i < 4 * kColumnTiles; ++i) greatest[i / 2 % 2] = max(greatest[i / 2 % 2], scores[i / 4][i % 4]);
   });
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
+#pragma unroll
     for (int step = 1; step < 4; step *= 2) {
       greatest[row] = max(greatest[row], __shfl_xor_sync(kAllLanes, greatest[row], step));
     }
   }
-  __shared__ int32_t of_warps[2][kWarps][kWarpQueries];  // what the warps put together: maxima, sums of levels
   if constexpr (Split) {
-    if (lane % 4 == 0) of_warps[0][warp][lane / 4] = greatest[0], of_warps[0][warp][lane / 4 + 8] = greatest[1];
-    __syncthreads();
+    __shared__ OfWarps of_warps;
+    share(of_warps, greatest[0], greatest[1]);
 #pragma unroll
     for (int i = 0; i < 2 * kWarps; ++i) {
-      greatest[i % 2] = max(greatest[i % 2], of_warps[0][i / 2][lane / 4 + i % 2 * 8]);
+      greatest[i % 2] = max(greatest[i % 2], of_warps[i / 2][lane / 4 + i % 2 * 8]);
     }
   }
 
   const Softmax rows[2] = {Softmax(greatest[0], exponents[0]), Softmax(greatest[1], exponents[1])};
   int32_t sums[Size / 32][kColumnTiles][4] = {}, totals[4] = {};
-  for_each_step([&](uint32_t at, int key) {
+  ring.for_each_step(any_sees, [&](uint32_t at, int key) {
     int32_t scores[kColumnTiles][4] = {};
     T::score(at + lane_keys, queries, scores);
     uint32_t levels[4];
     levels_of(scores, rows, levels);
-    if (key + kStepKeys > least) hide_levels(key + lane % 4 * 8, limits, levels);
+    if (key + kStepKeys > all_see) hide_levels(key + lane % 4 * 8, limits, levels);
     const uint32_t ones[2] = {0x01010101u, 0x01010101u};
     multiply_levels(totals, levels, ones);
     T::add_values(at + lane_values, levels, sums);
   });
 
-  float reciprocals[2];
-  if constexpr (!Split) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) reciprocals[row] = div(1.0f, static_cast<float>(totals[2 * row]));
-#pragma unroll
-    for (int i = 0; i < Size / 32; ++i) finish(a, image, head_index, first_query, 32 * i, sums[i], reciprocals);
+  if constexpr (Split) {
+    finish_split<Size>(a, place, sums, totals);
   } else {
-    // The warps' sums side by side, [warp][32 channels][tile][lane]; then each warp adds up 32 channels.
-    static_assert(Size / 32 <= kWarps);
-    static_assert(kWarps * Ring<Size, Split>::kBytes >= kWarps * Size * kWarpQueries * int(sizeof(int32_t)));
-    const uint32_t all = shared_address(dynamic_shared());
-    const auto place = [&](int from, int i, int t) {
-      return all + (((from * (Size / 32) + i) * kColumnTiles + t) * 32 + lane) * 16;
-    };
-    __syncthreads();
+    const float reciprocals[2] = {div(1.0f, static_cast<float>(totals[0])), div(1.0f, static_cast<float>(totals[2]))};
 #pragma unroll
-    for (int i = 0; i < Size / 32 * kColumnTiles; ++i) {
-      store_words(place(warp, i / 4, i % 4), reinterpret_cast<const uint32_t*>(sums[i / 4][i % 4]));
-    }
-    if (lane % 4 == 0) of_warps[1][warp][lane / 4] = totals[0], of_warps[1][warp][lane / 4 + 8] = totals[2];
-    __syncthreads();
-    if (warp >= Size / 32) return;
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      int32_t total = 0;
-      for (int from = 0; from < kWarps; ++from) total += of_warps[1][from][lane / 4 + 8 * row];
-      reciprocals[row] = div(1.0f, static_cast<float>(total));
-    }
-    int32_t added[kColumnTiles][4] = {};
-#pragma unroll
-    for (int i = 0; i < kWarps * kColumnTiles; ++i) {
-      uint32_t words[4];
-      load_words(place(i / 4, warp, i % 4), words);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) added[i % 4][j] += static_cast<int32_t>(words[j]);
-    }
-    finish(a, image, head_index, first_query, 32 * warp, added, reciprocals);
+    for (int i = 0; i < Size / 32; ++i) finish(a, place, 32 * i, sums[i], reciprocals);
   }
 }
 
@@ -242,7 +207,7 @@ cudaError_t start(const AttentionProblem& p, const Launch& launch) {
   if (p.tokens > 0x7fffffff || p.batch * p.heads * blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const bool wide = wide_channels(p.q) && wide_channels({p.k_scale, p.v_scale, p.v_shift});
   const Attention a{p, static_cast<int>(blocks), wide};
-  constexpr int kBytes = Ring<Size, Split>::kBytes * (Split ? kWarps : 1);
+  constexpr int kBytes = Ring<Size, Split>::kBlockBytes;
   auto* kernel = attention_kernel<Size, Split>;
   if (const cudaError_t error = allow_shared(kernel, kBytes)) return error;
   return launch_early(kernel, dim3(static_cast<unsigned>(p.batch * p.heads * blocks)), kThreads, kBytes, launch, a);
