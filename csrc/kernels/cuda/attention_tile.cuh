@@ -53,16 +53,15 @@ struct Tile {
     constexpr int kDown = Threads / kAcross;
     static_assert(Rows % kDown == 0);
     const int first_row = thread / kAcross, first_chunk = thread % kAcross;
-    const uint32_t first = (first_row * chunks + first_chunk) * 16;  // a head has less than 2^24 bytes
 #pragma unroll
-    for (int i = 0; i < Rows / kDown; ++i) {
+    for (int j = 0; j < (Chunks + kAcross - 1) / kAcross; ++j) {
+      const int chunk = first_chunk + j * kAcross;
+      if (chunk >= chunks) break;
+      const int8_t* next = from + (begin + static_cast<uint32_t>(first_row * chunks + chunk) * 16);
 #pragma unroll
-      for (int j = 0; j < (Chunks + kAcross - 1) / kAcross; ++j) {
-        const int row = first_row + i * kDown, chunk = first_chunk + j * kAcross;
-        if (row < rows && chunk < chunks) {
-          const uint32_t offset = begin + first + i * (kDown * 16) * chunks + j * (kAcross * 16);
-          copy_async(to + 16 * place(row, chunk), from + offset, 16);
-        }
+      for (int i = 0; i < Rows / kDown; ++i, next += kDown * 16 * chunks) {
+        const int row = first_row + i * kDown;
+        if (row < rows) copy_async(to + 16 * place(row, chunk), next, 16);
       }
     }
   }
