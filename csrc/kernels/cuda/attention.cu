@@ -1,9 +1,9 @@
 // attention: a warp has 16 queries of a head, and goes over their keys twice, first for the greatest scores, then for
 // the levels of the probabilities and their products with the values.
 //
-// A block's four warps have 64 queries and share the tiles of keys that cp.async brings to shared memory. Where there
-// are 16 queries or fewer (decoding) all four have the same ones, and take steps of keys in turn, each through a ring
-// of its own; maxima and sums are put together through shared memory. All sums are int32: their order changes nothing.
+// A block's four warps have 64 queries and share the tiles of keys that cp.async brings to shared memory. Where that
+// makes few blocks (decoding) all four have the same 16 queries, and take steps of keys in turn, each through a ring of
+// its own; maxima and sums are put together through shared memory. All sums are int32: their order changes nothing.
 #include "kernels/cuda/attention.h"
 
 #include "kernels/cuda/attention_softmax.cuh"
@@ -201,21 +201,28 @@ __global__ void __launch_bounds__(kThreads, Size <= 64 ? 4 : 3) attention_kernel
   }
 }
 
+template <bool Split>
+int64_t blocks_of_head(const AttentionProblem& p) {
+  return (p.tokens + kBlockQueries<Split> - 1) / kBlockQueries<Split>;
+}
+
 template <int Size, bool Split>
 cudaError_t start(const AttentionProblem& p, const Launch& launch) {
-  const int64_t blocks = (p.tokens + kBlockQueries<Split> - 1) / kBlockQueries<Split>;
+  const int64_t blocks = blocks_of_head<Split>(p);
   if (p.tokens > 0x7fffffff || p.batch * p.heads * blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const bool wide = wide_channels(p.q) && wide_channels({p.k_scale, p.v_scale, p.v_shift});
   const Attention a{p, static_cast<int>(blocks), wide};
-  constexpr int kBytes = Ring<Size, Split>::kBlockBytes;
   auto* kernel = attention_kernel<Size, Split>;
+  constexpr int kBytes = Ring<Size, Split>::kBlockBytes;
   if (const cudaError_t error = allow_shared(kernel, kBytes)) return error;
   return launch_early(kernel, dim3(static_cast<unsigned>(p.batch * p.heads * blocks)), kThreads, kBytes, launch, a);
 }
 
+// The keys are split where blocks of many queries would be too few for the device.
 template <int Size>
 cudaError_t start(const AttentionProblem& p, const Launch& launch) {
-  return p.tokens <= kWarpQueries ? start<Size, true>(p, launch) : start<Size, false>(p, launch);
+  const bool few = p.batch * p.heads * blocks_of_head<false>(p) < 2 * launch.device.sm_count;
+  return few || p.tokens <= kWarpQueries ? start<Size, true>(p, launch) : start<Size, false>(p, launch);
 }
 
 }  // namespace
