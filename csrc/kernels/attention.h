@@ -63,18 +63,23 @@ PTQ4ARVG_FN QueryScale query_scale(float top) {
   return {div(kTopCode, top), mul(top, 1.44269504088896341f / kTopCode)};
 }
 
-// rne(255 * 2^y) for y <= 0, but within .02 of halfway, where it may be the other one. 2^y = 2^n 2^f with n = rne(y); the
-// polynomial is 255 * 2^f, its greatest relative error 7.5e-5 and least.
+// 255 * 2^f for |f| <= 1/2, the cubic of least greatest relative error, 7.5e-5.
 template <class F>
-PTQ4ARVG_FN F probability_level(F y) {
-  y = larger(y, F(-24.0f));
-  const F n = round_even(y);
-  const F f = sub(y, n);
+PTQ4ARVG_FN F level_of_fraction(F f) {
   F p = F(14.068731f);
   p = fused(p, f, F(61.865789f));
   p = fused(p, f, F(176.781553f));
-  p = fused(p, f, F(254.981662f));
-  return round_even(mul(p, power_of_two(n)));
+  return fused(p, f, F(254.981662f));
+}
+
+constexpr float kLeastPower = -24.0f;  // 255 * 2^it is 0, and further down a float's exponent would end
+
+// rne(255 * 2^y) for y <= 0, but within .02 of halfway, where it may be the other one. 2^y = 2^n 2^f with n = rne(y).
+template <class F>
+PTQ4ARVG_FN F probability_level(F y) {
+  y = larger(y, F(kLeastPower));
+  const F n = round_even(y);
+  return round_even(mul(level_of_fraction(sub(y, n)), power_of_two(n)));
 }
 
 // The output of a channel; reciprocal = 1 / sum of the levels.

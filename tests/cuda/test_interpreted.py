@@ -160,6 +160,13 @@ def test_decode(builder):
     assert bank_conflicts(said) < 0.03  # those of the rows' entries, which are few
 
 
+def test_attention(builder):
+    kernels = ours("attention", "store_kv")
+    said = builder.run("attention", HERE / "interpreted" / "attention.cpp", kernels)
+    assert "85 cases agree" in said
+    assert bank_conflicts(said) < 0.01
+
+
 @pytest.mark.parametrize("source", [*TILES, CUDA / "tiled.cu"], ids=lambda path: path.stem)
 def test_tile(builder, source):
     name = source.stem.removesuffix("_base")

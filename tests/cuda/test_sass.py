@@ -1,4 +1,4 @@
-"""Our own GEMM kernels as machine code: the instructions that were meant, and no spills."""
+"""Our own kernels as machine code: the instructions that were meant, and no spills."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 KERNELS = CSRC / "kernels" / "cuda"
 ARCHS = ("80", "90a")
 INTEGER_GEMMS = ("decode_w8", "decode_w6", "decode_w4", "tiled")
-ROW_KERNELS = ("quantize", "norm_quantize", "unpack", "gemm_float", "decode")
+ROW_KERNELS = ("quantize", "norm_quantize", "store_kv", "unpack", "gemm_float", "decode")
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +90,32 @@ def test_products_are_on_the_tensor_cores(name, arch, tmp_path):
         assert not re.search(r"\b(IDP|LDL|STL)\b", code), kernel
         if name != "tiled":
             check_early_start(kernel, code, arch)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_attention_is_on_the_tensor_cores(arch, tmp_path):
+    disassembler = find_tool("cuobjdump")
+    if not disassembler:
+        pytest.skip("needs cuobjdump")
+    cubin, said = compile_for("attention", arch, tmp_path)
+    assert set(spills(said)) == {("0", "0", "0")}
+    command = [disassembler, "-sass", str(cubin)]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = kernels_of(sass)
+    assert len(kernels) == 8  # four sizes of heads, with many queries and with few
+    for kernel, code in kernels.items():
+        size = int(re.search(r"kernelILi(\d+)E", kernel)[1])
+        # Scores of 32 keys, four products for each 32 channels, in both passes; then the products
+        # with the values, and the one that sums the levels.
+        assert len(re.findall(r"\bIMMA\.16832\.S8\.S8\b", code)) == 2 * size // 8, kernel
+        assert len(re.findall(r"\bIMMA\.16832\.U8\.S8\b", code)) == size // 8 + 1, kernel
+        assert re.search(r"\bLDGSTS\.E\S*\.128\b", code), kernel  # cp.async, 16 bytes
+        assert len(re.findall(r"\bLDS\.128\b", code)) >= 3 * size // 16, kernel
+        # No conversion of scores or levels in the loops: it has a quarter of the others' speed.
+        loops = code[code.index("IMMA") : code.rindex("IMMA")]
+        assert not re.search(r"\b(I2F|F2I|I2FP|MUFU)\b", loops), kernel
+        assert not re.search(r"\b(LDL|STL)\b", code), kernel
+        check_early_start(kernel, code, arch)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

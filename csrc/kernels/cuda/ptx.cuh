@@ -42,6 +42,15 @@ __device__ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same where a is uint8.
+__device__ inline void multiply_levels(int32_t* sums, const uint32_t* a, const uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Four words, or one, from shared memory, and four to it.
 __device__ inline void load_words(uint32_t address, uint32_t* out) {
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -83,6 +92,19 @@ __device__ inline void widen_halves(uint32_t word, float* out) {
   asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
       : "=f"(out[0]), "=f"(out[1])
       : "r"(word));
+}
+
+// Two floats to a word of float16 or bfloat16 numbers, the first one below: rounded as float_to_f16 and float_to_bf16
+// do, but for the bits of NaN.
+__device__ inline uint32_t narrow_to_f16(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+__device__ inline uint32_t narrow_to_bf16(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
 }
 
 }  // namespace ptq4arvg::cuda

@@ -46,8 +46,9 @@ Handler matrix_memory(bool loads, bool transposed, int count) {
   };
 }
 
-int8_t byte_of(const Warp& w, int slot, int lane, int n) {
-  return static_cast<int8_t>(w.get<uint32_t>(slot, lane) >> 8 * n);
+template <class Byte>
+int byte_of(const Warp& w, int slot, int lane, int n) {
+  return static_cast<Byte>(w.get<uint32_t>(slot, lane) >> 8 * n);
 }
 
 int32_t added(int32_t sum, int64_t products, bool saturates) {
@@ -56,18 +57,19 @@ int32_t added(int32_t sum, int64_t products, bool saturates) {
   return static_cast<int32_t>(all < INT32_MIN ? INT32_MIN : all > INT32_MAX ? INT32_MAX : all);
 }
 
-// d = a b + c, a 16 x 32 and b 32 x 8 of int8.
+// d = a b + c, a 16 x 32 and b 32 x 8, b of int8.
+template <class Left>
 Handler multiply_m16n8k32(bool saturates) {
   return [saturates](Warp& w, const Instruction& i, uint32_t) {
-    int8_t a[16][32], b[8][32];
+    int a[16][32], b[8][32];
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int n = 0; n < 16; ++n) {
         const int quad = n / 4;
         a[lane / 4 + quad % 2 * 8][lane % 4 * 4 + quad / 2 * 16 + n % 4] =
-            byte_of(w, i.arguments[1].slots[quad], lane, n % 4);
+            byte_of<Left>(w, i.arguments[1].slots[quad], lane, n % 4);
       }
       for (int n = 0; n < 8; ++n)
-        b[lane / 4][lane % 4 * 4 + n / 4 * 16 + n % 4] = byte_of(w, i.arguments[2].slots[n / 4], lane, n % 4);
+        b[lane / 4][lane % 4 * 4 + n / 4 * 16 + n % 4] = byte_of<int8_t>(w, i.arguments[2].slots[n / 4], lane, n % 4);
     }
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int n = 0; n < 4; ++n) {
@@ -178,8 +180,12 @@ Handler matrices(const Instruction& i) {
     if (!i.has("m8n8") || !i.has("shared") || !i.has("b16")) return nullptr;
     return matrix_memory(name[0] == "ldmatrix", i.has("trans"), i.has("x4") ? 4 : i.has("x2") ? 2 : 1);
   }
-  const bool bytes = name.size() > 4 && i.full_name().find("s32.s8.s8") != std::string::npos;
-  if (name[0] == "mma" && i.has("m16n8k32") && bytes) return multiply_m16n8k32(i.has("satfinite"));
+  const auto types = [&](const char* wanted) { return i.full_name().find(wanted) != std::string::npos; };
+  const bool bytes = types("s32.s8.s8");
+  if (name[0] == "mma" && i.has("m16n8k32")) {
+    if (bytes) return multiply_m16n8k32<int8_t>(i.has("satfinite"));
+    if (types("s32.u8.s8")) return multiply_m16n8k32<uint8_t>(i.has("satfinite"));
+  }
   if (name[0] != "wgmma") return nullptr;
   if (name[1] == "fence") return [](Warp&, const Instruction&, uint32_t) { return Step::done; };
   if (name[1] == "commit_group") return commit;

@@ -1,0 +1,104 @@
+// What a lane does with numbers of its own: queries to codes, scores to levels, sums to outputs.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/cuda/vector.cuh"
+
+namespace ptq4arvg::cuda {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Codes of a lane's two queries as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3 after it of
+// lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to exponents.
+template <int Size>
+__device__ inline void quantize_queries(const HeadTensor& q, const int64_t* first, const float* k_scale, int size,
+                                        bool wide, int w, uint32_t (*codes)[4], float* exponents) {
+  constexpr int kFours = Size / 16;
+  const auto inside = [&](int i) { return 16 * i + 4 * w < size; };
+  float scale[kFours][4], u[2][kFours][4];
+  load_fours<kFours>({k_scale, DType::f32, 0}, 4 * w, 16, wide, inside, scale);
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    load_fours<kFours>({q.data, q.dtype, 0}, first[row] + 4 * w, 16, wide, inside, u[row]);
+  }
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    uint32_t top = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kFours; ++i) {
+      float& x = u[row][i / 4][i % 4];
+      x = mul(x, scale[i / 4][i % 4]);
+      top = max(top, float_bits(magnitude(x)));
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) top = max(top, __shfl_xor_sync(kAllLanes, top, step));
+    const QueryScale to = query_scale(bits_float(top));
+    exponents[row] = to.exponent;
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) u[row][i][j] = attention_code(mul(u[row][i][j], to.inverse));
+      codes[i / 2][i % 2 * 2 + row] = pack4(u[row][i]);
+    }
+  }
+}
+
+// A query's way from scores to levels, in fewer instructions than the text of probability_level has, and the same bits.
+struct Softmax {
+  uint32_t top;  // bits of 2^23 + the greatest score
+  float minus_exponent, lifted;
+
+  __device__ Softmax(int32_t most, float exponent)
+      : top(float_bits(kLift) + static_cast<uint32_t>(most)), minus_exponent(-exponent), lifted(mul(kLift, exponent)) {}
+
+  // The level is the lowest byte. A score is less than 2^22 below the greatest, so the difference is the fraction of a
+  // float at 2^23, and taking that off again within the multiplication rounds nothing. Powers of two are added to
+  // exponents, and the sum that rounds to integers has the integer in its lowest bits.
+  __device__ uint32_t level_bits(int32_t score) const {
+    const float y = larger(fused(bits_float(top - static_cast<uint32_t>(score)), minus_exponent, lifted), kLeastPower);
+    const float n = add(y, kRoundingShift);
+    const float p = level_of_fraction(sub(y, sub(n, kRoundingShift)));
+    return float_bits(add(bits_float(float_bits(p) + (float_bits(n) << 23)), kRoundingShift));
+  }
+
+ private:
+  static constexpr float kLift = 8388608.0f;
+};
+
+// The lowest bytes of four words.
+__device__ inline uint32_t lowest_bytes(const uint32_t* words) {
+  return __byte_perm(__byte_perm(words[0], words[1], 0x0040), __byte_perm(words[2], words[3], 0x0040), 0x5410);
+}
+
+// Levels of a lane's scores (attention_tile.cuh) as an A operand.
+__device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows, uint32_t* levels) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int row = j % 2, column = j / 2;
+    uint32_t words[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) words[t] = rows[row].level_bits(scores[t][2 * row + column]);
+    levels[j] = lowest_bytes(words);
+  }
+}
+
+// What a query does not see: `first` is the key of the lane's first column, limits are those of its rows. Such scores
+// become the least there is, and such levels zero.
+__device__ inline void hide_scores(int first, const int* limits, int32_t (*scores)[4]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int t = i / 4, row = i % 4 / 2, column = i % 2;
+    if (first + 4 * column + t >= limits[row]) scores[t][i % 4] = INT32_MIN;
+  }
+}
+__device__ inline void hide_levels(int first, const int* limits, uint32_t* levels) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int seen = limits[j % 2] - first - j / 2 * 4;
+    if (seen < 4) levels[j] &= seen <= 0 ? 0 : (1u << 8 * seen) - 1;
+  }
+}
+
+}  // namespace
+}  // namespace ptq4arvg::cuda
