@@ -304,14 +304,14 @@ def _(
     out_dtype=torch.float32,
 ):  # fmt: skip
     op, tables = "attention", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
-    if limits is not None:
-        position = None  # not looked at
     _check_device(
         op, q=q, k_cache=k_cache, v_cache=v_cache, limits=limits, position=position, **tables
     )
     _check_heads(op, "q", q)
     _check_cache(op, q, k_cache, v_cache)
     _check_head_tables(op, q, **tables)
+    if limits is not None and position is not None:
+        raise RuntimeError(f"{op}: limits and position are both given, wanted one of them")
     _check_dtype(op, "limits", limits, torch.int32)
     _check_length(op, "limits", limits, q.shape[2], "one for each query")
     _check_dtype(op, "position", position, torch.int32)

@@ -232,7 +232,7 @@ def attention(
     q is already scaled: the softmax is that of q . k. Every query is quantized by its own greatest
     magnitude; scores, probabilities (8 bits, relative to the greatest of a query) and the sums over
     the values are integers, see `reference_attention.attention`. limits int32 [t]: query i attends
-    to the first limits[i] positions; without it all attend to the first position + t. out_dtype as
+    to the first limits[i] positions. Without it all attend to the first position + t. out_dtype as
     in `gemm`. A query with infinite or NaN channels has NaN for its output.
     """
     return _call(

@@ -92,6 +92,7 @@ Tensor call_attention(const AttentionArguments& given, ScalarType out_dtype, con
   p.k_scale = args.of_heads("k_scale", given.k_scale, p.heads, p.size, true);
   p.v_scale = args.of_heads("v_scale", given.v_scale, p.heads, p.size, true);
   p.v_shift = args.of_heads("v_shift", given.v_shift, p.heads, p.size, false);
+  args.require(!given.limits || !given.position, "limits and position are both given, wanted one of them");
   p.limits = args.integers("limits", given.limits, p.tokens, 1, p.cache.capacity, "one for each query");
   p.out_dtype = args.out_dtype(out_dtype);
   Tensor out = torch::stable::empty({p.batch, p.tokens, p.heads * p.size}, out_dtype,

@@ -17,6 +17,8 @@ from ..sampling import Sampler
 
 __all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
 
+DECODED = 16  # images that a tokenizer decodes at a time: its activations would outgrow a KV cache
+
 
 @dataclass(frozen=True)
 class LinearSpec:
@@ -260,7 +262,7 @@ class ARVGModel(nn.Module):
             part = labels[start : start + batch_size]
             at = index[start : start + batch_size] if isinstance(index, Tensor) else index + start
             ids = self.sample_ids(part, seed=seed, cfg=cfg, index=at, **options)
-            images.append(self.decode_ids(ids).float())
+            images += [self.decode_ids(part).float() for part in ids.split(DECODED)]
             if progress:
                 progress("generate", start + len(part), len(labels))
         return torch.cat(images)

@@ -103,6 +103,8 @@ SHAPE_CASES = [
      "limits has shape [1, 5], wanted one dimension"),
     (BOTH, {"position": torch.zeros(1, dtype=torch.int64)},
      "position has dtype int64, wanted int32"),
+    (("attention",), {"limits": _ints(1, 2, 3, 4, 5), "position": _ints(0)},
+     "limits and position are both given, wanted one of them"),
     (("attention",), {"out_dtype": torch.int8}, f"out_dtype is int8, {FLOATS}"),
     (("attention",), {"out_dtype": torch.float64}, f"out_dtype is float64, {FLOATS}"),
 ]  # fmt: skip
@@ -206,13 +208,6 @@ def test_device(op, name):
 def test_valid_arguments_pass(op):
     getattr(ops, op)(**_arguments(op))
     _fake(op, {})
-
-
-def test_a_position_that_is_not_used():
-    """With limits the position says nothing, and is not looked at."""
-    spoiled = {"limits": _ints(1, 2, 3, 4, 5), "position": torch.full((2,), -1)}
-    ops.attention(**_arguments("attention"), **spoiled)
-    _fake("attention", spoiled)
 
 
 @pytest.mark.parametrize("size", [-4, 0, 1, 6, 127, 132, 256])

@@ -173,35 +173,71 @@ static inline void attention_heads(const AttentionProblem& p) {
   });
 }
 
-// Codes of one token's channels, put where `place` says.
-template <class Whole, class Tail, class Place>
-PTQ4ARVG_FN void store_codes_of(const HeadTensor& x, int64_t first, const float* scale, const float* shift, int64_t size,
-                                const Place& place) {
-  int8_t codes[kMaxHeadSize];
-  const FloatMatrix row{x.data, x.dtype, 0};
+// How a head's channels become codes.
+struct CacheCodes {
+  const HeadTensor& x;
+  const float* shift;
+  float inverse[kMaxHeadSize];
+
+  CacheCodes(const HeadTensor& tensor, const float* scale, const float* shift_, int64_t size) : x(tensor), shift(shift_) {
+    for (int64_t c = 0; c < size; ++c) inverse[c] = div(1.0f, scale[c]);
+  }
+
+};
+
+// Those of the token that starts at element `first`.
+template <class Whole, class Tail>
+PTQ4ARVG_FN void token_codes(const CacheCodes& of, int64_t first, int64_t size, int8_t* codes) {
+  const FloatMatrix row{of.x.data, of.x.dtype, 0};
   for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
-    using F = typename decltype(lanes)::F;
-    const F inverse = div(F(1.0f), lanes.load(scale + c));
-    lanes.store_codes(codes + c, cache_code(lanes.load_any(row, first + c), lanes.load(shift + c), inverse));
+    const auto code = cache_code(lanes.load_any(row, first + c), lanes.load(of.shift + c), lanes.load(of.inverse + c));
+    lanes.store_codes(codes + c, code);
   });
-  for (int64_t c = 0; c < size; ++c) place(c, codes[c]);
+}
+
+// Up to four tokens whose positions are of one group: all of it is written side by side.
+template <class Whole, class Tail>
+PTQ4ARVG_FN void store_group(const StoreKvProblem& p, const CacheCodes& k, const CacheCodes& v, int64_t k_first,
+                             int64_t v_first, int64_t j, int64_t count, int8_t* keys, int8_t* values) {
+  int8_t codes[kKeyGroup][kMaxHeadSize];
+  for (int64_t i = 0; i < count; ++i) {
+    token_codes<Whole, Tail>(k, k_first + i * p.k.of_token, p.size, codes[0]);
+    int8_t* to = keys + key_place(j + i, 0, p.size);
+    for (int64_t c = 0; c < p.size; c += kKeyGroup) memcpy(to + c * kKeyPanel, codes[0] + c, kKeyGroup);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    token_codes<Whole, Tail>(v, v_first + i * p.v.of_token, p.size, codes[i]);
+  }
+  int8_t* to = values + value_place(j, 0, p.size);
+  if (count == kKeyGroup) {
+    for (int64_t c = 0; c < p.size; ++c) {
+      for (int i = 0; i < kKeyGroup; ++i) to[c * kKeyGroup + i] = codes[i][c];
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t c = 0; c < p.size; ++c) to[c * kKeyGroup + i] = codes[i][c];
+    }
+  }
 }
 
 template <class Whole, class Tail>
 static inline void store_kv_heads(const StoreKvProblem& p) {
-  const int64_t begin_at = p.position ? *p.position : 0;
+  const int64_t start = p.position ? *p.position : 0;
+  const int64_t stop = start + p.tokens < p.cache.capacity ? start + p.tokens : p.cache.capacity;
   parallel_for(p.batch * p.heads, kStoreGrain / (p.tokens * p.size), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = i / p.heads, head = i % p.heads, of_head = head * p.size;
-      int8_t* keys = p.cache.keys + image * p.cache.image_keys + of_head * p.cache.capacity;
-      int8_t* values = p.cache.values + image * p.cache.image_values + of_head * p.cache.capacity;
-      for (int64_t t = 0; t < p.tokens && begin_at + t < p.cache.capacity; ++t) {
-        const int64_t j = begin_at + t;
-        const auto from = [&](const HeadTensor& x) { return image * x.of_image + head * x.of_head + t * x.of_token; };
-        store_codes_of<Whole, Tail>(p.k, from(p.k), p.k_scale + of_head, p.k_shift + of_head, p.size,
-                                    [&](int64_t c, int8_t code) { keys[key_place(j, c, p.size)] = code; });
-        store_codes_of<Whole, Tail>(p.v, from(p.v), p.v_scale + of_head, p.v_shift + of_head, p.size,
-                                    [&](int64_t c, int8_t code) { values[value_place(j, c, p.size)] = code; });
+      const int64_t image = i / p.heads, head = i % p.heads, table = head * p.size;
+      int8_t* keys = p.cache.keys + image * p.cache.image_keys + table * p.cache.capacity;
+      int8_t* values = p.cache.values + image * p.cache.image_values + table * p.cache.capacity;
+      const CacheCodes k(p.k, p.k_scale + table, p.k_shift + table, p.size);
+      const CacheCodes v(p.v, p.v_scale + table, p.v_shift + table, p.size);
+      for (int64_t j = start; j < stop;) {
+        const int64_t left = kKeyGroup - j % kKeyGroup, count = left < stop - j ? left : stop - j;
+        const auto from = [&](const HeadTensor& x) {
+          return image * x.of_image + head * x.of_head + (j - start) * x.of_token;
+        };
+        store_group<Whole, Tail>(p, k, v, from(p.k), from(p.v), j, count, keys, values);
+        j += count;
       }
     }
   });

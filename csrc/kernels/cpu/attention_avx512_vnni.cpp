@@ -12,10 +12,19 @@ PTQ4ARVG_FN int32_t four_bytes(const void* p) {
   return x;
 }
 
+// sums += a b, kept in its register: GCC 12 copies all sums to others and back in every step of a loop otherwise. For
+// the same reason the loops are functions of their own, which have all registers.
+PTQ4ARVG_FN void accumulate(__m512i& sums, __m512i a, __m512i b) {
+  sums = _mm512_dpbusd_epi32(sums, a, b);
+#if !defined(PTQ4ARVG_EMULATE)
+  __asm__("" : "+v"(sums));
+#endif
+}
+
 // The instruction multiplies unsigned bytes by signed ones. The keys are made unsigned by adding 128, and the sums start
 // at -128 times the query's sum.
 template <int Rows, int Panels>
-static inline void score_panels(const int8_t* q, const int32_t* q_sums, const int8_t* keys, int64_t size, int32_t* out,
+__attribute__((noinline)) static void score_panels(const int8_t* q, const int32_t* q_sums, const int8_t* keys, int64_t size, int32_t* out,
                                 int64_t stride) {
   const int64_t groups = size / kKeyGroup, panel = kKeyPanel * size;
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
@@ -35,7 +44,7 @@ static inline void score_panels(const int8_t* q, const int32_t* q_sums, const in
     for (int r = 0; r < Rows; ++r) {
       const __m512i four = _mm512_set1_epi32(four_bytes(q + r * kMaxHeadSize + g * kKeyGroup));
 #pragma GCC unroll 8
-      for (int i = 0; i < Panels; ++i) sums[r][i] = _mm512_dpbusd_epi32(sums[r][i], k[i], four);
+      for (int i = 0; i < Panels; ++i) accumulate(sums[r][i], k[i], four);
     }
   }
 #pragma GCC unroll 8
@@ -60,7 +69,7 @@ static inline void score_rows(const int8_t* q, const int32_t* q_sums, const int8
 
 // Vectors of 16 channels, the last one masked.
 template <int Rows, int Vectors>
-static inline void value_columns(const uint8_t* levels, int64_t stride, const int8_t* values, int64_t groups,
+__attribute__((noinline)) static void value_columns(const uint8_t* levels, int64_t stride, const int8_t* values, int64_t groups,
                                  int64_t size, __mmask16 last, int32_t* out) {
   __m512i sums[Rows][Vectors] = {};
   for (int64_t g = 0; g < groups; ++g, values += size * kKeyGroup) {
@@ -73,7 +82,7 @@ static inline void value_columns(const uint8_t* levels, int64_t stride, const in
     for (int r = 0; r < Rows; ++r) {
       const __m512i four = _mm512_set1_epi32(four_bytes(levels + r * stride + g * kKeyGroup));
 #pragma GCC unroll 4
-      for (int i = 0; i < Vectors; ++i) sums[r][i] = _mm512_dpbusd_epi32(sums[r][i], four, v[i]);
+      for (int i = 0; i < Vectors; ++i) accumulate(sums[r][i], four, v[i]);
     }
   }
 #pragma GCC unroll 8
