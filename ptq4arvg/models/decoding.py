@@ -34,6 +34,9 @@ def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterato
     of int8 codes."""
     c, net, steps = model.config, model.transformer, stepping(model, rows, like, graphs)
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
+    if not attentions:
+        yield steps
+        return
     core = attentions[0].core  # all are of one kind
     shapes = core.cache_shapes(rows, c.num_heads, model.positions, c.embed_dim // c.num_heads)
     like = like.new_empty(0, dtype=core.cache_dtype)
