@@ -46,7 +46,8 @@ if wanted sanitizer; then
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
       step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        python -m pytest -q -m gpu tests/cuda/test_gpu.py -k "extremes or pack_and_unpack or requantization"
+        python -m pytest -q -m gpu tests/cuda/test_gpu.py tests/cuda/test_gpu_attention.py \
+        -k "extremes or pack_and_unpack or requantization or limits"
     done
   else
     echo "== sanitizer: no compute-sanitizer here, skipped"
@@ -61,6 +62,8 @@ if wanted bench; then
     step "kernels-$op-rotated" python bench/kernels.py --device cuda --op "$op" --rotate \
       --shapes var-d16,var-d30,rar-b --m 1,16,128,512,8192 --budget 30 --out "$OUT/kernels-$op-rotated.csv"
   done
+  step attention python bench/attention.py --device cuda --models var-d16,var-d24,rar-b,par-xl-4x --images 1,8,64 \
+    --budget 60 --out "$OUT/attention.csv"
   for model in $GENERATE; do
     step "generate-$model" python bench/generate.py --device cuda --model "$model" --images 1,8,64 \
       --out "$OUT/generate-$model.csv"

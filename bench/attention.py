@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Time the attention of decoding steps: in integers over an int8 KV cache, and in torch's floats.
+
+    python bench/attention.py --models var-d16,rar-b,par-xl-4x --images 1,16 --budget 60 \\
+        --out bench/results/attention.csv
+
+A step stores its keys and values in the cache and attends to all that are there: ``store_kv`` and
+``attention`` against two copies and ``scaled_dot_product_attention``. Of VAR every scale is a step,
+of the others the first, the last and three between are measured. All candidates of a step run in
+turn; ratios are medians over the rounds. Guidance doubles the rows: a batch is twice the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from options import choices
+from record import stamp, write_csv
+from tables import show
+from timing import geometric_mean, measure
+from torch.nn import functional as F
+
+from ptq4arvg import ops
+from ptq4arvg.models.registry import build_model, model_config
+from ptq4arvg.progress import make_progress
+
+FLOATS = ("float32", "bfloat16")
+COLUMNS = (
+    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "heads", "size",
+    "tokens", "keys", "candidate", "kernel", "median_us", "p10_us", "p90_us", "repeats",
+    "disturbed", "cache_mib",
+    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step: ``tokens`` positions of ``rows`` rows, after which there are ``keys``."""
+
+    model: str
+    images: int
+    heads: int
+    size: int
+    tokens: int
+    keys: int
+    positions: int  # of the cache
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch with guidance."""
+        return 2 * self.images
+
+
+def steps_of(model: str, images: int) -> list[Step]:
+    """The steps of a published model that are measured. ValueError for one without a KV cache."""
+    config = model_config(model)
+    with torch.device("meta"):
+        built = build_model(model, config)
+    if not built.attention_cores():
+        raise ValueError(f"--models: {model} decodes without a KV cache")
+    c, positions = built.config, built.positions
+    if hasattr(c, "patch_nums"):
+        sizes = [side * side for side in c.patch_nums]
+        ends = list(accumulate(sizes))
+    else:
+        tokens = getattr(c, "parallel", 1)
+        ends = sorted({tokens, *(round(positions * part) for part in (0.25, 0.5, 0.75, 1))})
+        sizes = [tokens] * len(ends)
+    size = c.embed_dim // c.num_heads
+    return [
+        Step(model, images, c.num_heads, size, tokens, keys, positions)
+        for tokens, keys in zip(sizes, ends, strict=True)
+    ]
+
+
+def candidates(step: Step, floats: list[str], device: str) -> dict[str, Callable[[], Any]]:
+    """Name -> a call that does the attention of the step."""
+    rows, heads, size = step.rows, step.heads, step.size
+    begin = step.keys - step.tokens
+    # As the linear before makes them, [rows, tokens, 3, H, d], seen as three [rows, H, tokens, d].
+    qkv = torch.randn(rows, step.tokens, 3, heads, size, device=device)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name in floats:
+        q, k, v = qkv.to(getattr(torch, name)).permute(2, 0, 3, 1, 4)
+        shape = rows, heads, step.positions, size
+        keys, values = (torch.randn(shape, device=device).to(q.dtype) for _ in range(2))
+
+        def in_floats(q=q, k=k, v=v, keys=keys, values=values) -> torch.Tensor:
+            keys[:, :, begin : step.keys], values[:, :, begin : step.keys] = k, v
+            seen = keys[:, :, : step.keys], values[:, :, : step.keys]
+            return F.scaled_dot_product_attention(q, *seen, scale=1.0).transpose(1, 2).flatten(2)
+
+        calls[name] = in_floats
+    q, k, v = qkv.to(torch.bfloat16).permute(2, 0, 3, 1, 4)
+    scale = torch.full((heads, size), 0.03, device=device)
+    shift = torch.zeros_like(scale)
+    cache = ops.empty_kv_cache(rows, heads, step.positions, size, device)
+    position = torch.tensor([begin], dtype=torch.int32, device=device)
+    full = torch.randn(rows, heads, begin, size, device=device)
+    if begin:
+        ops.store_kv(full, full, *cache, scale, shift, scale, shift)
+
+    def in_integers() -> torch.Tensor:
+        ops.store_kv(k, v, *cache, scale, shift, scale, shift, position)
+        return ops.attention(
+            q, *cache, scale, scale, shift, position=position, out_dtype=torch.bfloat16
+        )
+
+    return calls | {"int8": in_integers}
+
+
+def cache_mib(step: Step, candidate: str) -> float:
+    """Keys and values of one layer for all positions, in MiB."""
+    if candidate == "int8":
+        shapes = ops.kv_cache_shapes(step.rows, step.heads, step.positions, step.size)
+        return sum(torch.Size(shape).numel() for shape in shapes) / 2**20
+    width = torch.empty(0, dtype=getattr(torch, candidate)).element_size()
+    return 2 * width * step.rows * step.heads * step.positions * step.size / 2**20
+
+
+def measured(
+    step: Step, floats: list[str], device: str, budget: float, tick: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    """One row per candidate."""
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    calls = candidates(step, floats, device)
+    calls["int8"]()
+    kernel = ops.last_kernel()
+    timings = measure({name: [call] for name, call in calls.items()}, budget,
+                      synchronize=synchronize, tick=tick)  # fmt: skip
+    for name in calls:
+        row = {
+            "model": step.model, "images": step.images, "heads": step.heads, "size": step.size,
+            "tokens": step.tokens, "keys": step.keys, "candidate": name,
+            "kernel": kernel if name == "int8" else "", "median_us": timings.quantile(name) * 1e6,
+            "p10_us": timings.quantile(name, 0.1) * 1e6,
+            "p90_us": timings.quantile(name, 0.9) * 1e6, "repeats": timings.repeats,
+            "disturbed": timings.disturbed(name), "cache_mib": cache_mib(step, name),
+        }  # fmt: skip
+        if name == "int8":
+            for other in floats:
+                for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
+                    row[f"x_{other}{part}"] = timings.ratio(other, name, q)
+        yield row
+
+
+def print_table(rows: list[dict[str, Any]], floats: list[str]) -> None:
+    """Per model and number of images: times of the steps, and how many times faster ours are."""
+    lines = []
+    ours = [row for row in rows if row["candidate"] == "int8"]
+    for row in ours:
+        ratios = [f"{row[f'x_{name}']:.2f}" for name in floats]
+        lines.append([row["model"], str(row["images"]), str(row["tokens"]), str(row["keys"]),
+                      f"{row['median_us']:.0f}", *ratios])  # fmt: skip
+    for name in sorted({row["model"] for row in ours}):
+        means = [geometric_mean([r[f"x_{f}"] for r in ours if r["model"] == name]) for f in floats]
+        lines.append([name, "", "", "all steps", "", *(f"{mean:.2f}" for mean in means)])
+    head = ["model", "images", "tokens", "keys", "us", *(f"x {name}" for name in floats)]
+    show("attention of a decoding step in integers; times faster than torch", head, lines)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--models", default="var-d16,rar-b,par-xl-4x")
+    add("--images", default="1,16", help="images of a batch; several numbers by commas")
+    add("--floats", default=",".join(FLOATS), help="of torch, to compare with")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--budget", type=float, default=60.0, help="seconds of timing, all steps together")
+    add("--out", type=Path, help="CSV file")
+    add("--quiet", action="store_true", help="no progress")
+    arguments = parser.parse_args(argv)
+    arguments.floats = choices("--floats", arguments.floats, FLOATS)
+    try:
+        numbers = [*dict.fromkeys(map(int, arguments.images.split(",")))]
+    except ValueError:
+        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,16") from None
+    if min(*numbers, arguments.threads) < 1 or not arguments.budget > 0:
+        raise ValueError("--images, --threads and --budget want numbers above 0")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+    models = arguments.models.split(",")
+    arguments.todo = [step for model in models for n in numbers for step in steps_of(model, n)]
+    return arguments
+
+
+@torch.inference_mode()
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write the file. 2 for bad arguments, 130 when interrupted."""
+    try:
+        arguments = _parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"attention.py: {error}\n")
+        return 2
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    shared, rows, status = stamp(arguments.device, arguments.threads), [], 0
+    todo, total = arguments.todo, len(arguments.todo)
+    with make_progress(arguments.quiet) as display:
+        try:
+            for number, step in enumerate(todo):
+                display(step.model, number, total)
+                found = measured(
+                    step, arguments.floats, arguments.device, arguments.budget / total,
+                    lambda number=number, step=step: display(step.model, number, total),
+                )  # fmt: skip
+                rows += [shared | row for row in found]
+            display(todo[-1].model, total, total)
+        except KeyboardInterrupt:
+            display.say("interrupted; this is what was measured until then")
+            status = 130
+    print_table(rows, arguments.floats)
+    if arguments.out:
+        write_csv(arguments.out, COLUMNS, rows)
+        sys.stdout.write(f"wrote {arguments.out}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
