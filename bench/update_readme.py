@@ -113,6 +113,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 TABLES = {  # by the name of the CSV file
     "ablation": ablation_table, "mixed": mixed_table, "compare": compare_table,
     "compare-additions": compare_table, "compare-rotations": compare_table,
+    "compare-attention": compare_table,
 }  # fmt: skip
 
 

@@ -56,8 +56,7 @@ def _replay(model, calibration: Calibration, batch_size: int, hooks: dict[str, C
             handle.remove()
 
 
-def _cores(model, caller: str) -> list[str]:
-    names = model.attention_cores()
+def _wanted(model, names: list[str], caller: str) -> list[str]:
     if not names:
         raise ValueError(
             f"{caller}: {model.name} keeps its attention products in floating point; "
@@ -106,7 +105,7 @@ def quantize_attention_(
     "log_sqrt2" (powers of the square root of two), or "best", the one of lower output error of each
     core. Returns core -> kind. ValueError for a model without such cores.
     """
-    names = _cores(model, "quantize_attention_")
+    names = _wanted(model, model.attention_cores(), "quantize_attention_")
     wanted = SOFTMAX_KINDS if softmax == "best" else (softmax,)
     ranges = {name: _Ranges({"q": (0, 3), "k": (0, 3), "v": (0, 2)}) for name in names}
     _replay(model, calibration, batch_size, ranges)
@@ -134,7 +133,7 @@ def integer_attention_(
     the scales of the keys every head gets the one of lowest output error on the rows. Returns core
     -> the balance of each of its heads. ValueError for a model without such cores.
     """
-    names = _cores(model, "integer_attention_")
+    names = _wanted(model, model.integer_cores(), "integer_attention_")
     ranges = {name: _Ranges({"k": (0, 2), "v": (0, 2)}) for name in names}
     _replay(model, calibration, batch_size, ranges)
     candidates = {

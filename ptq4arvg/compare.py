@@ -46,6 +46,7 @@ ADDITIONS: Mapping[str, dict[str, Any]] = {
     "mse": {"activation_range": "mse", "weight_range": "mse"},
     "gptq": {"rounding": "gptq"},
     "descent": {"rounding": "descent"},
+    "kv8": {"attention": "int8"},
 }
 EVALUATION_SEED = 1000  # of the images and the rows compared on; calibration seeds are below
 FLOAT_SEEDS = 10  # float draws: another one is within their span nine times in eleven

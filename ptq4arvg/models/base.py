@@ -136,6 +136,11 @@ class ARVGModel(nn.Module):
         """Module paths of the attention products inside ``transformer``."""
         raise NotImplementedError
 
+    def integer_cores(self) -> list[str]:
+        """Those that can be computed in integers: every query attends to the first so many
+        positions, the same for all images."""
+        return self.attention_cores()
+
     def block_names(self) -> list[str]:
         """Module paths of the blocks inside ``transformer``, in order."""
         raise NotImplementedError

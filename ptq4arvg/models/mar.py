@@ -121,6 +121,10 @@ class MARModel(ARVGModel):
         """None: as in the paper, the attention products of this family are not quantized."""
         return []
 
+    def integer_cores(self) -> list[str]:
+        """Those of all blocks: without a cache, every token attends to all that there are."""
+        return [f"{block}.attn.core" for block in self.block_names()]
+
     def linears(self) -> list[LinearSpec]:
         """Per block: qkv, proj, fc1, fc2; then the diffusion head's."""
         c, specs = self.config, []

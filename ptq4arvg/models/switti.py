@@ -324,6 +324,10 @@ class SwittiModel(ARVGModel):
         """Those of the self attention; the products with the text stay in float."""
         return [f"{block}.attn.core" for block in self.block_names()]
 
+    def integer_cores(self) -> list[str]:
+        """None: a scale attends to itself alone, not to the first so many positions."""
+        return []
+
     def linears(self) -> list[LinearSpec]:
         """Per block: its AdaLN linear, those of self attention, cross attention and feed-forward;
         then the head's two."""
