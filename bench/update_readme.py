@@ -5,6 +5,7 @@
     python bench/update_readme.py bench/results/ablation.csv
     python bench/update_readme.py bench/results/mixed.csv
     python bench/update_readme.py bench/results/compare.csv
+    python bench/update_readme.py bench/results/attention.csv
 
 A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/, or to
 bench/results/demo-NAME/ for another model than var-tiny, which has a table of its own, too.
@@ -19,6 +20,8 @@ import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from timing import geometric_mean
 
 from ptq4arvg.demo import MODEL
 from ptq4arvg.report import markdown_table
@@ -110,10 +113,25 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def attention_table(rows: list[dict[str, str]]) -> str:
+    """Geometric means of the steps' ratios per model and number of images, in Markdown."""
+    ours = [row for row in rows if row["candidate"] == "int8"]
+    peers = [name for name in ("float32", "bfloat16") if ours[0].get(f"x_{name}")]
+    lines = [
+        "| model | images | " + " | ".join(f"times faster than {name}" for name in peers) + " |",
+        "|---|---:" + "|---:" * len(peers) + "|",
+    ]
+    for model, images in dict.fromkeys((row["model"], row["images"]) for row in ours):
+        steps = [row for row in ours if (row["model"], row["images"]) == (model, images)]
+        means = [geometric_mean(float(row[f"x_{name}"]) for row in steps) for name in peers]
+        lines.append(f"| {model} | {images} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {  # by the name of the CSV file
     "ablation": ablation_table, "mixed": mixed_table, "compare": compare_table,
     "compare-additions": compare_table, "compare-rotations": compare_table,
-    "compare-attention": compare_table,
+    "compare-attention": compare_table, "attention": attention_table,
 }  # fmt: skip
 
 
