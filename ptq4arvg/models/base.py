@@ -71,6 +71,9 @@ class ARVGModel(nn.Module):
     kept_in_float: ClassVar[Mapping[str, str]] = {}
     # Whether compat="research" reproduces what the authors' code does with this family.
     compat_research: ClassVar[bool] = False
+    # Why its attention cannot be in integers, which lets a query attend to the first so many
+    # positions; "" if it can.
+    no_integer_attention: ClassVar[str] = ""
     # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")

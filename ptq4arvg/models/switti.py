@@ -286,6 +286,7 @@ class SwittiModel(ARVGModel):
 
     family = "switti"
     sampling_options = ("top_k", "top_p", "guided_scales")
+    no_integer_attention = "has positions that attend to those of their own scale only"
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",
