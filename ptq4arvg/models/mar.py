@@ -85,6 +85,7 @@ class MARModel(ARVGModel):
     family = "mar"
     continuous = True
     sampling_options = ("num_iter", "temperature")
+    no_integer_attention = "keeps its attention products in floating point"
     # Linears that stay in float, with the reason.
     kept_in_float: ClassVar = {
         "z_proj": "it reads the few channels of a token",
