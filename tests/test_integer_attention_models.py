@@ -8,6 +8,7 @@ import torch
 import ptq4arvg
 from ptq4arvg.attention import integer_attention_
 from ptq4arvg.calibration import Calibration
+from ptq4arvg.collected import Collected
 from ptq4arvg.graphs import StepGraphs
 from ptq4arvg.models import build_model
 from ptq4arvg.models.decoding import decoding
@@ -127,11 +128,12 @@ def test_caches_hold_a_byte_for_every_value(made, name):
         assert sum(cache.nbytes for cache in codes) == pytest.approx(size * room / part)
 
 
+@pytest.mark.parametrize("sink", ["integer", "float"])
 @pytest.mark.parametrize("backend", [TapeBackend, DirectBackend])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_captured_steps_give_what_eager_ones_give(made, name, backend):
+def test_captured_steps_give_what_eager_ones_give(made, name, backend, sink):
     """Everywhere bit for bit: what is hidden is not read, where attention in float sums zeros."""
-    model = made(name)
+    model = made(name, sink=sink)
     for labels, seed in ((LABELS, 3), (LABELS.flip(0), 4)):
         model.graphs = StepGraphs(backend())
         ids, logits = run(model, labels, seed)
@@ -184,6 +186,20 @@ def test_with_linears_of_other_kinds(name, options):
     logits = model.replay(given.ids, given.labels)
     assert (logits - exact).square().sum() < 2e-2 * exact.square().sum()
     assert model.generate([1], seed=1, graphs=False).isfinite().all()
+
+
+def test_with_mean_bits_and_with_statistics_kept(tmp_path):
+    model, other = build("var"), build("var")
+    kept = Collected()
+    for each in (model, other):  # the second reads what the first kept
+        quantize_(each, "W8A8", "rtn", rows(each), attention="int8", collected=kept)
+    assert torch.equal(*(m.replay(rows(m).ids, rows(m).labels) for m in (model, other)))
+    mixed = build("par")
+    quantize_(mixed, method="rtn", calibration=rows(mixed), target_bits=5.5, attention="int8")
+    mixed.save_pretrained(tmp_path / "q")
+    again = ptq4arvg.load_quantized(tmp_path / "q")
+    assert type(again.transformer.layers[0].attention.core) is IntAttention
+    assert torch.equal(again.generate([2], seed=1), mixed.generate([2], seed=1, graphs=False))
 
 
 def odd_heads(**sizes):
