@@ -33,10 +33,11 @@ from record import stamp, write_csv
 from tables import show
 from variants import BASES, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
 
-from ptq4arvg.models.registry import model_config
+from ptq4arvg.models.registry import FAMILIES, model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
 
+DEFAULT_SCHEMES = ("W8A8", "W6A6", "W4A8")
 TIMES = ("image", "first_scale", "tokens", "decode", "cpu")
 
 
@@ -180,8 +181,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="var-d16")
     add("--images", default="1", help="labels of one call of generate; several numbers by commas")
-    add("--schemes", default="W8A8,W8A8KV8,W6A6,W6A6KV8,W4A8,W4A8KV8",
-        help="KV8: attention, too, is in integers, over a KV cache of 8 bits")  # fmt: skip
+    add("--schemes",
+        help="KV8: attention, too, is in integers, over a KV cache of 8 bits; by default "
+        "W8A8,W8A8KV8,W6A6,W6A6KV8,W4A8,W4A8KV8, or what the model can have")  # fmt: skip
     add("--floats", help=f"float variants to compare with, of {', '.join(BASES)}")
     add("--rest", default="bfloat16", choices=FLOATS,
         help="dtype of what is not quantized in a quantized model")  # fmt: skip
@@ -195,9 +197,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     gpu = arguments.device.startswith("cuda")
-    model_config(arguments.model)  # an unknown name ends here
-    known = *SCHEMES, *(f"{scheme}{INTEGER_ATTENTION}" for scheme in SCHEMES)
-    arguments.schemes = choices("--schemes", arguments.schemes.upper(), known)
+    family = model_config(arguments.model)["family"]  # an unknown name ends here
+    why = FAMILIES[family].model.no_integer_attention
+    ends = ("",) if why else ("", INTEGER_ATTENTION)
+    if arguments.schemes is None:
+        arguments.schemes = ",".join(f"{s}{end}" for s in DEFAULT_SCHEMES for end in ends)
+    known = tuple(f"{scheme}{end}" for end in ends for scheme in SCHEMES)
+    try:
+        arguments.schemes = choices("--schemes", arguments.schemes.upper(), known)
+    except ValueError as error:
+        if why and INTEGER_ATTENTION in arguments.schemes.upper():
+            raise ValueError(f"{error} No {INTEGER_ATTENTION}: {arguments.model} {why}") from None
+        raise
     if arguments.floats is None:
         arguments.floats = ",".join(BASES[1:] if gpu else FLOATS)
     arguments.floats = choices("--floats", arguments.floats, BASES)

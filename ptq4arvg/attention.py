@@ -10,8 +10,9 @@ from torch import Tensor
 from .calibration import Calibration
 from .nn import AttentionCore, IntAttention, QuantAttention
 from .numerics import affine_grid
+from .reference_attention import KEY_GROUP, MAX_HEAD_SIZE
 
-__all__ = ["integer_attention_", "quantize_attention_"]
+__all__ = ["check_attention", "integer_attention_", "quantize_attention_"]
 
 SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 
@@ -56,13 +57,34 @@ def _replay(model, calibration: Calibration, batch_size: int, hooks: dict[str, C
             handle.remove()
 
 
-def _wanted(model, names: list[str], caller: str) -> list[str]:
-    if not names:
-        raise ValueError(
-            f"{caller}: {model.name} keeps its attention products in floating point; "
-            "wanted attention='float'"
-        )
+def check_attention(model, attention: str) -> list[str]:
+    """Its attention cores. ValueError if ``model`` cannot have this kind of attention.
+
+    attention: as of a ``Method``.
+    """
+    integer, why = attention == "int8", ""
+    names = model.integer_cores() if integer else model.attention_cores()
+    if integer:
+        why = model.no_integer_attention or _misfit(model)
+    elif attention != "float" and not names:
+        why = "keeps its attention products in floating point"
+    if why:
+        raise ValueError(f"attention={attention!r}: {model.name} {why}; wanted attention='float'")
     return names
+
+
+def _misfit(model) -> str:
+    """What ``ops.attention`` does not take of a model; "" if it takes all."""
+    c, dtype = model.config, next(model.transformer.parameters()).dtype
+    if dtype == torch.float64:
+        return "is in float64, and integer attention takes float32, bfloat16 and float16"
+    size = c.embed_dim // c.num_heads
+    if size % KEY_GROUP or size > MAX_HEAD_SIZE:
+        return (
+            f"has heads of {size} channels, and integer attention takes a multiple of {KEY_GROUP} "
+            f"up to {MAX_HEAD_SIZE}"
+        )
+    return ""
 
 
 def _errors(
@@ -105,7 +127,7 @@ def quantize_attention_(
     "log_sqrt2" (powers of the square root of two), or "best", the one of lower output error of each
     core. Returns core -> kind. ValueError for a model without such cores.
     """
-    names = _wanted(model, model.attention_cores(), "quantize_attention_")
+    names = check_attention(model, "simulated")
     wanted = SOFTMAX_KINDS if softmax == "best" else (softmax,)
     ranges = {name: _Ranges({"q": (0, 3), "k": (0, 3), "v": (0, 2)}) for name in names}
     _replay(model, calibration, batch_size, ranges)
@@ -131,9 +153,9 @@ def integer_attention_(
 
     The range of every channel of k and v comes from the calibration rows. Of the ``BALANCES`` of
     the scales of the keys every head gets the one of lowest output error on the rows. Returns core
-    -> the balance of each of its heads. ValueError for a model without such cores.
+    -> the balance of each of its heads. ValueError for a model that ``check_attention`` refuses.
     """
-    names = _wanted(model, model.integer_cores(), "integer_attention_")
+    names = check_attention(model, "int8")
     ranges = {name: _Ranges({"k": (0, 2), "v": (0, 2)}) for name in names}
     _replay(model, calibration, batch_size, ranges)
     candidates = {

@@ -43,6 +43,11 @@ def quantize_like_research_(
             "or 'simulated'"
         )
     attention = options.get("attention", "simulated")
+    if attention not in ("float", "simulated"):
+        raise ValueError(
+            f"quantize_: compat='research' has no attention={attention!r}; wanted 'float' or "
+            "'simulated'"
+        )
     specs = {spec.name: spec for spec in model.linears()}
     _, sqnr = research_pipeline_(
         model, scheme, calibration, batch_size, attention == "simulated", progress

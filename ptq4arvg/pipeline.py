@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .allocation import Budget, allocate
-from .attention import integer_attention_, quantize_attention_
+from .attention import check_attention, integer_attention_, quantize_attention_
 from .block_parts import BlockParts
 from .calibration import Calibration, calibrate
 from .collected import Collected
@@ -99,6 +99,7 @@ def quantize_(
                 f"quantize_: method {method.name!r} has no integer path ({method.no_integer}); "
                 "wanted pack=False, or None"
             )
+        check_attention(model, method.attention)
         pack = method.integer if pack is None else pack
     if parts is not None and (compat or not method.resumable):
         raise ValueError(

@@ -15,7 +15,7 @@ tags: [quantization, image-generation, autoregressive]
 
 {linears} linear layers in integers{kept}, by the method `{method}` of ptq4arvg {version}.
 Their weights take {after:.2f} MB ({before:.2f} MB in half precision); all tensors together take
-{size:.2f} MB.
+{size:.2f} MB. {attention}
 
 | | |
 |---|---|
@@ -36,6 +36,17 @@ every layer. The licence of the weights is that of the model they were made from
 """
 
 
+def _attention(settings: dict[str, dict[str, Any]]) -> str:
+    """What the ``attention`` of a quantization config says, as a sentence."""
+    kinds = list(settings.values())
+    if not kinds:
+        return "Attention products are in floating point."
+    bits = kinds[0]["num_bits"]
+    if kinds[0].get("type") == "int":
+        return f"Attention products are in integers of {bits} bits, over a KV cache of int8 codes."
+    return f"Attention products are a simulation of {bits} bits in floating point."
+
+
 def model_card(config: dict[str, Any], report: Any, size: int) -> str:
     """Markdown for the README.md of a checkpoint; size: bytes of all tensors."""
     recipe = config["recipe"]
@@ -54,6 +65,7 @@ def model_card(config: dict[str, Any], report: Any, size: int) -> str:
         before=sum(layer.bytes_before for layer in report.layers) / 1e6,
         after=sum(layer.bytes_before * layer.w_bits / 16 for layer in report.layers) / 1e6,
         size=size / 1e6,
+        attention=_attention(config["quantization_config"]["attention"]),
         sqnr=report.sqnr_db,
         worst=report.worst.sqnr_db,
         worst_name=report.worst.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention import check_attention
 from ..fuse import fuse_
 from ..memory import return_freed_memory
 from ..models import build_model
@@ -161,24 +162,65 @@ def _install_linear(
 
 
 def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    for name, setting in config.get("attention", {}).items():
-        prefix = f"transformer.{name}."
+    """Put the attention cores of the config in place. ValueError unless they are all, of one kind,
+    and their tables there."""
+    settings = config.get("attention", {})
+    if not settings:
+        return
+    integer = any(setting.get("type") == "int" for setting in settings.values())
+    names = check_attention(model, "int8" if integer else "simulated")
+    if sorted(settings) != sorted(names):
+        raise ValueError(
+            f"quantization_config has attention {_listed(settings)}; wanted that of all blocks, "
+            f"{_listed(names)}"
+        )
+    if integer:
+        odd = next((s for s in settings.values() if s != {"num_bits": 8, "type": "int"}), None)
+        if odd:
+            raise ValueError(
+                f"quantization_config has attention in integers of 8 bits, and {odd}; wanted the "
+                "same everywhere"
+            )
+    for name, setting in settings.items():
         try:
-            if setting.get("type") == "int":
-                tables = [tensors[prefix + table] for table in IntAttention.TABLES]
-                model.replace_(name, IntAttention(*tables))
-                continue
-            grids = {
-                operand: (
-                    tensors[f"{prefix}{operand}_scale"].float(),
-                    tensors[f"{prefix}{operand}_zero"],
-                )
-                for operand in ("q", "k", "v")
-            }
+            core = (_integer_attention if integer else _simulated_attention)(
+                model, f"transformer.{name}.", setting, tensors
+            )
         except KeyError as error:
             raise ValueError(f"tensors missing: {error.args[0]}") from None
-        bits, softmax = setting["num_bits"], setting["softmax"]
-        model.replace_(name, QuantAttention(grids, bits, softmax, model.cursor))
+        model.replace_(name, core)
+
+
+def _listed(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first} and {len(rest)} more" if rest else first
+
+
+def _integer_attention(model, prefix: str, _setting, tensors: Mapping[str, Tensor]) -> IntAttention:
+    c = model.config
+    wanted = c.num_heads, c.embed_dim // c.num_heads
+    tables = [tensors[prefix + table] for table in IntAttention.TABLES]
+    for name, table in zip(IntAttention.TABLES, tables, strict=True):
+        if table.shape != wanted or not table.is_floating_point():
+            raise ValueError(
+                f"{prefix}{name} is {table.dtype} {list(table.shape)}; wanted floats {list(wanted)}"
+            )
+        if not table.isfinite().all() or (name.endswith("scale") and not (table > 0).all()):
+            raise ValueError(f"{prefix}{name} has values that no scale or shift can have")
+    return IntAttention(*tables)
+
+
+def _simulated_attention(
+    model, prefix: str, setting: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> QuantAttention:
+    grids = {
+        operand: (
+            tensors[f"{prefix}{operand}_scale"].float(),
+            tensors[f"{prefix}{operand}_zero"],
+        )
+        for operand in ("q", "k", "v")
+    }
+    return QuantAttention(grids, setting["num_bits"], setting["softmax"], model.cursor)
 
 
 def _report(data: dict[str, Any]) -> QuantReport:

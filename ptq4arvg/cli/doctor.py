@@ -104,8 +104,9 @@ def _notes(found: dict[str, Any]) -> list[str]:
     elif not cuda["device"]:
         notes.append("no CUDA device: quantized models run on the CPU")
     notes.append(
-        "attention products, norms, embeddings and the tokenizer are computed in floating point "
-        "everywhere; all quantized linears are computed in integers"
+        "norms, embeddings and the tokenizer are computed in floating point everywhere, attention "
+        "products where a model was not quantized with attention=int8; all quantized linears are "
+        "computed in integers"
     )
     missing = [name for name, there in found["bundled_models"].items() if not there]
     if missing or not found["bundled_models"]:

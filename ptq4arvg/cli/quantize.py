@@ -151,6 +151,9 @@ def _print_plan(model: Any, plan: list[Any], budget: Any = None) -> None:
         )
 
 
+_ATTENTION = {"float": "", "simulated": "attention simulated, ", "int8": "attention in integers, "}
+
+
 def run_quantize(request: Request) -> None:
     """Plan, calibrate, quantize, save; or stop after the plan."""
     r = request
@@ -158,6 +161,7 @@ def run_quantize(request: Request) -> None:
         raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
     header(f"quantize {r.source[0]} to {r.goal} by {r.method}", r.seed, r.quiet)
     from ..allocation import Budget
+    from ..attention import check_attention
     from ..block_parts import BlockParts
     from ..calibration import calibrate
     from ..checkpoint.save import check_target
@@ -183,6 +187,7 @@ def run_quantize(request: Request) -> None:
     if r.out is not None:
         check_target(r.out, r.overwrite)
     model = load(r.source)
+    check_attention(model, method.attention)
     budget = None
     if r.target_bits is None:
         plan = make_plan(model.linears(), r.goal, r.ignore, overrides)
@@ -217,7 +222,8 @@ def run_quantize(request: Request) -> None:
         print(f"schemes {counts}: {report.allocation['mean_bits']:.2f} bits a weight on average")
     return closing(
         f"{r.out}   hash {digest[:12]}   {len(report.layers)} linears in integers, "
-        f"{len(report.kept)} in float, weights {before / 1e6:.2f} MB -> "
+        f"{len(report.kept)} in float, {_ATTENTION[method.attention]}"
+        f"weights {before / 1e6:.2f} MB -> "
         f"{report.weight_bytes / 1e6:.2f} MB",
         f"SQNR {report.sqnr_db:.1f} dB on average, worst {report.worst.sqnr_db:.1f} dB in "
         f"{report.worst.name}",

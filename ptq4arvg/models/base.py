@@ -73,6 +73,9 @@ class ARVGModel(nn.Module):
     kept_in_float: ClassVar[Mapping[str, str]] = {}
     # Whether compat="research" reproduces what the authors' code does with this family.
     compat_research: ClassVar[bool] = False
+    # Why its attention cannot be in integers, which lets a query attend to the first so many
+    # positions; "" if it can.
+    no_integer_attention: ClassVar[str] = ""
     # Whether tokens are vectors: ``replay`` then predicts their noise, and nothing has logits.
     continuous: ClassVar[bool] = False
     sampling_options: tuple[str, ...] = ("top_k", "top_p")
@@ -137,8 +140,8 @@ class ARVGModel(nn.Module):
         raise NotImplementedError
 
     def integer_cores(self) -> list[str]:
-        """Those that can be computed in integers: every query attends to the first so many
-        positions, the same for all images."""
+        """Those that can be computed in integers, if any can: every query attends to the first so
+        many positions, the same for all images."""
         return self.attention_cores()
 
     def block_names(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graphs import CapturedSteps, EagerSteps
 
@@ -28,25 +28,30 @@ def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Steps:
     return model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
 
 
+def _caches(
+    steps: Steps, attentions: list[nn.Module], shape: tuple[int, int, int, int], like: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """A cache for every attention, all of the kind of the first; shape: [B, H, T, d]."""
+    core = attentions[0].core
+    like = like.new_empty(0, dtype=core.cache_dtype)
+    keys, values = (
+        steps.buffers(kind, len(attentions), own, like)
+        for kind, own in zip(("keys", "values"), core.cache_shapes(*shape), strict=True)
+    )
+    return list(zip(keys, values, strict=True))
+
+
 @contextmanager
 def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
     """``stepping``; within, every attention has a cache on the device of ``like``, in its dtype or
     of int8 codes."""
     c, net, steps = model.config, model.transformer, stepping(model, rows, like, graphs)
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
-    if not attentions:
-        yield steps
-        return
-    core = attentions[0].core  # all are of one kind
-    shapes = core.cache_shapes(rows, c.num_heads, model.positions, c.embed_dim // c.num_heads)
-    like = like.new_empty(0, dtype=core.cache_dtype)
-    keys, values = (
-        steps.buffers(kind, len(attentions), shape, like)
-        for kind, shape in zip(("keys", "values"), shapes, strict=True)
-    )
+    shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
+    caches = _caches(steps, attentions, shape, like) if attentions else []
     try:
-        for attention, *cache in zip(attentions, keys, values, strict=True):
-            attention.cache = tuple(cache)
+        for attention, cache in zip(attentions, caches, strict=True):
+            attention.cache = cache
         yield steps
     finally:
         for attention in attentions:

@@ -286,6 +286,7 @@ class SwittiModel(ARVGModel):
 
     family = "switti"
     sampling_options = ("top_k", "top_p", "guided_scales")
+    no_integer_attention = "has positions that attend to those of their own scale only"
     kept_in_float: ClassVar = {
         r"word_embed": "it reads the 32 channels of a token, once per scale",
         r"text_pooler": "it runs once per image, on one vector",
@@ -323,10 +324,6 @@ class SwittiModel(ARVGModel):
     def attention_cores(self) -> list[str]:
         """Those of the self attention; the products with the text stay in float."""
         return [f"{block}.attn.core" for block in self.block_names()]
-
-    def integer_cores(self) -> list[str]:
-        """None: a scale attends to itself alone, not to the first so many positions."""
-        return []
 
     def linears(self) -> list[LinearSpec]:
         """Per block: its AdaLN linear, those of self attention, cross attention and feed-forward;

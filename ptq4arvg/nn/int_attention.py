@@ -34,12 +34,12 @@ class IntAttention(AttentionCore):
         return f"{self.heads} heads of {self.size} channels"
 
     def _apply(self, function, recurse: bool = True):
-        # Scales stay float32 when the model changes its dtype.
-        tables = {name: getattr(self, name) for name in self.TABLES}
-        super()._apply(function, recurse)
-        for name, table in tables.items():
-            setattr(self, name, table.to(getattr(self, name).device))
-        return self
+        def kept(table: Tensor) -> Tensor:
+            # Scales stay float32 when the model changes its dtype.
+            made = function(table)
+            return made if made.dtype == table.dtype else table.to(made.device)
+
+        return super()._apply(kept, recurse)
 
     def cache_shapes(
         self, images: int, heads: int, positions: int, size: int

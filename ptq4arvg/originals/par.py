@@ -72,7 +72,8 @@ class AdoptedBlock(nn.Module):
         if not core.integer:
             return kept.k_cache[:images], kept.v_cache[:images]
         shapes = core.cache_shapes(*kept.k_cache.shape)
-        if self.codes is None or self.codes[0].shape != shapes[0]:
+        held = None if self.codes is None else (self.codes[0].shape, self.codes[0].device)
+        if held != (shapes[0], kept.k_cache.device):
             self.codes = tuple(
                 kept.k_cache.new_empty(shape, dtype=core.cache_dtype) for shape in shapes
             )

@@ -7,6 +7,7 @@ import pytest
 import torch
 import variants
 
+from ptq4arvg import load_quantized
 from ptq4arvg.graphs import StepGraphs
 from ptq4arvg.models import build_model, registry
 from tests.graph_tape import TapeBackend
@@ -14,16 +15,18 @@ from tests.models.tiny import TINY
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["var-tiny", "mar-tiny"])
-def test_a_bundled_model(tmp_path, capsys, model):
+@pytest.mark.parametrize(
+    ("model", "scheme"), [("var-tiny", "W4A8"), ("mar-tiny", "W4A8"), ("rar-tiny", "W8A8KV8")]
+)
+def test_a_bundled_model(tmp_path, capsys, model, scheme):
     out, kept = tmp_path / "g.csv", tmp_path / "checkpoints"
-    arguments = ["--model", model, "--schemes", "W4A8", "--floats", "float32", "--repeats",
+    arguments = ["--model", model, "--schemes", scheme, "--floats", "float32", "--repeats",
                  "1", "--threads", "1", "--checkpoints", str(kept), "--out", str(out)]  # fmt: skip
     assert generate.main(arguments) == 0
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(generate.COLUMNS)
-    assert [row["variant"] for row in rows] == ["float32", "W4A8"]
+    assert [row["variant"] for row in rows] == ["float32", scheme]
     for row in rows:
         first, tokens, whole = (
             float(row[f"seconds_{c}"]) for c in ("first_scale", "tokens", "image")
@@ -33,9 +36,9 @@ def test_a_bundled_model(tmp_path, capsys, model):
         assert float(row["x_float32"]) > 0 and not row["x_bfloat16"]
         assert float(row["seconds_first_call"]) > 0 and not row["device_peak_mib"]
     assert float(rows[0]["x_float32"]) == 1 and float(rows[0]["memory_float32"]) == 1
-    assert (kept / f"{model}-W4A8-bfloat16-rotated" / "config.json").is_file()
+    assert (kept / f"{model}-{scheme}-bfloat16-rotated" / "config.json").is_file()
     captured = capsys.readouterr()
-    assert "W4A8" in captured.out and "generate" in captured.err
+    assert scheme in captured.out and "generate" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,8 @@ def test_a_bundled_model(tmp_path, capsys, model):
     [
         (["--model", "var-16"], "Closest: 'var-d16'"),
         (["--schemes", "W8A6"], "Closest: 'W8A8'"),
+        (["--schemes", "W8A8KV4"], "Closest: 'W8A8KV8'"),
+        (["--model", "switti-512", "--schemes", "W8A8KV8"], "No KV8: switti-512 has positions"),
         (["--floats", "float16"], "unknown 'float16'"),
         (["--images", "0"], "above 0"),
         (["--images", "1,0"], "above 0"),
@@ -55,6 +60,33 @@ def test_a_bundled_model(tmp_path, capsys, model):
 def test_bad_arguments(capsys, arguments, message):
     assert generate.main(["--quiet", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "schemes"),
+    [
+        ("var-d16", ["W8A8", "W8A8KV8", "W6A6", "W6A6KV8", "W4A8", "W4A8KV8"]),
+        ("switti-512", ["W8A8", "W6A6", "W4A8"]),
+    ],
+)
+def test_schemes_that_a_model_can_have(model, schemes):
+    assert generate._parse(["--model", model]).schemes == schemes
+
+
+@pytest.mark.parametrize(("scheme", "attention"), [("W8A8", "float"), ("W4A8KV8", "int8")])
+def test_a_scheme_that_ends_in_kv8_is_one_with_integer_attention(
+    monkeypatch, tmp_path, scheme, attention
+):
+    """As the worker prepares it, in this process."""
+    answers = []
+    monkeypatch.setattr(variants, "_answer", answers.append)
+    monkeypatch.setattr(variants, "float_model", lambda *_: build_model("t", TINY["rar"], seed=0))
+    variants._prepare("t", scheme, "float32", "none", str(tmp_path), str(torch.get_num_threads()))
+    model = load_quantized(tmp_path / f"t-{scheme}-float32")
+    assert model.report.scheme == scheme[:4] and model.report.options["attention"] == attention
+    core = model.transformer.get_submodule(model.attention_cores()[0])
+    assert core.integer == (attention == "int8")
+    assert answers[-1] == {} and answers[0] == {"progress": [f"prepare {scheme}: build", 0, 1]}
 
 
 def test_a_text_to_image_model_gets_prompts(monkeypatch):

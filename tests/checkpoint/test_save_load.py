@@ -176,6 +176,103 @@ def test_simulated_attention_comes_back(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.fixture(scope="module")
+def attended():
+    return quantized("rtn", attention="int8")
+
+
+@pytest.fixture
+def attended_copy(attended, tmp_path):
+    ptq4arvg.save_quantized(attended, tmp_path / "attended")
+    return tmp_path / "attended"
+
+
+def test_attention_in_integers_comes_back(attended, attended_copy, tmp_path):
+    config = read_config(attended_copy)
+    quantization = config["quantization_config"]
+    assert quantization["version"] == 3
+    integers = {"num_bits": 8, "type": "int"}
+    assert quantization["attention"] == dict.fromkeys(attended.attention_cores(), integers)
+    assert config["recipe"]["options"]["attention"] == "int8"
+    loaded = ptq4arvg.load_quantized(attended_copy)
+    state, other = attended.state_dict(), loaded.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    tables = loaded.transformer.get_submodule(loaded.attention_cores()[0]).state_dict()
+    assert {table.dtype for table in tables.values()} == {torch.float32}
+    assert torch.equal(logits(loaded), logits(attended))
+    assert torch.equal(loaded.generate([3, 7], seed=1), attended.generate([3, 7], seed=1))
+    assert ptq4arvg.save_quantized(loaded, tmp_path / "again") == config["hash"]
+    same = quantized("rtn", attention="int8")
+    assert ptq4arvg.save_quantized(same, tmp_path / "same") == config["hash"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "sentence"),
+    [
+        ("float", "Attention products are in floating point."),
+        ("simulated", "Attention products are a simulation of 6 bits in floating point."),
+        ("int8", "Attention products are in integers of 8 bits, over a KV cache of int8 codes."),
+    ],
+)
+def test_the_version_and_the_card_tell_what_attention_is(attended, attention, sentence, tmp_path):
+    model = attended if attention == "int8" else quantized("rtn", attention=attention)
+    ptq4arvg.save_quantized(model, tmp_path / "q")
+    version = read_config(tmp_path / "q")["quantization_config"]["version"]
+    assert version == (3 if attention == "int8" else 1)
+    assert sentence in (tmp_path / "q" / "README.md").read_text()
+
+
+CORE = "blocks.1.attn.core"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: None, f"tensors missing: transformer.{CORE}.v_scale"),
+        (lambda table: table[:, :-1].clone(), r"v_scale is torch.float32 \[.*\]; wanted floats \["),
+        (lambda table: table[:1].clone(), r"v_scale is torch.float32 \[1, .*\]; wanted floats \["),
+        (lambda table: table.flatten(), r"v_scale is torch.float32 \[[0-9]+\]; wanted floats \["),
+        (lambda table: table.int(), "v_scale is torch.int32"),
+        (lambda table: -table, "v_scale has values that no scale or shift can have"),
+        (lambda table: table * torch.nan, "v_scale has values that no scale or shift can have"),
+    ],
+)
+def test_other_tables_of_attention_are_refused(attended_copy, change, message):
+    tensors = load_file(attended_copy / "model.safetensors")
+    table = change(tensors.pop(f"transformer.{CORE}.v_scale"))
+    if table is not None:
+        tensors[f"transformer.{CORE}.v_scale"] = table
+    reseal(attended_copy, tensors=tensors)
+    refuse(attended_copy, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop(CORE), "attention blocks.0.attn.core and 4 more; wanted that of all"),
+        (lambda a: a.update(x=a.pop(CORE)), "blocks.0.attn.core and 5 more; wanted that of all"),
+        (lambda a: a.update({CORE: {"num_bits": 4, "type": "int"}}), "in integers of 8 bits, and"),
+        (lambda a: a.update({CORE: {"num_bits": 8, "softmax": "uniform"}}), "of 8 bits, and"),
+        (lambda a: a.clear(), "not known to this architecture: .*attn.core.k_scale"),
+    ],
+)
+def test_other_kinds_of_attention_are_refused(attended_copy, change, message):
+    """Caches are of one kind, so that attention is."""
+    config = read_config(attended_copy)
+    change(config["quantization_config"]["attention"])
+    reseal(attended_copy, config=config)
+    refuse(attended_copy, message)
+
+
+def test_a_changed_table_of_attention_is_found(attended_copy):
+    path = attended_copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"transformer.{CORE}.k_shift"][0, 0] += 1e-3
+    save_file(tensors, path)
+    refuse(attended_copy, "contents hash to")
+
+
 def test_stressed_model_comes_back(tmp_path):
     model = ptq4arvg.load_model("var-tiny", stress=30)
     ptq4arvg.quantize_(model, "W6A6", "rtn", rows(model))
@@ -262,9 +359,9 @@ def test_a_tensor_of_another_shape_is_refused(copy):
 
 def test_a_newer_format_is_refused(copy):
     config = read_config(copy)
-    config["quantization_config"]["version"] = 3
+    config["quantization_config"]["version"] = 4
     reseal(copy, config=config)
-    refuse(copy, "format version 3; this ptq4arvg reads versions up to 2")
+    refuse(copy, "format version 4; this ptq4arvg reads versions up to 3")
 
 
 def test_other_folders_are_refused(copy, tmp_path):

@@ -1,5 +1,6 @@
 """calibrate, quantize, verify and generate, one after the other on the bundled model."""
 
+import json
 import re
 
 import pytest
@@ -105,6 +106,29 @@ def test_target_bits_give_a_checkpoint_of_several_schemes(tmp_path, capsys):
     assert "schemes " in out and " W4A8" in out and "bits a weight on average" in out
     run("verify", folder)
     assert "the same hash" in capsys.readouterr().out
+
+
+def test_attention_in_integers_by_an_option(rows, tmp_path, capsys):
+    folder = tmp_path / "q"
+    run("quantize", "var-tiny", "--method", "rtn", "--calibration", rows, "--out", folder, "-q",
+        "--option", "attention=int8")  # fmt: skip
+    assert " in float, attention in integers, weights " in capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["version"] == 3 and len(config["attention"]) == 6
+    run("verify", folder)
+    assert "the same hash" in capsys.readouterr().out
+    run("generate", folder, "--classes", "3", "--out", tmp_path / "images", "-q")
+    assert (tmp_path / "images" / "000_class3.png").is_file()
+
+
+@pytest.mark.parametrize("end", [["--dry-run"], ["--out", "q"]])
+def test_attention_that_cannot_be_is_found_out_before_the_work(end, capsys):
+    argv = ["quantize", "mar-tiny", "--option", "attention=simulated", "-q", *end]
+    assert main(argv) == 2
+    wanted = "attention='simulated': mar-tiny keeps its attention products in floating point"
+    assert wanted in capsys.readouterr().err
+    assert main(["quantize", "var-tiny", "--option", "attention=int4", *end, "-q"]) == 2
+    assert "attention is 'int4'; wanted one of float, int8, simulated" in capsys.readouterr().err
 
 
 def test_quantize_ends_with_three_lines(checkpoint, rows, tmp_path, capsys):

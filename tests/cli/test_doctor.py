@@ -36,6 +36,9 @@ def notes(state):
 def test_notes_say_what_falls_back_and_why():
     assert "no avx512_vnni; the avx2 kernels run" in notes(found())
     assert "forces the instruction set" in notes(found(isa="scalar", isa_forced="scalar"))
+    assert "attention products where a model was not quantized with attention=int8" in notes(
+        found()
+    )
     assert "many times slower" in notes(found(isa="scalar"))
     assert "never on an Arm processor" in notes(found(isa="neon_dotprod"))
     state = found()

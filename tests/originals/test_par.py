@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ptq4arvg
+from ptq4arvg import ops
 from ptq4arvg.models.loading import read_state
 from ptq4arvg.nn import PackedLinear
 from tests.golden_cases import OTHER_ROUNDING, relative_error
@@ -102,8 +103,9 @@ def test_llamagen():
     assert_close(model.replay(ids, labels), logits, **LOGITS)
 
 
+@pytest.mark.parametrize("attention", ["float", "int8"])
 @pytest.mark.parametrize("name", [*(case.name for case in find_par_cases()), "llamagen"])
-def test_its_own_script_runs_quantized(name, tmp_path):
+def test_its_own_script_runs_quantized(name, attention, tmp_path):
     if name == "llamagen":
         module, ours = llamagen()
         tokenizer, exact, labels = ours.tokenizer, small_model(), torch.tensor([1, 4, 0])
@@ -114,8 +116,8 @@ def test_its_own_script_runs_quantized(name, tmp_path):
         ids, labels = case.records["gen.ids_raster"], case.records["gen.labels"]
     rows = ptq4arvg.calibrate(exact, samples=8, keep=4, seed=0)
     model = ptq4arvg.adopt(module, tokenizer=tokenizer)
-    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows)
-    ptq4arvg.quantize_(ours, "W8A8", calibration=rows)
+    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows, attention=attention)
+    ptq4arvg.quantize_(ours, "W8A8", calibration=rows, attention=attention)
     assert all(isinstance(layer.attention.wo, PackedLinear) for layer in module.layers)
     assert isinstance(module.output, PackedLinear)
     assert len(report.layers) == len(model.linears())
@@ -131,6 +133,9 @@ def test_its_own_script_runs_quantized(name, tmp_path):
     found, _ = module.generate(labels, 2.0)
     assert torch.equal(module.generate(labels, 2.0)[0], found) and found.shape == ids.shape
     assert found.max() < model.config.vocab_size
+    # The most likely tokens are the same, but for one on the edge and those after it.
+    drawn = ours.sample_ids(labels, cfg=2.0, choose=lambda x, _: x.argmax(-1))
+    assert (found == drawn[:, raster]).float().mean() > 0.5
     model.save_pretrained(tmp_path / "saved")  # with the caches of the host still there
     again = ptq4arvg.load_quantized(tmp_path / "saved")
     assert torch.equal(again.replay(ids, labels), model.replay(ids, labels))
@@ -146,6 +151,26 @@ def test_its_own_script_runs_quantized(name, tmp_path):
         text = f"{positions + p} positions, but making an image reads {positions}: leave out"
         with pytest.raises(ValueError, match=text):
             module(order, labels)
+
+
+def test_codes_go_with_the_cache_that_the_original_sets_up():
+    module, ours = llamagen()
+    ptq4arvg.adopt(module, tokenizer=ours.tokenizer)
+    rows = ptq4arvg.calibrate(ours, samples=2, keep=2, seed=0, select="first")
+    ptq4arvg.quantize_(module, "W8A8", "rtn", rows, attention="int8")
+    state = set(module.ptq4arvg.transformer.state_dict())
+    layer, held = module.layers[0], None
+    for count in (1, 3, 3, 2):
+        module.generate(torch.arange(count), 2.0)
+        shapes = ops.kv_cache_shapes(2 * count, 2, 24, 20)  # a multiple of 8 above 16 positions
+        assert tuple(tuple(codes.shape) for codes in layer.codes) == shapes
+        assert {codes.dtype for codes in layer.codes} == {torch.int8}
+        same = held is not None and held[0].shape == layer.codes[0].shape
+        assert (layer.codes is held) == same
+        held = layer.codes
+    assert set(module.ptq4arvg.transformer.state_dict()) == state
+    layer.attention.kv_cache.to("meta")  # as the original's own move of its module does
+    assert [codes.device.type for codes in layer._cache(1)] == ["meta", "meta"]
 
 
 def test_without_its_tokenizer(case):

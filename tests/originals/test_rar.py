@@ -6,9 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import ptq4arvg
+from ptq4arvg import ops
 from ptq4arvg.models.loading import read_state
 from ptq4arvg.models.rar import FAMILY
-from ptq4arvg.nn import PackedLinear
+from ptq4arvg.nn import AttentionCore, IntAttention, PackedLinear
 from ptq4arvg.originals.sharing import published_sampling
 from tests.golden_cases import (
     LOGITS,
@@ -75,17 +76,22 @@ def test_adopted_it_computes_the_same(case):
     assert torch.equal(model.replay(ids, labels), ours.replay(ids, labels))
 
 
-@pytest.mark.parametrize("sink", ["integer", "float"])
-def test_its_own_script_runs_quantized(case, sink, tmp_path):
+@pytest.mark.parametrize(
+    ("sink", "attention"), [("integer", "float"), ("float", "float"), ("integer", "int8")]
+)
+def test_its_own_script_runs_quantized(case, sink, attention, tmp_path):
     module, tokenizer = original(case)
     rows = ptq4arvg.calibrate(case.build(), samples=8, keep=4, seed=0)
     ptq4arvg.adopt(module, tokenizer=tokenizer)
-    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows, sink=sink)
+    options = {"sink": sink, "attention": attention}
+    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows, **options)
     assert all(isinstance(block.attn.proj, PackedLinear) for block in module.blocks)
     assert isinstance(module.lm_head, PackedLinear)
     assert len(report.layers) == len(module.ptq4arvg.linears())
     ours = case.build()
-    ptq4arvg.quantize_(ours, "W8A8", calibration=rows, sink=sink)
+    ptq4arvg.quantize_(ours, "W8A8", calibration=rows, **options)
+    kind = IntAttention if attention == "int8" else AttentionCore
+    assert all(type(block.attn.core) is kind for block in module.blocks)
     ids, labels = case.records["gen.ids"], case.records["gen.labels"]
     conditions = labels + case.config["codebook_size"] + 1
     exact = case.build().replay(ids, labels)
@@ -105,6 +111,10 @@ def test_its_own_script_runs_quantized(case, sink, tmp_path):
     ours.sample_ids(labels, cfg=case.config["guidance_scale"], choose=forced(seen, ids.split(1, 1)))
     found, guided = generate(case, module)[0], generate(case, module, ids=ids)[1]
     assert torch.equal(generate(case, module)[0], found) and found.shape == ids.shape
+    c = case.config
+    # The most likely tokens are the same, but for one on the edge and those after it.
+    drawn = ours.sample_ids(labels, cfg=c["guidance_scale"], choose=lambda x, _: x.argmax(-1))
+    assert (found == drawn).float().mean() > 0.5
     exact = case.records["gen.logits"]
     seen = torch.cat(seen, 1)
     assert relative_error(guided, seen) < OTHER_ROUNDING * relative_error(seen, exact)
@@ -122,6 +132,27 @@ def test_more_positions_than_an_image_has(case):
     wanted = rf"{model.positions + 1} positions, but making an image reads {model.positions}: leave"
     with pytest.raises(ValueError, match=wanted):
         module.blocks[0](x[:, :1], c=x[:, :1])
+
+
+def test_a_cache_of_codes_is_opened_for_every_image(case):
+    module, tokenizer = original(case)
+    model = ptq4arvg.adopt(module, tokenizer=tokenizer)
+    rows = ptq4arvg.calibrate(case.build(), samples=2, keep=2, seed=0, select="first")
+    ptq4arvg.quantize_(module, "W8A8", "rtn", rows, attention="int8")
+    attention, c = module.blocks[0].attn, model.config
+    x = torch.zeros(3, 2, c.embed_dim)
+    for _ in range(2):
+        module.enable_kv_cache()
+        assert attention.k_cache is None and attention.v_cache is None
+        module.blocks[0](x, c=x)
+        caches = attention.k_cache, attention.v_cache
+        shapes = ops.kv_cache_shapes(3, c.num_heads, model.positions, c.embed_dim // c.num_heads)
+        assert tuple(tuple(cache.shape) for cache in caches) == shapes
+        assert {cache.dtype for cache in caches} == {torch.int8}
+        module.blocks[0](x[:, :1], c=x[:, :1])
+        assert attention.k_cache is caches[0] and module.blocks[0].read == 3
+    module.disable_kv_cache()
+    assert attention.k_cache is None and module.blocks[0].store is None
 
 
 def test_without_its_tokenizer(case):

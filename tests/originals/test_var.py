@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 import ptq4arvg
 from ptq4arvg.models.loading import read_state
-from ptq4arvg.nn import PackedLinear
-from tests.golden_cases import LOGITS, OTHER_ROUNDING, find_cases, relative_error
+from ptq4arvg.nn import AttentionCore, IntAttention, PackedLinear
+from tests.golden_cases import LOGITS, OTHER_ROUNDING, find_cases, forced, relative_error
 from tests.originals.var_double import VAR
 
 
@@ -56,16 +56,34 @@ def test_adopted_it_computes_the_same(case):
                        records["tf.logits"].argmax(-1))  # fmt: skip
 
 
-def test_its_own_script_runs_quantized(case, tmp_path):
+def decoded(module, ids, labels, cfg):
+    """Logits of its own script's steps, conditional rows, where it draws these tokens [n, T]."""
+    plain, seen = module.get_logits, []
+    by_scale = iter(ids.split([p * p for p in module.patch_nums], 1))
+
+    def draw(*args):
+        seen.append(plain(*args)[: len(ids)])
+        return nn.functional.one_hot(next(by_scale), seen[-1].shape[-1]).repeat(2, 1, 1)
+
+    module.get_logits = draw
+    assert torch.equal(module.autoregressive_infer_cfg(labels, cfg), ids)
+    module.get_logits = plain
+    return torch.cat(seen, 1)
+
+
+@pytest.mark.parametrize("attention", ["float", "int8"])
+def test_its_own_script_runs_quantized(case, attention, tmp_path):
     module, labels = original(case), case.records["gen.labels"]
     rows = ptq4arvg.calibrate(case.build(), samples=8, keep=4, seed=0)
-    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows)
+    report = ptq4arvg.quantize_(module, "W8A8", calibration=rows, attention=attention)
     blocks = module.blocks
     assert all(isinstance(b.attn.proj, PackedLinear) for b in blocks)
     assert isinstance(module.head, PackedLinear)
     assert len(report.layers) == len(module.ptq4arvg.linears())
     ours = case.build()
-    ptq4arvg.quantize_(ours, "W8A8", calibration=rows)
+    ptq4arvg.quantize_(ours, "W8A8", calibration=rows, attention=attention)
+    kind = IntAttention if attention == "int8" else AttentionCore
+    assert all(type(b.attn.core) is kind for b in blocks)
     records = case.records
     with torch.inference_mode():
         logits = module(records["tf.labels"], records["tf.x_BLCv_wo_first_l"])
@@ -74,9 +92,19 @@ def test_its_own_script_runs_quantized(case, tmp_path):
     assert relative_error(logits, wanted) < OTHER_ROUNDING * relative_error(
         wanted, records["tf.logits"]
     )
+    steps = []
+    given = case.scales("gen.ids")
+    by_scale = given.split([p * p for p in module.patch_nums], 1)
+    ours.sample_ids(labels, cfg=0, choose=forced(steps, by_scale))
+    logits, wanted = decoded(module, given, labels, case.config["cfg"]), torch.cat(steps, 1)
+    error = relative_error(wanted, decoded(original(case), given, labels, case.config["cfg"]))
+    assert 0 < error < 0.1 and relative_error(logits, wanted) < OTHER_ROUNDING * error
     ids = module.autoregressive_infer_cfg(labels, case.config["cfg"])
     assert torch.equal(module.autoregressive_infer_cfg(labels, case.config["cfg"]), ids)
     assert ids.shape == (len(labels), case.config["L"]) and ids.max() < case.config["V"]
+    # The most likely tokens are the same, but for one on the edge and those after it.
+    drawn = ours.sample_ids(labels, cfg=case.config["cfg"], choose=lambda x, _: x.argmax(-1))
+    assert (ids == drawn).float().mean() > 0.5
     module.ptq4arvg.save_pretrained(tmp_path / "saved")
     again = ptq4arvg.load_quantized(tmp_path / "saved")
     replayed = (m.replay(records["tf.ids"], records["tf.labels"]) for m in (module.ptq4arvg, again))
