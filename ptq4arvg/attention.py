@@ -20,6 +20,10 @@ SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 # scale, 1 each its own; between, what the rounding of q and that of k cost is balanced.
 BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+# Ranges of k and v in integers, of those that the calibration rows show: other images go beyond them,
+# and a clipped key costs many times what a coarser step does.
+HEADROOM = 1.25
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -151,7 +155,7 @@ def integer_attention_(
 ) -> dict[str, list[float]]:
     """Replace the attention cores of ``model`` by ones in 8-bit integers, with int8 KV caches.
 
-    The range of every channel of k and v comes from the calibration rows. Of the ``BALANCES`` of
+    The range of every channel of k and v is that on the calibration rows times ``HEADROOM``. Of the ``BALANCES`` of
     the scales of the keys every head gets the one of lowest output error on the rows. Returns core
     -> the balance of each of its heads. ValueError for a model that ``check_attention`` refuses.
     """
@@ -178,7 +182,7 @@ def _integer_core(seen: _Ranges, balance: float | Tensor) -> IntAttention:
 
     def middle_and_reach(name: str) -> tuple[Tensor, Tensor]:
         lo, hi = seen.lo[name].double(), seen.hi[name].double()  # [H, d]
-        reach = (hi - lo) / 2
+        reach = HEADROOM * (hi - lo) / 2
         # A channel, or a head, that never moves still needs a scale.
         floor = 1e-6 * reach.amax(1, keepdim=True).clamp_min(1e-6)
         return (lo + hi) / 2, torch.maximum(reach, floor)

@@ -6,6 +6,7 @@ import torch
 from ptq4arvg import load_model
 from ptq4arvg.attention import (
     BALANCES,
+    HEADROOM,
     SOFTMAX_KINDS,
     _errors,
     _integer_core,
@@ -96,9 +97,9 @@ def test_hooks_are_removed_when_a_pass_fails():
 # In integers.
 
 # Next-token KL against the float model, in nats, over other rows than those of the calibration.
-# Measured with 32 rows: 0.0002, 0.0003 and 0.0006, and the bounds are twice that. Ranges that are
-# too narrow cost many times as much (0.004 with 16 rows for PAR).
-KL = {"var-tiny": 4e-4, "rar-tiny": 6e-4, "par-tiny": 1.2e-3}
+# Measured with 32 rows: 0.0002, 0.0002 and 0.0005, and the bounds are twice that. Ranges without
+# headroom cost more (0.004 with 8 rows for PAR).
+KL = {"var-tiny": 4e-4, "rar-tiny": 4e-4, "par-tiny": 1e-3}
 
 
 @pytest.fixture(scope="module", params=KL)
@@ -130,12 +131,13 @@ def test_no_key_or_value_of_the_calibration_rows_is_clipped(integers):
             x = torch.cat([args[at] for args in calls])
             scale, shift = (getattr(core, f"{operand}_{kind}") for kind in ("scale", "shift"))
             codes = (x - shift[:, None]) / scale[:, None]
-            assert codes.abs().max() <= 127.01  # float32 rounds the scale and the shift
+            full = 127 / HEADROOM
+            assert codes.abs().max() <= full + 0.01  # float32 rounds the scale and the shift
             reach = codes.abs().amax((0, 2))  # [H, d]
             # Some channel of every head, and every channel of the values, fills its range.
-            assert (reach.amax(1) > 126.9).all()
+            assert (reach.amax(1) > full - 0.1).all()
             if operand == "v":
-                assert (reach > 126.9).all()
+                assert (reach > full - 0.1).all()
 
 
 def test_every_head_has_the_balance_of_least_error(integers):
