@@ -20,8 +20,8 @@ SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 # scale, 1 each its own; between, what the rounding of q and that of k cost is balanced.
 BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-# Ranges of k and v in integers, of those that the calibration rows show: other images go beyond them,
-# and a clipped key costs many times what a coarser step does.
+# Ranges of k and v in integers, of those that the calibration rows show: other images go beyond
+# them, and a clipped key costs many times what a coarser step does.
 HEADROOM = 1.25
 
 Progress = Callable[[str, int, int], None]
@@ -155,9 +155,10 @@ def integer_attention_(
 ) -> dict[str, list[float]]:
     """Replace the attention cores of ``model`` by ones in 8-bit integers, with int8 KV caches.
 
-    The range of every channel of k and v is that on the calibration rows times ``HEADROOM``. Of the ``BALANCES`` of
-    the scales of the keys every head gets the one of lowest output error on the rows. Returns core
-    -> the balance of each of its heads. ValueError for a model that ``check_attention`` refuses.
+    The range of every channel of k and v is that on the calibration rows times ``HEADROOM``. Of the
+    ``BALANCES`` of the scales of the keys every head gets the one of lowest output error on the
+    rows. Returns core -> the balance of each of its heads. ValueError for a model that
+    ``check_attention`` refuses.
     """
     names = check_attention(model, "int8")
     ranges = {name: _Ranges({"k": (0, 2), "v": (0, 2)}) for name in names}
