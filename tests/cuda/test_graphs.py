@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ptq4arvg.graphs import CudaBackend
-from tests.graph_cases import CONFIGS, LABELS, made, run
+from tests.graph_cases import CONFIGS, LABELS, build, made, quantized, run
 
 pytestmark = pytest.mark.gpu
 KINDS = ("float32", "bfloat16", "W8A8", "W4A8", "simulated", "sinks")
@@ -39,6 +39,23 @@ def test_replays_are_equal_bit_by_bit(name, kind):
     run(model, LABELS.flip(0), seed=6, graphs=True)
     again = run(model, seed=5, graphs=True)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("name", ["var", "rar", "par", "llamagen"])
+def test_attention_in_integers(name):
+    """Over a cache of codes that a step finds by the position on the device."""
+    model = build(name, backend=CudaBackend())
+    quantized(model, attention="int8")
+    model.to("cuda")
+    for seed in (3, 4):
+        ids, logits = run(model, seed=seed)
+        captured = run(model, seed=seed, ids=ids, graphs=True)[1]
+        assert (captured.double() - logits.double()).norm() <= 3e-2 * logits.double().norm()
+    first = run(model, seed=5, graphs=True)
+    again = run(model, seed=5, graphs=True)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    held = next(iter(model.graphs._sizes.values()))
+    assert {buffer.dtype for buffer in held._buffers["keys"]} == {torch.int8}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
