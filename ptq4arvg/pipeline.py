@@ -192,12 +192,12 @@ def _verify(model: nn.Module, layers: list[LayerReport], calibration: Calibratio
     """Check on a real pass that every integer layer equals its simulation; note its kernel."""
     ends = sorted({0, len(calibration.labels) - 1})
     checks = check_integer_path(model, calibration.ids[ends], calibration.labels[ends])
-    by_name = {check.name: check for check in checks}
+    kernels = {check.name: check.kernel for check in checks}
     for layer in layers:
-        check = by_name[layer.name]
-        layer.kernel = check.kernel
+        layer.kernel = kernels[layer.name]
+    for check in checks:
         if not check.passed:
             raise RuntimeError(
-                f"quantize_: {layer.name}: the integer path (kernel {check.kernel}) differs from "
+                f"quantize_: {check.name}: the integer path (kernel {check.kernel}) differs from "
                 f"its simulation by {check.error:.3g} of the largest output; please report this"
             )

@@ -107,7 +107,7 @@ def _levels(y: Tensor) -> Tensor:
     p = constant(14.068731).expand_as(f)
     for c in (61.865789, 176.781553, 254.981662):
         p = fused(p, f, constant(c))
-    return torch.round(p * torch.exp2(n))
+    return torch.round(p * ((n.to(torch.int32) + 127) << 23).view(torch.float32))
 
 
 def attention(
@@ -116,7 +116,8 @@ def attention(
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """See `ptq4arvg.ops.attention`."""
-    k, v = (codes.long() for codes in unpack_kv(k_cache, v_cache))  # [B, H, T, d]
+    # Sums of integers in float64, which has bits for all of them.
+    k, v = (codes.double() for codes in unpack_kv(k_cache, v_cache))  # [B, H, T, d]
     tokens = q.shape[2]
     if limits is None:
         limits = torch.full((tokens,), tokens + (0 if position is None else int(position)))
@@ -128,9 +129,9 @@ def attention(
     exponent = exponent.masked_fill(small, 0.0).masked_fill(large, torch.nan)
     inverse = torch.tensor(127.0, device=q.device) / top
     codes = _code(u * inverse.masked_fill(small | large, 0.0))
-    scores = codes.long() @ k.transpose(2, 3)  # [B, H, t, T]
-    most = scores.masked_fill(~seen, torch.iinfo(torch.int64).min).amax(-1, keepdim=True)
+    scores = codes.double() @ k.transpose(2, 3)  # [B, H, t, T]
+    most = scores.masked_fill(~seen, -torch.inf).amax(-1, keepdim=True)
     levels = _levels((scores - most).float() * exponent).masked_fill(~seen, 0.0)
     reciprocal = torch.ones((), device=q.device) / levels.sum(-1, keepdim=True)
-    out = (levels.long() @ v).float() * reciprocal * v_scale[:, None] + v_shift[:, None]
+    out = (levels.double() @ v).float() * reciprocal * v_scale[:, None] + v_shift[:, None]
     return out.transpose(1, 2).flatten(2).to(out_dtype)  # [B, H, t, d] -> [B, t, H d]

@@ -1,4 +1,5 @@
-"""Checking a quantized model: every integer layer against its simulation in double precision."""
+"""Checking a quantized model: every integer layer against its simulation in double precision, and
+attention in integers against its specification."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .nn import PackedLinear, QuantLinear
+from .nn import IntAttention, PackedLinear, QuantLinear
 
 __all__ = ["LayerCheck", "check_integer_path"]
 
@@ -38,7 +39,8 @@ class LayerCheck:
 
 @torch.inference_mode()
 def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> list[LayerCheck]:
-    """Replay ids [n, T] with labels [n] and compare all integer linears, each on its own input.
+    """Replay ids [n, T] with labels [n] and compare all integer linears, each on its own input, and
+    attention in integers, whose outputs have to be equal.
 
     A layer whose output is not finite fails with an infinite error. ValueError if ``model`` has
     no integer linears, or if they are fused with their neighbours.
@@ -50,6 +52,11 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     }
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
+    cores = {
+        name: module
+        for name, module in model.transformer.named_modules()
+        if isinstance(module, IntAttention)
+    }
     checks: dict[str, LayerCheck] = {}
     kept: dict[str, QuantLinear] = {}
     room = KEPT
@@ -71,22 +78,32 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
             if torch.int8 in (x.dtype, output.dtype):
                 raise ValueError(f"check_integer_path: {name} is fused; call fuse.unfuse_ first")
             exact = simulation(name, module)(x.double())
-            error = (output.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
-            value = error.item() if bool(torch.isfinite(error)) else float("inf")
-            # A layer that runs more than once keeps its worst.
-            if name not in checks or value > checks[name].error:
-                bound = BOUND + torch.finfo(output.dtype).eps
-                checks[name] = LayerCheck(name, kernel, value, bound)
+            note(name, kernel, output, exact, BOUND + torch.finfo(output.dtype).eps)
+
+        return hook
+
+    def note(name: str, kernel: str, output: Tensor, exact: Tensor, bound: float) -> None:
+        error = (output.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
+        value = error.item() if bool(torch.isfinite(error)) else float("inf")
+        # A layer that runs more than once keeps its worst.
+        if name not in checks or value > checks[name].error:
+            checks[name] = LayerCheck(name, kernel, value, bound)
+
+    def compare_core(name: str):
+        def hook(core: IntAttention, args: tuple[Tensor, ...], output: Tensor) -> None:
+            kernel = ops.last_kernel()
+            note(name, kernel, output, core.specified(*args).double(), 0.0)
 
         return hook
 
     handles = [module.register_forward_hook(compare(n, module)) for n, module in layers.items()]
+    handles += [core.register_forward_hook(compare_core(name)) for name, core in cores.items()]
     try:
         model.replay(ids, labels)
     finally:
         for handle in handles:
             handle.remove()
-    never = [name for name in layers if name not in checks]
+    never = [name for name in (*layers, *cores) if name not in checks]
     if never:
         raise RuntimeError(f"check_integer_path: these layers did not run: {', '.join(never)}")
-    return [checks[name] for name in layers]
+    return [checks[name] for name in (*layers, *cores)]

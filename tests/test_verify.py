@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ptq4arvg import verify
-from ptq4arvg.nn import Cursor, PackedLinear
+from ptq4arvg.nn import Cursor, IntAttention, PackedLinear
 from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
 from ptq4arvg.verify import check_integer_path
 
@@ -72,6 +72,29 @@ def test_a_wrong_layer_is_found():
     wrong.register_forward_hook(lambda module, args, output: output * 1.001)
     checks = check_integer_path(model, *ROWS)
     assert [check.passed for check in checks] == [True, False]
+
+
+class Attention(nn.Module):
+    """One head of 8 channels, of which q, k and v are the same."""
+
+    def __init__(self):
+        super().__init__()
+        scale = torch.full((1, 8), 0.03)
+        self.core = IntAttention(scale, scale, scale, -scale)
+
+    def forward(self, x):
+        x = x[:, None]  # [B, 1, t, d]
+        return self.core(x, x, x)[:, 0]
+
+
+@pytest.mark.parametrize("by", [1.0, 1 + 2**-22])
+def test_attention_in_integers_has_to_be_equal(by):
+    model = Model(linear, lambda _cursor: Attention())
+    model.transformer[1].core.register_forward_hook(lambda module, args, output: output * by)
+    checks = check_integer_path(model, *ROWS)
+    assert [check.name for check in checks] == ["0", "1.core"]
+    assert [check.passed for check in checks] == [True, by == 1.0]
+    assert checks[1].kernel.startswith("attention.")
 
 
 def test_a_float_model_is_an_error():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,30 +54,42 @@ class IntAttention(AttentionCore):
 
         ValueError for another mask.
         """
+        return self._whole(ops, q, k, v, mask)
+
+    def specified(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What ``forward`` has to compute, by ``ops.reference_attention``."""
+        return self._whole(ops.reference_attention, q, k, v, mask)
+
+    def _whole(self, by: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         cache = ops.empty_kv_cache(len(k), self.heads, k.shape[2], self.size, k.device)
-        self._store(k, v, cache, None)
-        if mask is None and q.shape[2] == k.shape[2]:
-            return self._attend(q, cache)
-        return self._attend(q, cache, limits=limits_of(mask, q.shape[2], k.shape[2], q.device))
+        self._store(by, k, v, cache, None)
+        limits = None
+        if mask is not None or q.shape[2] != k.shape[2]:
+            limits = limits_of(mask, q.shape[2], k.shape[2], q.device)
+        return self._attend(by, q, cache, limits=limits)
 
     def cached(
         self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], cursor: Cursor,
         mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As ``AttentionCore.cached``, over a cache in ``cache_shapes``."""
-        self._store(k, v, cache, cursor.position)
+        self._store(ops, k, v, cache, cursor.position)
         if mask is None:
-            return self._attend(q, cache, position=cursor.position)
+            return self._attend(ops, q, cache, position=cursor.position)
         limits = limits_of(mask, q.shape[2], mask.shape[-1], q.device)
-        return self._attend(q, cache, limits=limits)
+        return self._attend(ops, q, cache, limits=limits)
 
-    def _store(self, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], position) -> None:
+    def _store(
+        self, by: Any, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], position: Tensor | None
+    ) -> None:
         tables = (self.k_scale, self.k_shift, self.v_scale, self.v_shift)
-        ops.store_kv(k, v, *cache, *tables, position)
+        by.store_kv(k, v, *cache, *tables, position)
 
-    def _attend(self, q: Tensor, cache: tuple[Tensor, Tensor], **where: Tensor | None) -> Tensor:
+    def _attend(
+        self, by: Any, q: Tensor, cache: tuple[Tensor, Tensor], **where: Tensor | None
+    ) -> Tensor:
         b, h, t, d = q.shape
-        y = ops.attention(
+        y = by.attention(
             q, *cache, self.k_scale, self.v_scale, self.v_shift, **where, out_dtype=q.dtype
         )
         return y.view(b, t, h, d).transpose(1, 2)  # [B, t, H d] -> [B, H, t, d]
