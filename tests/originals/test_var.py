@@ -88,8 +88,10 @@ def test_its_own_script_runs_quantized(case, attention, tmp_path):
     with torch.inference_mode():
         logits = module(records["tf.labels"], records["tf.x_BLCv_wo_first_l"])
         wanted = ours.replay(records["tf.ids"], records["tf.labels"])
-    # Ours fuses the norm with the head, theirs casts in between: a code may round the other way.
-    assert relative_error(logits, wanted) < OTHER_ROUNDING * relative_error(
+    # Ours fuses the norm with the head, theirs casts in between: a code may round the other way, and
+    # attention in integers has codes of its own.
+    other_rounding = (2 if attention == "int8" else 1) * OTHER_ROUNDING
+    assert relative_error(logits, wanted) < other_rounding * relative_error(
         wanted, records["tf.logits"]
     )
     steps = []
@@ -98,7 +100,7 @@ def test_its_own_script_runs_quantized(case, attention, tmp_path):
     ours.sample_ids(labels, cfg=0, choose=forced(steps, by_scale))
     logits, wanted = decoded(module, given, labels, case.config["cfg"]), torch.cat(steps, 1)
     error = relative_error(wanted, decoded(original(case), given, labels, case.config["cfg"]))
-    assert 0 < error < 0.1 and relative_error(logits, wanted) < OTHER_ROUNDING * error
+    assert 0 < error < 0.1 and relative_error(logits, wanted) < other_rounding * error
     ids = module.autoregressive_infer_cfg(labels, case.config["cfg"])
     assert torch.equal(module.autoregressive_infer_cfg(labels, case.config["cfg"]), ids)
     assert ids.shape == (len(labels), case.config["L"]) and ids.max() < case.config["V"]
