@@ -88,8 +88,8 @@ def test_its_own_script_runs_quantized(case, attention, tmp_path):
     with torch.inference_mode():
         logits = module(records["tf.labels"], records["tf.x_BLCv_wo_first_l"])
         wanted = ours.replay(records["tf.ids"], records["tf.labels"])
-    # Ours fuses the norm with the head, theirs casts in between: a code may round the other way, and
-    # attention in integers has codes of its own.
+    # Ours fuses the norm with the head, theirs casts in between: a code may round the other way.
+    # Attention in integers has codes of its own.
     other_rounding = (2 if attention == "int8" else 1) * OTHER_ROUNDING
     assert relative_error(logits, wanted) < other_rounding * relative_error(
         wanted, records["tf.logits"]
