@@ -26,6 +26,7 @@ __all__ = [
     "quantize",
     "rotate",
     "rotation_fits",
+    "scalar",
     "smaller",
     "unpack_weight",
 ]
@@ -35,7 +36,7 @@ MAX_ROTATION = 128  # columns of a block, csrc/kernels/rotation.h
 MAX_EPILOGUE_ROTATION = 16  # the same in a GEMM's epilogue
 
 
-def _constant(value: float, like: Tensor) -> Tensor:
+def scalar(value: float, like: Tensor) -> Tensor:
     """A float32 scalar, so that no step is carried out in Python's float64."""
     return torch.tensor(value, dtype=torch.float32, device=like.device)
 
@@ -52,45 +53,45 @@ def smaller(a: Tensor, b: Tensor) -> Tensor:
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Horner's scheme, highest power first."""
-    y = _constant(coefficients[0], x).expand_as(x)
+    y = scalar(coefficients[0], x).expand_as(x)
     for c in coefficients[1:]:
-        y = y * x + _constant(c, x)
+        y = y * x + scalar(c, x)
     return y
 
 
 def exponential(x: Tensor) -> Tensor:
     """exp(x) for float32 x, clamped to [-87, 88]; x = n ln 2 + r, then a polynomial in r."""
-    x = smaller(larger(x, _constant(-87.0, x)), _constant(88.0, x))
-    n = torch.round(x * _constant(1.44269504088896341, x))  # to nearest even
-    r = (x - n * _constant(0.693359375, x)) - n * _constant(-2.12194440e-4, x)
+    x = smaller(larger(x, scalar(-87.0, x)), scalar(88.0, x))
+    n = torch.round(x * scalar(1.44269504088896341, x))  # to nearest even
+    r = (x - n * scalar(0.693359375, x)) - n * scalar(-2.12194440e-4, x)
     p = _polynomial(
         r,
         (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
          5.0000001201e-1),
     )  # fmt: skip
-    p = (p * (r * r) + r) + _constant(1.0, x)
+    p = (p * (r * r) + r) + scalar(1.0, x)
     return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x / (_constant(1.0, x) + exponential(x * _constant(-1.0, x)))
+    return x / (scalar(1.0, x) + exponential(x * scalar(-1.0, x)))
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    slope = (x * x) * _constant(-0.0713548162726, x) + _constant(-1.59576912161, x)
-    return x / (_constant(1.0, x) + exponential(x * slope))
+    slope = (x * x) * scalar(-0.0713548162726, x) + scalar(-1.59576912161, x)
+    return x / (scalar(1.0, x) + exponential(x * slope))
 
 
 def _gelu(x: Tensor) -> Tensor:
-    one = _constant(1.0, x)
-    t = one / (one + x.abs() * _constant(0.2316419, x))
+    one = scalar(1.0, x)
+    t = one / (one + x.abs() * scalar(0.2316419, x))
     q = _polynomial(
         t,
         (-0.07115190476179123, 0.25082361698150635, -0.20728987455368042, 0.23069390654563904,
          0.010500079952180386, 0.10364207625389099, 0.0902474969625473, 0.09253464639186859),
     )  # fmt: skip
     # Cut off so that no tail is subnormal.
-    power = larger((x * x) * _constant(-0.5, x), _constant(-75.0, x))
+    power = larger((x * x) * scalar(-0.5, x), scalar(-75.0, x))
     tail = (q * t) * exponential(power)
     return x * torch.where(x < 0, tail, one - tail)
 
@@ -281,7 +282,7 @@ def norm_quantize(
     if bias is not None:
         y = y + bias.float()
     if scale is not None:
-        one = _constant(1.0, y) if constant is None else constant.float()
+        one = scalar(1.0, y) if constant is None else constant.float()
         y = y * (one + _image_rows(scale, len(rows), period))
     elif constant is not None:
         y = y * constant.float()

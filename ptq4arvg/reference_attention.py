@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import larger, smaller
+from .reference import larger, scalar, smaller
 
 __all__ = [
     "KEY_GROUP",
@@ -67,7 +67,7 @@ def unpack_kv(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _code(scaled: Tensor) -> Tensor:
-    least, most = (torch.tensor(x, device=scaled.device) for x in (-127.0, 127.0))
+    least, most = scalar(-127.0, scaled), scalar(127.0, scaled)
     return torch.round(smaller(larger(scaled, least), most)).to(torch.int8)
 
 
@@ -93,20 +93,17 @@ def store_kv(
 def _levels(y: Tensor) -> Tensor:
     """rne(255 * 2^y) for y <= 0, by a polynomial of relative error 7.5e-5; see attention.h."""
 
-    def constant(x: float) -> Tensor:
-        return torch.tensor(x, dtype=torch.float32, device=y.device)
-
     def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         # A product of two float32 numbers is exact in float64. The sum is rounded twice, which is
         # once but for one in 2^29 of all sums.
         return (a.double() * b.double() + c.double()).float()
 
-    y = larger(y, constant(-24.0))
+    y = larger(y, scalar(-24.0, y))
     n = torch.round(y)
     f = y - n
-    p = constant(14.068731).expand_as(f)
+    p = scalar(14.068731, y).expand_as(f)
     for c in (61.865789, 176.781553, 254.981662):
-        p = fused(p, f, constant(c))
+        p = fused(p, f, scalar(c, y))
     return torch.round(p * ((n.to(torch.int32) + 127) << 23).view(torch.float32))
 
 

@@ -45,18 +45,12 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     A layer whose output is not finite fails with an infinite error. ValueError if ``model`` has
     no integer linears, or if they are fused with their neighbours.
     """
-    layers = {
-        name: module
-        for name, module in model.transformer.named_modules()
-        if isinstance(module, PackedLinear)
-    }
+    layers, cores = (
+        {n: module for n, module in model.transformer.named_modules() if isinstance(module, kind)}
+        for kind in (PackedLinear, IntAttention)
+    )
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
-    cores = {
-        name: module
-        for name, module in model.transformer.named_modules()
-        if isinstance(module, IntAttention)
-    }
     checks: dict[str, LayerCheck] = {}
     kept: dict[str, QuantLinear] = {}
     room = KEPT

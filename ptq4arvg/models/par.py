@@ -78,11 +78,7 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k = rotate(qkv[:, :, :2], rotation).transpose(1, 3).unbind(2)  # each [B, H, t, d]
         q, v = q * (c // self.heads) ** -0.5, qkv[:, :, 2].transpose(1, 2)
-        if self.cache is None:
-            y = self.core(q, k, v, mask)
-        else:
-            y = self.core.cached(q, k, v, self.cache, self.cursor, mask)
-        return y.transpose(1, 2).reshape(b, t, c)
+        return self.core.attend(q, k, v, self.cache, self.cursor, mask)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         return self.wo(self.attend(x, rotation, mask))

@@ -89,11 +89,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
         q, k = self.q_norm(q) * (c // self.heads) ** -0.5, self.k_norm(k)
-        if self.cache is None:
-            y = self.core(q, k, v, attn_mask)
-        else:
-            y = self.core.cached(q, k, v, self.cache, self.cursor, attn_mask)
-        return y.transpose(1, 2).reshape(b, t, c)
+        return self.core.attend(q, k, v, self.cache, self.cursor, attn_mask)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return self.proj(self.attend(x, attn_mask))

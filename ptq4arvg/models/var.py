@@ -96,11 +96,7 @@ class Attention(nn.Module):
             q, k = F.normalize(q, dim=-1) * self._scale(), F.normalize(k, dim=-1)
         else:
             q = q * (0.25 / math.sqrt(c // self.heads))
-        if self.cache is None:
-            y = self.core(q, k, v, mask)
-        else:
-            y = self.core.cached(q, k, v, self.cache, self.cursor, mask)
-        return y.transpose(1, 2).reshape(b, t, c)
+        return self.core.attend(q, k, v, self.cache, self.cursor, mask)
 
     def _scale(self) -> Tensor:
         return self.scale_mul_1H11.clamp_max(math.log(100)).exp()

@@ -19,11 +19,23 @@ class AttentionCore(nn.Module):
     [B, H, Tq, Tk] (boolean: True = attend; float: added). Returns [B, H, Tq, d].
     """
 
-    integer = False  # does a cache hold codes instead of k and v?
     cache_dtype: torch.dtype | None = None  # of a cache; None: that of k and v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+    @property
+    def integer(self) -> bool:
+        """Whether a cache holds codes instead of k and v."""
+        return self.cache_dtype is not None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None, cursor: Cursor,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """``cached`` with a cache, else the same as a call; heads joined: [B, Tq, H d]."""
+        y = self(q, k, v, mask) if cache is None else self.cached(q, k, v, cache, cursor, mask)
+        return y.transpose(1, 2).flatten(2)  # [B, H, Tq, d] -> [B, Tq, H d]
 
     def cache_shapes(
         self, images: int, heads: int, positions: int, size: int

@@ -21,7 +21,6 @@ class IntAttention(AttentionCore):
     channel. A query needs none, because its scale is that of its own channels.
     """
 
-    integer = True
     cache_dtype = torch.int8
     TABLES = ("k_scale", "k_shift", "v_scale", "v_shift")
 

@@ -22,6 +22,13 @@ namespace {  // compiled for several instruction sets: internal linkage, see rea
 constexpr int64_t kAttentionGrain = 1024 * 1024;  // multiplications that are worth a thread
 constexpr int64_t kStoreGrain = 32768;            // elements that are worth a thread
 
+// One channel's sum over the values.
+static inline int32_t value_sum(const uint8_t* levels, const int8_t* values, int64_t groups, int64_t size, int64_t c) {
+  int32_t sum = 0;
+  for (int64_t j = 0; j < groups * kKeyGroup; ++j) sum += levels[j] * values[value_place(j, c, size)];
+  return sum;
+}
+
 // The products as plain loops.
 struct PlainDots {
   static constexpr int kRows = 4;
@@ -41,9 +48,7 @@ struct PlainDots {
                      int64_t size, int32_t* out) {
     for (int r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < size; ++c) {
-        int32_t sum = 0;
-        for (int64_t j = 0; j < groups * kKeyGroup; ++j) sum += levels[r * stride + j] * values[value_place(j, c, size)];
-        out[r * kMaxHeadSize + c] = sum;
+        out[r * kMaxHeadSize + c] = value_sum(levels + r * stride, values, groups, size, c);
       }
     }
   }
@@ -71,7 +76,7 @@ PTQ4ARVG_FN float quantize_query(const HeadTensor& q, int64_t first, const float
   });
   uint32_t most = 0;
   for (int64_t c = 0; c < size; ++c) {
-    const uint32_t bits = float_bits(u[c]) & 0x7fffffffu;
+    const uint32_t bits = float_bits(magnitude(u[c]));
     most = bits > most ? bits : most;
   }
   const QueryScale scale = query_scale(bits_float(most));

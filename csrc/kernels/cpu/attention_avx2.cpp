@@ -73,9 +73,7 @@ struct Avx2Dots {
     }
     for (; c < size; ++c) {
       for (int r = 0; r < Rows; ++r) {
-        int32_t sum = 0;
-        for (int64_t j = 0; j < groups * kKeyGroup; ++j) sum += levels[r * stride + j] * values[value_place(j, c, size)];
-        out[r * kMaxHeadSize + c] = sum;
+        out[r * kMaxHeadSize + c] = value_sum(levels + r * stride, values, groups, size, c);
       }
     }
   }
