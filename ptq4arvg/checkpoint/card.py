@@ -43,7 +43,7 @@ def _attention(settings: dict[str, dict[str, Any]]) -> str:
         return "Attention products are in floating point."
     bits = kinds[0]["num_bits"]
     if kinds[0].get("type") == "int":
-        return f"Attention products are in integers of {bits} bits, and a KV cache holds int8 codes."
+        return f"Attention products are in integers of {bits} bits, a KV cache holds int8 codes."
     return f"Attention products are a simulation of {bits} bits in floating point."
 
 

@@ -212,7 +212,7 @@ def test_attention_in_integers_comes_back(attended, attended_copy, tmp_path):
     [
         ("float", "Attention products are in floating point."),
         ("simulated", "Attention products are a simulation of 6 bits in floating point."),
-        ("int8", "Attention products are in integers of 8 bits, and a KV cache holds int8 codes."),
+        ("int8", "Attention products are in integers of 8 bits, a KV cache holds int8 codes."),
     ],
 )
 def test_the_version_and_the_card_tell_what_attention_is(attended, attention, sentence, tmp_path):
