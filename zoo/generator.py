@@ -49,7 +49,7 @@ Encode = Callable[[Tensor], Tensor]
 Loss = Callable[[int, Tensor, Tensor, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
-class ExplicitAttention(nn.Module):
+class ExplicitAttention(AttentionCore):
     """The products of AttentionCore, written out: with a mask and at this length faster to train
     on a processor than the fused function."""
 

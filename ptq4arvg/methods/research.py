@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..calibration import Calibration
+from ..nn.attention import AttentionCore
 from ..numerics import Scheme
 from .research_grid import (
     Average,
@@ -126,7 +127,7 @@ class ResearchLinear(nn.Module):
         return F.linear(self._input(x), self.weight_hat(), self.bias)
 
 
-class ResearchAttention(nn.Module):
+class ResearchAttention(AttentionCore):
     """Explicit attention products with one percentile grid per operand.
 
     ``masked`` is False while calibrating: that forward of the research code attends to all.
