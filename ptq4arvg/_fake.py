@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .reference import ACTIVATIONS, MAX_EPILOGUE_ROTATION, MAX_ROTATION, rotation_fits
 from .reference_attention import (
+    HEAD_NORMS,
     KEY_GROUP,
     KEY_PANEL,
     MAX_HEAD_SIZE,
@@ -251,10 +252,14 @@ def _check_heads(op: str, name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted [B, H, t, d]")
     _check_dtype(op, name, x, *FLOATS)
-    _, heads, _, size = x.shape
+    _check_head_size(op, name, x, x.shape[1], "[B, H, t, d]")
+
+
+def _check_head_size(op: str, name: str, x: Tensor, heads: int, wanted: str) -> None:
+    size = x.shape[-1]
     if heads == 0 or size % KEY_GROUP or not 0 < size <= MAX_HEAD_SIZE:
         raise RuntimeError(
-            f"{op}: {name} has shape {list(x.shape)}, wanted heads [B, H, t, d] of d channels, a "
+            f"{op}: {name} has shape {list(x.shape)}, wanted heads {wanted} of d channels, a "
             f"multiple of {KEY_GROUP} up to {MAX_HEAD_SIZE}"
         )
 
@@ -296,6 +301,42 @@ def _(k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position=None)
     _check_cache(op, k, k_cache, v_cache)
     _check_head_tables(op, k, **tables)
     _check_dtype(op, "position", position, torch.int32)
+
+
+@torch.library.register_fake("ptq4arvg::store_qkv")
+def _(
+    qkv, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, *, norm="none", eps=1e-6,
+    q_weight=None, q_bias=None, k_weight=None, k_bias=None, rotation=None, q_factors=None,
+    q_factor=1.0, position=None,
+):  # fmt: skip
+    op, tables = "store_qkv", {"k_scale": k_scale, "k_shift": k_shift, "v_scale": v_scale,
+                               "v_shift": v_shift}  # fmt: skip
+    vectors = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
+    _check_device(op, qkv=qkv, k_cache=k_cache, v_cache=v_cache, **tables, **vectors,
+                  q_factors=q_factors, rotation=rotation, position=position)  # fmt: skip
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise RuntimeError(f"{op}: qkv has shape {list(qkv.shape)}, wanted [B, t, 3, H, d]")
+    _check_dtype(op, "qkv", qkv, *FLOATS)
+    images, tokens, _, heads, size = qkv.shape
+    _check_head_size(op, "qkv", qkv, heads, "[B, t, 3, H, d]")
+    lead = qkv[:, :, 0].transpose(1, 2)
+    _check_cache(op, lead, k_cache, v_cache)
+    _check_head_tables(op, lead, **tables)
+    if norm not in HEAD_NORMS:
+        raise RuntimeError(f"{op}: norm is '{norm}', wanted one of {', '.join(HEAD_NORMS)}")
+    if norm != "none" and not eps > 0:
+        raise RuntimeError(f"{op}: eps is {eps:g}, wanted one above 0")
+    for name, vector in vectors.items():
+        _check_dtype(op, name, vector, *FLOATS)
+        _check_length(op, name, vector, size, "one for each channel of a head")
+    _check_dtype(op, "q_factors", q_factors, *FLOATS)
+    _check_length(op, "q_factors", q_factors, heads, "one for each head")
+    _check_dtype(op, "rotation", rotation, torch.float32)
+    if rotation is not None:
+        _check_shape(op, "rotation", rotation, (tokens, size // 2, 2),
+                     ": cosine and sine for every token and pair of channels")  # fmt: skip
+    _check_dtype(op, "position", position, torch.int32)
+    return qkv.new_empty((images, tokens, heads, size))
 
 
 @torch.library.register_fake("ptq4arvg::attention")

@@ -43,6 +43,7 @@ __all__ = [
     "reference_attention",
     "set_isa",
     "store_kv",
+    "store_qkv",
     "unpack_kv",
     "unpack_weight",
 ]
@@ -219,6 +220,30 @@ def store_kv(
     _call(
         "store_kv", _OPS.store_kv.default, k, v, k_cache, v_cache, k_scale, k_shift, v_scale,
         v_shift, position=position,
+    )  # fmt: skip
+
+
+def store_qkv(
+    qkv: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, k_shift: Tensor,
+    v_scale: Tensor, v_shift: Tensor, *, norm: str = "none", eps: float = 1e-6,
+    q_weight: Tensor | None = None, q_bias: Tensor | None = None,
+    k_weight: Tensor | None = None, k_bias: Tensor | None = None,
+    rotation: Tensor | None = None, q_factors: Tensor | None = None, q_factor: float = 1.0,
+    position: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`store_kv` of what a linear gives, qkv [B, t, 3, H, d]; returns q [B, t, H, d], its dtype.
+
+    On the way, in float32: heads of q and k are normalized (``norm``: "none"; "l2", to unit length,
+    of at least ``eps``; "layer"; "rms"), get weight and bias [d], and neighbouring channels are
+    turned by ``rotation`` float32 [t, d / 2, 2] (cosine and sine of every token and pair). q is
+    multiplied by ``q_factors`` [H], or by ``q_factor`` where there are none. Weights, biases and
+    factors are of any float dtype. The rest as for `store_kv`.
+    """
+    return _call(
+        "store_qkv", _OPS.store_qkv.default, qkv, k_cache, v_cache, k_scale, k_shift, v_scale,
+        v_shift, norm=None if norm == "none" else norm, eps=eps, q_weight=q_weight, q_bias=q_bias,
+        k_weight=k_weight, k_bias=k_bias, rotation=rotation, q_factors=q_factors,
+        q_factor=None if q_factor == 1.0 else q_factor, position=position,
     )  # fmt: skip
 
 

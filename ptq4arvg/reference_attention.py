@@ -16,18 +16,21 @@ from .reference import larger, scalar, smaller
 __all__ = [
     "KEY_GROUP",
     "KEY_PANEL",
+    "HEAD_NORMS",
     "MAX_HEAD_SIZE",
     "MAX_KEYS",
     "attention",
     "empty_kv_cache",
     "kv_cache_shapes",
     "store_kv",
+    "store_qkv",
     "unpack_kv",
 ]
 
 # csrc/kernels/attention.h: keys of a panel; channels of a key, and keys of a channel of the values,
 # that lie side by side; the largest head and cache.
 KEY_PANEL, KEY_GROUP, MAX_HEAD_SIZE, MAX_KEYS = 16, 4, 128, 65536
+HEAD_NORMS = ("none", "l2", "layer", "rms")  # of q and k
 
 
 def kv_cache_shapes(
@@ -88,6 +91,61 @@ def store_kv(
     panels[:, :, at // KEY_PANEL, at % KEY_PANEL] = k_codes.unflatten(3, (-1, KEY_GROUP))
     groups = v_cache.transpose(3, 4)  # [B, H, T / 4, 4, d]
     groups[:, :, at // KEY_GROUP, at % KEY_GROUP] = v_codes
+
+
+def _head_sum(x: Tensor) -> Tensor:
+    """Sums over the last dimension, kept, in the order of csrc/kernels/store_kv.h."""
+    x = torch.nn.functional.pad(x, (0, MAX_HEAD_SIZE - x.shape[-1]))
+    x = (x[..., 0::4] + x[..., 1::4]) + (x[..., 2::4] + x[..., 3::4])
+    while x.shape[-1] > 1:
+        first, second = x.chunk(2, -1)
+        x = first + second
+    return x
+
+
+def _square_root(x: Tensor) -> Tensor:
+    """Rounded once; torch.sqrt of float32 is not, on some processors."""
+    return torch.sqrt(x.double()).float()
+
+
+def _normalize(x: Tensor, norm: str, eps: float) -> Tensor:
+    one, size, least = (scalar(value, x) for value in (1.0, x.shape[-1], eps))
+    if norm == "none":
+        return x
+    if norm == "l2":
+        return x * (one / larger(_square_root(_head_sum(x * x)), least))
+    if norm == "layer":
+        x = x - _head_sum(x) / size
+    return x * (one / _square_root(_head_sum(x * x) / size + least))
+
+
+def store_qkv(
+    qkv: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, k_shift: Tensor,
+    v_scale: Tensor, v_shift: Tensor, *, norm: str = "none", eps: float = 1e-6,
+    q_weight: Tensor | None = None, q_bias: Tensor | None = None,
+    k_weight: Tensor | None = None, k_bias: Tensor | None = None,
+    rotation: Tensor | None = None, q_factors: Tensor | None = None, q_factor: float = 1.0,
+    position: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """See `ptq4arvg.ops.store_qkv`."""
+    q, k, v = qkv.float().unbind(2)  # each [B, t, H, d]
+
+    def prepared(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        x = _normalize(x, norm, eps)
+        x = x if weight is None else x * weight.float()
+        x = x if bias is None else x + bias.float()
+        if rotation is None:
+            return x
+        cosine, sine = rotation[:, None].unbind(-1)  # each [t, 1, d / 2]
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2)
+
+    k = prepared(k, k_weight, k_bias).transpose(1, 2)  # [B, H, t, d]
+    store_kv(
+        k, v.transpose(1, 2), k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position
+    )  # fmt: skip
+    factor = scalar(q_factor, q) if q_factors is None else q_factors.float()[:, None]
+    return (prepared(q, q_weight, q_bias) * factor).to(qkv.dtype)
 
 
 def _levels(y: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ptq4arvg import verify
-from ptq4arvg.nn import Cursor, IntAttention, PackedLinear
+from ptq4arvg import ops, verify
+from ptq4arvg.nn import Cursor, IntAttention, PackedLinear, Prologue
 from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
 from ptq4arvg.verify import check_integer_path
 
@@ -75,26 +75,47 @@ def test_a_wrong_layer_is_found():
 
 
 class Attention(nn.Module):
-    """One head of 8 channels, of which q, k and v are the same."""
+    """One head of 8 channels, of which q, k and v are the same; ``whole``: from one linear."""
 
-    def __init__(self):
+    def __init__(self, whole):
         super().__init__()
         scale = torch.full((1, 8), 0.03)
-        self.core = IntAttention(scale, scale, scale, -scale)
+        self.core, self.whole = IntAttention(scale, scale, scale, -scale), whole
 
     def forward(self, x):
+        if self.whole:
+            return self.core.attend(torch.stack([x, x, x], 2)[:, :, :, None], Prologue("rms"))
         x = x[:, None]  # [B, 1, t, d]
         return self.core(x, x, x)[:, 0]
 
 
-@pytest.mark.parametrize("by", [1.0, 1 + 2**-22])
-def test_attention_in_integers_has_to_be_equal(by):
-    model = Model(linear, lambda _cursor: Attention())
-    model.transformer[1].core.register_forward_hook(lambda module, args, output: output * by)
+@pytest.mark.parametrize("spoiled", ["", "q", "k", "v", "attention"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_attention_in_integers_has_to_be_equal(monkeypatch, whole, spoiled):
+    store = "store_qkv" if whole else "store_kv"
+    right = {name: getattr(ops, name) for name in (store, "attention")}
+
+    def attention(*args, **options):
+        y = right["attention"](*args, **options)
+        return y * (1 + 2**-22) if spoiled == "attention" else y
+
+    def stored(*args, **options):
+        q = right[store](*args, **options)
+        if spoiled in ("k", "v"):
+            args[(1 if whole else 2) + (spoiled == "v")].view(-1)[0] += 1
+        return q * (1 + 2**-22) if spoiled == "q" and whole else q
+
+    monkeypatch.setattr(ops, "attention", attention)
+    monkeypatch.setattr(ops, store, stored)
+    model = Model(linear, lambda _cursor: Attention(whole))
+    core = model.transformer[1].core
     checks = check_integer_path(model, *ROWS)
+    assert core.operators is ops
     assert [check.name for check in checks] == ["0", "1.core"]
-    assert [check.passed for check in checks] == [True, by == 1.0]
-    assert checks[1].kernel.startswith("attention.")
+    wrong = spoiled not in ("", "" if whole else "q")
+    assert [check.passed for check in checks] == [True, not wrong]
+    kernel = "store_kv." if wrong and spoiled != "attention" else "attention."
+    assert checks[1].kernel.startswith(kernel)
 
 
 def test_a_float_model_is_an_error():

@@ -1,9 +1,8 @@
-// Attention in integers over a cache of int8 keys and values, and the storing of keys and values in it.
+// Attention in integers over a cache of int8 keys and values, which store_kv.h fills.
 //
 // Static scales and shifts per head and channel. A shift of the keys adds the same to all scores of a query, which the
 // softmax takes out again; one of the values adds itself to the output, since probabilities sum to one.
 //
-//   k_code = clamp(rne((k - k_shift) / k_scale), -127, 127), v_code likewise
 //   u = q * k_scale,  top = max |u|,  q_code = clamp(rne(u * (127 / top)), -127, 127)      one top for each query
 //   score[j] = sum_c q_code[c] k_code[j, c]                                               int32, exact
 //   p[j] = rne(255 exp(top / 127 (score[j] - max score)))                                 uint8
@@ -43,12 +42,6 @@ constexpr float kMostTop = 1e30f;    // one above it, infinite or NaN, has no ou
 template <class F>
 PTQ4ARVG_FN F attention_code(F scaled) {
   return round_even(smaller(larger(scaled, F(-kTopCode)), F(kTopCode)));
-}
-
-// The stored code of x; inverse = 1 / scale.
-template <class F>
-PTQ4ARVG_FN F cache_code(F x, F shift, F inverse) {
-  return attention_code(mul(sub(x, shift), inverse));
 }
 
 struct QueryScale {
@@ -103,21 +96,13 @@ struct KvCache {
   int64_t capacity = 0;                      // keys of a head, whole panels
 };
 
-struct StoreKvProblem {
-  int64_t batch = 0, heads = 0, tokens = 0, size = 0;
-  HeadTensor k, v;
-  const float *k_scale = nullptr, *k_shift = nullptr, *v_scale = nullptr, *v_shift = nullptr;  // [heads, size]
-  const int32_t* position = nullptr;  // of the first token, one element in the device's memory; null means 0
-  KvCache<int8_t> cache;
-};
-
 struct AttentionProblem {
   int64_t batch = 0, heads = 0, tokens = 0, size = 0;  // tokens: queries of an image
   HeadTensor q;
   const float *k_scale = nullptr, *v_scale = nullptr, *v_shift = nullptr;  // [heads, size]
   KvCache<const int8_t> cache;
   const int32_t* limits = nullptr;    // [tokens]: a query reads so many keys; null: position + tokens, all of them
-  const int32_t* position = nullptr;  // as above
+  const int32_t* position = nullptr;  // of the first query, one element in the device's memory; null means 0
   DType out_dtype = DType::f32;
   void* out = nullptr;  // [batch, tokens, heads * size] contiguous
 };
@@ -129,7 +114,6 @@ PTQ4ARVG_FN int64_t keys_of(const AttentionProblem& p, int64_t t) {
 }
 
 namespace cpu {
-void store_kv(const StoreKvProblem& problem);
 void attention(const AttentionProblem& problem);
 }  // namespace cpu
 

@@ -40,12 +40,14 @@ PTQ4ARVG_FN float add(float a, float b) { return __fadd_rn(a, b); }
 PTQ4ARVG_FN float sub(float a, float b) { return __fsub_rn(a, b); }
 PTQ4ARVG_FN float mul(float a, float b) { return __fmul_rn(a, b); }
 PTQ4ARVG_FN float div(float a, float b) { return __fdiv_rn(a, b); }
+PTQ4ARVG_FN float square_root(float a) { return __fsqrt_rn(a); }
 PTQ4ARVG_FN float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 #else
 PTQ4ARVG_FN float add(float a, float b) { return a + b; }
 PTQ4ARVG_FN float sub(float a, float b) { return a - b; }
 PTQ4ARVG_FN float mul(float a, float b) { return a * b; }
 PTQ4ARVG_FN float div(float a, float b) { return a / b; }
+PTQ4ARVG_FN float square_root(float a) { return std::sqrt(a); }
 PTQ4ARVG_FN float fused(float a, float b, float c) { return std::fma(a, b, c); }  // a b + c, rounded once
 #endif
 

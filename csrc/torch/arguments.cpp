@@ -200,6 +200,16 @@ const float* Arguments::vector(const char* name, const OptionalTensor& tensor, i
   return keep(values).const_data_ptr<float>();
 }
 
+FloatMatrix Arguments::any_vector(const char* name, const OptionalTensor& tensor, int64_t length,
+                                  const char* length_name) {
+  if (!tensor) return {};
+  require(is_float(tensor->scalar_type()), name, " has dtype ", dtype_name(tensor->scalar_type()),
+          ", wanted float32, float16 or bfloat16");
+  one_dimension(name, *tensor, length, length_name);
+  const Tensor values = keep(dense(*tensor));
+  return {values.const_data_ptr(), kernel_dtype(values.scalar_type()), 0};
+}
+
 const int32_t* Arguments::integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low,
                                    int64_t high, const char* length_name) {
   if (!tensor) return nullptr;
@@ -260,6 +270,17 @@ const float* Arguments::of_heads(const char* name, const Tensor& tensor, int64_t
     }
   }
   return data;
+}
+
+const float* Arguments::rotations(const char* name, const OptionalTensor& tensor, int64_t tokens, int64_t size) {
+  if (!tensor) return nullptr;
+  require(tensor->scalar_type() == ScalarType::Float, name, " has dtype ", dtype_name(tensor->scalar_type()),
+          ", wanted float32");
+  same_device(name, *tensor);
+  require(tensor->dim() == 3 && tensor->size(0) == tokens && tensor->size(1) == size / 2 && tensor->size(2) == 2, name,
+          " has shape ", shape_text(*tensor), ", wanted [", tokens, ", ", size / 2,
+          ", 2]: cosine and sine for every token and pair of channels");
+  return keep(dense(*tensor)).const_data_ptr<float>();
 }
 
 void* Arguments::cache(const char* name, const Tensor& tensor) {

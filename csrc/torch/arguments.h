@@ -59,6 +59,8 @@ class Arguments {
   const float* scales(const char* name, const Tensor& tensor, int64_t length = -1);
   // float32, float16 or bfloat16 [length] as float32; null where absent.
   const float* vector(const char* name, const OptionalTensor& tensor, int64_t length);
+  // The same as it is; null data where absent.
+  FloatMatrix any_vector(const char* name, const OptionalTensor& tensor, int64_t length, const char* length_name);
   // int32 [length] with values in [low, high]; null where absent.
   const int32_t* integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low, int64_t high,
                           const char* length_name);
@@ -70,6 +72,8 @@ class Arguments {
   Tensor channels(const char* name, const Tensor& tensor);
   // float32 [heads, size], finite, and above 0 if `positive`.
   const float* of_heads(const char* name, const Tensor& tensor, int64_t heads, int64_t size, bool positive);
+  // float32 [tokens, size / 2, 2], cosines and sines; null where absent.
+  const float* rotations(const char* name, const OptionalTensor& tensor, int64_t tokens, int64_t size);
   // int8 whose dimensions but the first are contiguous.
   void* cache(const char* name, const Tensor& tensor);
 

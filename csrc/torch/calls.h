@@ -9,6 +9,7 @@
 #include "kernels/norm_quantize.h"
 #include "kernels/pack.h"
 #include "kernels/quantize.h"
+#include "kernels/store_kv.h"
 #include "torch/arguments.h"
 
 namespace ptq4arvg {
@@ -68,6 +69,18 @@ struct StoreKvArguments {
 };
 
 void call_store_kv(const StoreKvArguments& given, const Run<StoreKvProblem>& run);
+
+struct StoreQkvArguments {
+  const Tensor &qkv, &k_cache, &v_cache, &k_scale, &k_shift, &v_scale, &v_shift;
+  const std::string& norm;
+  double eps;
+  const OptionalTensor &q_weight, &q_bias, &k_weight, &k_bias, &rotation, &q_factors;
+  double q_factor;
+  const OptionalTensor& position;
+};
+
+// Queries [B, t, H, d].
+Tensor call_store_qkv(const StoreQkvArguments& given, const Run<StoreKvProblem>& run);
 
 struct AttentionArguments {
   const Tensor &q, &k_cache, &v_cache, &k_scale, &v_scale, &v_shift;

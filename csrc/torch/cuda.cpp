@@ -59,6 +59,16 @@ void store_kv(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Ten
   call_store_kv({k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position}, runner<StoreKvProblem>("store_kv", k));
 }
 
+Tensor store_qkv(const Tensor& qkv, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+                 const Tensor& k_shift, const Tensor& v_scale, const Tensor& v_shift, const std::string& norm, double eps,
+                 const OptionalTensor& q_weight, const OptionalTensor& q_bias, const OptionalTensor& k_weight,
+                 const OptionalTensor& k_bias, const OptionalTensor& rotation, const OptionalTensor& q_factors,
+                 double q_factor, const OptionalTensor& position) {
+  return call_store_qkv({qkv, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, norm, eps, q_weight, q_bias, k_weight,
+                         k_bias, rotation, q_factors, q_factor, position},
+                        runner<StoreKvProblem>("store_qkv", qkv));
+}
+
 Tensor attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
                  const Tensor& v_scale, const Tensor& v_shift, const OptionalTensor& limits,
                  const OptionalTensor& position, ScalarType out_dtype) {
@@ -78,5 +88,6 @@ STABLE_TORCH_LIBRARY_IMPL(ptq4arvg, CUDA, m) {
   m.impl("norm_quantize", TORCH_BOX(&ptq4arvg::cuda_ops::norm_quantize));
   m.impl("gemm_float", TORCH_BOX(&ptq4arvg::cuda_ops::gemm_float));
   m.impl("store_kv", TORCH_BOX(&ptq4arvg::cuda_ops::store_kv));
+  m.impl("store_qkv", TORCH_BOX(&ptq4arvg::cuda_ops::store_qkv));
   m.impl("attention", TORCH_BOX(&ptq4arvg::cuda_ops::attention));
 }

@@ -20,7 +20,8 @@ template <class Problem>
 Run<Problem> runner(const char* op, const Tensor& lead) {
   if (std::is_same_v<Problem, GemmProblem>) fail(op, "a", lead);
   if (std::is_same_v<Problem, AttentionProblem>) fail(op, "q", lead);
-  fail(op, std::is_same_v<Problem, StoreKvProblem> ? "k" : "x", lead);
+  if (std::is_same_v<Problem, StoreKvProblem>) fail(op, lead.dim() == 5 ? "qkv" : "k", lead);
+  fail(op, "x", lead);
 }
 
 template Run<GemmProblem> runner(const char*, const Tensor&);

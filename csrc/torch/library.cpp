@@ -30,6 +30,11 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
       "store_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_scale, Tensor k_shift, "
       "Tensor v_scale, Tensor v_shift, Tensor? position=None) -> ()");
   m.def(
+      "store_qkv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_scale, Tensor k_shift, "
+      "Tensor v_scale, Tensor v_shift, *, str norm=\"none\", float eps=1e-6, Tensor? q_weight=None, "
+      "Tensor? q_bias=None, Tensor? k_weight=None, Tensor? k_bias=None, Tensor? rotation=None, "
+      "Tensor? q_factors=None, float q_factor=1.0, Tensor? position=None) -> Tensor");
+  m.def(
       "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale, Tensor v_shift, *, "
       "Tensor? limits=None, Tensor? position=None, ScalarType out_dtype=6) -> Tensor");
 }

@@ -22,7 +22,6 @@ __all__ = [
     "add_gated",
     "divide_rows_",
     "fold_modulation_",
-    "rotate",
     "scaled_buffer",
 ]
 
@@ -213,24 +212,15 @@ class GatedFeedForward(nn.Module):
         return self.w2(self.hidden(x))
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Neighbouring channels of x [B, t, 2, H, d] as complex numbers, times rotation
-    [t, 1, 1, d / 2]; in float32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
-
-
 def add_gated(linear: nn.Module, x: Tensor, residual: Tensor, gate: Tensor | None) -> Tensor:
-    """``residual + linear(x) * gate``, in the GEMM's epilogue where that gives the same bits.
+    """``residual + linear(x) * gate``, in the GEMM's epilogue where it can be.
 
     residual [B, T, N], gate [B, 1, N], [B, T, N] or None (no gate). The epilogue has one gate per
-    image; in other dtypes than float32 it rounds less often, and sink positions are computed after
-    it.
+    image, and sink positions are computed after it. It gives the same bits in float32; in narrower
+    types it rounds once, where separate steps round three times.
     """
     one = gate is None or gate.shape[1] == 1
-    exact = residual.dtype == torch.float32
-    if isinstance(linear, PackedLinear) and one and exact and not linear.sink:
+    if isinstance(linear, PackedLinear) and one and not linear.sink:
         return linear(x, residual, None if gate is None else gate.squeeze(1))
     y = linear(x)
     return residual + (y if gate is None else y * gate)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..nn import AttentionCore, Cursor
+from ..nn import AttentionCore, Cursor, Prologue
 from .base import SamplingDefaults
 from .diffloss import DiffLoss, respaced_schedule
 from .layers import FeedForward, ModulatedNorm, add_gated
@@ -84,10 +84,9 @@ class Attention(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Everything but the projection: x [B, t, D] -> [B, t, D]."""
         b, t, c = x.shape
-        qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        q = q * (c // self.heads) ** -0.5
-        return self.core(q, k, v).transpose(1, 2).reshape(b, t, c)
+        size = c // self.heads
+        qkv = self.qkv(x).view(b, t, 3, self.heads, size)
+        return self.core.attend(qkv, Prologue(q_factor=size**-0.5))
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..nn import AttentionCore, Cursor
+from ..nn import AttentionCore, Cursor, Prologue
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import anywhere, decoding
@@ -25,7 +25,6 @@ from .layers import (
     ModulatedNorm,
     add_gated,
     divide_rows_,
-    rotate,
 )
 from .par_order import ParallelOrder
 from .vq16 import VQ16, VQ16Config
@@ -75,10 +74,10 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
         b, t, c = x.shape
-        qkv = self.wqkv(x).view(b, t, 3, self.heads, c // self.heads)
-        q, k = rotate(qkv[:, :, :2], rotation).transpose(1, 3).unbind(2)  # each [B, H, t, d]
-        q, v = q * (c // self.heads) ** -0.5, qkv[:, :, 2].transpose(1, 2)
-        return self.core.attend(q, k, v, self.cache, self.cursor, mask)
+        size = c // self.heads
+        qkv = self.wqkv(x).view(b, t, 3, self.heads, size)
+        prologue = Prologue(rotation=rotation, q_factor=size**-0.5)
+        return self.core.attend(qkv, prologue, self.cache, self.cursor, mask)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         return self.wo(self.attend(x, rotation, mask))

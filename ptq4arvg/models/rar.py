@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import AttentionCore, Cursor
+from ..nn import AttentionCore, Cursor, Prologue
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import anywhere, decoding
@@ -86,10 +86,12 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
         b, t, c = x.shape
-        qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        q, k = self.q_norm(q) * (c // self.heads) ** -0.5, self.k_norm(k)
-        return self.core.attend(q, k, v, self.cache, self.cursor, attn_mask)
+        size, q, k = c // self.heads, self.q_norm, self.k_norm
+        qkv = self.qkv(x).view(b, t, 3, self.heads, size)
+        prologue = Prologue(
+            "layer", q.eps, q.weight, q.bias, k.weight, k.bias, q_factor=size**-0.5
+        )  # fmt: skip
+        return self.core.attend(qkv, prologue, self.cache, self.cursor, attn_mask)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return self.proj(self.attend(x, attn_mask))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import AttentionCore, Cursor
+from ..nn import AttentionCore, Cursor, rotate
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import stepping
@@ -37,7 +37,6 @@ from .layers import (
     absorb_constant_,
     divide_rows_,
     fold_modulation_,
-    rotate,
 )
 from .prompts import PromptTable
 from .vqvae import VQVAE, VQVAEConfig

@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..nn import AttentionCore, Cursor
+from ..nn import AttentionCore, Cursor, Prologue
 from ..sampling import Choose, guide
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import decoding
@@ -66,6 +65,7 @@ class Attention(nn.Module):
     def __init__(self, config: VARConfig, cursor: Cursor) -> None:
         super().__init__()
         c, self.heads = config.embed_dim, config.num_heads
+        self.size = c // self.heads
         self.l2_norm, self.cursor = config.attn_l2_norm, cursor
         self.mat_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
         if self.l2_norm:
@@ -83,23 +83,15 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
-        b, t, c = x.shape
-        qkv = self.mat_qkv(x).view(b, t, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, t, d]
-        # While decoding q and k are ours alone, and results go into place; but a compiler takes no
-        # strided ``out``.
-        in_place = self.cache is not None and not torch.compiler.is_compiling()
-        if self.l2_norm and in_place:
-            q = F.normalize(q, dim=-1, out=q).mul_(self._scale())
-            k = F.normalize(k, dim=-1, out=k)
-        elif self.l2_norm:
-            q, k = F.normalize(q, dim=-1) * self._scale(), F.normalize(k, dim=-1)
-        else:
-            q = q * (0.25 / math.sqrt(c // self.heads))
-        return self.core.attend(q, k, v, self.cache, self.cursor, mask)
+        b, t, _ = x.shape
+        qkv = self.mat_qkv(x).view(b, t, 3, self.heads, self.size)
+        return self.core.attend(qkv, self._prologue(), self.cache, self.cursor, mask)
 
-    def _scale(self) -> Tensor:
-        return self.scale_mul_1H11.clamp_max(math.log(100)).exp()
+    def _prologue(self) -> Prologue:
+        if not self.l2_norm:
+            return Prologue(q_factor=0.25 / math.sqrt(self.size))
+        scale = self.scale_mul_1H11.clamp_max(math.log(100)).exp()
+        return Prologue("l2", 1e-12, q_factors=scale.flatten())
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.proj(self.attend(x, mask))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..numerics import round_to_grid
 from .cursor import Cursor
+from .prologue import Prologue
 
 __all__ = ["AttentionCore", "QuantAttention", "quantize_softmax"]
 
@@ -30,12 +31,18 @@ class AttentionCore(nn.Module):
         return self.cache_dtype is not None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None, cursor: Cursor,
-        mask: Tensor | None = None,
+        self, qkv: Tensor, prologue: Prologue, cache: tuple[Tensor, Tensor] | None = None,
+        cursor: Cursor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """``cached`` with a cache, else the same as a call; heads joined: [B, Tq, H d]."""
-        y = self(q, k, v, mask) if cache is None else self.cached(q, k, v, cache, cursor, mask)
-        return y.transpose(1, 2).flatten(2)  # [B, H, Tq, d] -> [B, Tq, H d]
+        """All between the linear that gives qkv [B, t, 3, H, d] and the projection: [B, t, H d].
+
+        With a cache that is a decoding step: k and v are stored at the cursor's positions, and
+        the step attends to all up to the last of them, hidden by ``mask`` or not. qkv is then ours.
+        """
+        q, k, v = prologue.split(qkv, in_place=cache is not None)
+        if cache is not None:
+            k, v, mask = extend_cache(cache, cursor, k, v, mask)
+        return self(q, k, v, mask).transpose(1, 2).flatten(2)  # [B, H, t, d] -> [B, t, H d]
 
     def cache_shapes(
         self, images: int, heads: int, positions: int, size: int
@@ -43,14 +50,6 @@ class AttentionCore(nn.Module):
         """Shapes of the two tensors of a cache for heads of ``size`` channels."""
         shape = images, heads, positions, size
         return shape, shape
-
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], cursor: Cursor,
-        mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """A decoding step: stores k and v [B, H, t, d] at the cursor's positions of the cache, and
-        attends to the positions up to the last of them, hidden by ``mask`` or not."""
-        return self(q, *extend_cache(cache, cursor, k, v, mask))
 
 
 def extend_cache(

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 from .attention import AttentionCore
 from .cursor import Cursor
+from .prologue import Prologue
 
 __all__ = ["IntAttention"]
 
@@ -18,11 +19,13 @@ class IntAttention(AttentionCore):
     """Attention whose products, and whose cache, are of 8-bit integers; see ``ops.attention``.
 
     k_scale, k_shift, v_scale, v_shift float32 [H, d]: static scales and shifts per head and
-    channel. A query needs none, because its scale is that of its own channels.
+    channel. A query needs none, because its scale is that of its own channels. ``operators``: what
+    computes, ``ops`` or ``ops.reference_attention``, which specifies it.
     """
 
     cache_dtype = torch.int8
     TABLES = ("k_scale", "k_shift", "v_scale", "v_shift")
+    operators: Any = ops
 
     def __init__(self, k_scale: Tensor, k_shift: Tensor, v_scale: Tensor, v_shift: Tensor) -> None:
         super().__init__()
@@ -53,45 +56,43 @@ class IntAttention(AttentionCore):
 
         ValueError for another mask.
         """
-        return self._whole(ops, q, k, v, mask)
-
-    def specified(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What ``forward`` has to compute, by ``ops.reference_attention``."""
-        return self._whole(ops.reference_attention, q, k, v, mask)
-
-    def _whole(self, by: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        cache = ops.empty_kv_cache(len(k), self.heads, k.shape[2], self.size, k.device)
-        self._store(by, k, v, cache, None)
+        cache = self._new_cache(len(k), k.shape[2], k.device)
+        self.operators.store_kv(k, v, *cache, *self._tables())
         limits = None
         if mask is not None or q.shape[2] != k.shape[2]:
             limits = limits_of(mask, q.shape[2], k.shape[2], q.device)
-        return self._attend(by, q, cache, limits=limits)
+        y = self._products(q, cache, limits=limits)
+        return y.unflatten(2, (self.heads, self.size)).transpose(1, 2)  # -> [B, H, t, d]
 
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], cursor: Cursor,
-        mask: Tensor | None = None,
+    def attend(
+        self, qkv: Tensor, prologue: Prologue, cache: tuple[Tensor, Tensor] | None = None,
+        cursor: Cursor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """As ``AttentionCore.cached``, over a cache in ``cache_shapes``."""
-        self._store(ops, k, v, cache, cursor.position)
+        """As ``AttentionCore.attend``, by ``ops.store_qkv``, with a cache in ``cache_shapes``."""
+        position = None if cache is None else cursor.position
+        if cache is None:
+            cache = self._new_cache(*qkv.shape[:2], qkv.device)
+        q = self.operators.store_qkv(
+            qkv, *cache, *self._tables(), **prologue.arguments(), position=position
+        ).transpose(1, 2)  # [B, t, H, d] -> [B, H, t, d]
         if mask is None:
-            return self._attend(ops, q, cache, position=cursor.position)
+            return self._products(q, cache, position=position)
         limits = limits_of(mask, q.shape[2], mask.shape[-1], q.device)
-        return self._attend(ops, q, cache, limits=limits)
+        return self._products(q, cache, limits=limits)
 
-    def _store(
-        self, by: Any, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor], position: Tensor | None
-    ) -> None:
-        tables = (self.k_scale, self.k_shift, self.v_scale, self.v_shift)
-        by.store_kv(k, v, *cache, *tables, position)
+    def _new_cache(
+        self, images: int, positions: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        return ops.empty_kv_cache(images, self.heads, positions, self.size, device)
 
-    def _attend(
-        self, by: Any, q: Tensor, cache: tuple[Tensor, Tensor], **where: Tensor | None
-    ) -> Tensor:
-        b, h, t, d = q.shape
-        y = by.attention(
+    def _tables(self) -> tuple[Tensor, ...]:
+        return self.k_scale, self.k_shift, self.v_scale, self.v_shift
+
+    def _products(self, q: Tensor, cache: tuple[Tensor, Tensor], **where: Tensor | None) -> Tensor:
+        """[B, t, H d]."""
+        return self.operators.attention(
             q, *cache, self.k_scale, self.v_scale, self.v_shift, **where, out_dtype=q.dtype
         )
-        return y.view(b, t, h, d).transpose(1, 2)  # [B, t, H d] -> [B, H, t, d]
 
 
 def limits_of(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:

@@ -218,9 +218,27 @@ void check_attention(const cpu::KernelTable& table, int64_t tokens, int64_t size
   s.k_scale = k_scale.get(), s.k_shift = k_shift.get(), s.v_scale = v_scale.get(), s.v_shift = v_shift.get();
   s.position = uniform(0, 3) ? position.get() : nullptr;
   s.cache = expected.all();
+  const auto vectors = floats(4 * size, -2, 2), rotation = floats(tokens * size, -1, 1), factors = floats(heads, -1, 1);
+  const size_t q_bytes = batch * tokens * heads * size * (dtype == DType::f32 ? 4 : 2);
+  const Exact<uint8_t> q_wanted(q_bytes), q_found(q_bytes);
+  if (uniform(0, 2)) {
+    const auto vector = [&](int i) {
+      return uniform(0, 1) ? FloatMatrix{vectors.get() + i * size, DType::f32, 0} : FloatMatrix{};
+    };
+    s.q = q.tensor();
+    s.norm = static_cast<HeadNorm>(uniform(0, 3)), s.eps = 1e-6f;
+    s.q_weight = vector(0), s.q_bias = vector(1), s.k_weight = vector(2), s.k_bias = vector(3);
+    s.rotation = uniform(0, 1) ? rotation.get() : nullptr;
+    s.q_factors.data = uniform(0, 1) ? factors.get() : nullptr;
+  }
+  s.q_out = q_wanted.get();
   cpu::scalar_table().store_kv(s);
   s.cache.keys = keys.get(), s.cache.values = values.get();
+  s.q_out = q_found.get();
   table.store_kv(s);
+  if (s.q.data && std::memcmp(q_wanted.get(), q_found.get(), q_bytes)) {
+    fail(table.isa, "store_kv's queries", tokens, capacity, size, 8);
+  }
   if (std::memcmp(expected.keys.get(), keys.get(), bytes) || std::memcmp(expected.values.get(), values.get(), bytes)) {
     fail(table.isa, "store_kv", tokens, capacity, size, 8);
   }

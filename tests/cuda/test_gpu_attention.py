@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ptq4arvg import ops
+from ptq4arvg.reference_attention import HEAD_NORMS
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -86,6 +87,29 @@ def test_attention(size):
     actual = case.run("cuda")
     assert ops.last_kernel() == "attention.cuda"
     same(actual, case.run("cpu"))
+
+
+@pytest.mark.parametrize("norm", HEAD_NORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES[:10], ids=str)
+def test_store_qkv(size, dtype, norm):
+    """With everything that is done to q and k, vectors of another type than theirs."""
+    case, g = Case(*size, dtype), torch.Generator().manual_seed(1)
+    _, heads, tokens, channels, _, begin = size
+    vectors = torch.randn(4, channels, generator=g).to(DTYPES[len(norm) % 3])
+    names = ("q_weight", "q_bias", "k_weight", "k_bias")
+    steps = {
+        **dict(zip(names, vectors, strict=True)), "q_factors": torch.rand(heads, generator=g),
+        "rotation": torch.randn(tokens, channels // 2, 2, generator=g), "position": case.position,
+    }  # fmt: skip
+    results = []
+    for device in ("cuda", "cpu"):
+        qkv, cache = case.qkv[:, begin : begin + tokens].to(device), case.cache(device)
+        there = {name: x.to(device) for name, x in steps.items()}
+        q = ops.store_qkv(qkv, *cache, *case.tables[device], norm=norm, **there)
+        assert ops.last_kernel().startswith("store_kv.")
+        results.append([*cache, q])
+    same(*results)
 
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)

@@ -1,11 +1,12 @@
-"""Decoding adds the residual in the GEMM's epilogue; the bits are those of separate operations."""
+"""Decoding adds the residual in the GEMM's epilogue: in float32 to the bits of separate operations,
+in narrower types rounded once."""
 
 import pytest
 import torch
 
 import ptq4arvg
 from ptq4arvg.calibration import Calibration
-from ptq4arvg.models import var
+from ptq4arvg.models import layers, var
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.pipeline import quantize_
 
@@ -35,6 +36,22 @@ def test_residual_and_gate_in_the_epilogue(model):
     x, residual = (torch.randn(2, 9, 256, generator=generator) for _ in range(2))
     gate = torch.randn(2, 6, 256, generator=generator)[:, 1]  # strided, as a modulation is
     assert torch.equal(linear(x, residual, gate), residual + linear(x) * gate[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gated", [False, True])
+def test_narrow_types_are_rounded_once(model, dtype, gated):
+    linear = model.transformer.blocks[0].attn.proj
+    model.cursor.set(5, 9)
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(2, 9, 256, generator=generator).to(dtype) for _ in range(2))
+    gate = torch.randn(2, 1, 256, generator=generator).to(dtype) if gated else None
+    y = layers.add_gated(linear, x, residual, gate)
+    wide = None if gate is None else gate.float()
+    exact = layers.add_gated(linear, x.float(), residual.float(), wide)
+    assert torch.equal(y, exact.to(dtype))
+    apart = residual + linear(x) * (1 if gate is None else gate)
+    assert (y - exact).norm() < (apart - exact).norm()
 
 
 def test_decoding_is_equal_bit_by_bit(model, monkeypatch):

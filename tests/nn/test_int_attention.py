@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ptq4arvg import ops
-from ptq4arvg.nn import AttentionCore, Cursor, IntAttention
+from ptq4arvg.nn import AttentionCore, Cursor, IntAttention, Prologue
 from ptq4arvg.nn.int_attention import limits_of
 from ptq4arvg.reference_attention import attention as reference_attention
 from ptq4arvg.reference_attention import empty_kv_cache
@@ -42,6 +42,12 @@ def by_reference(core, q, k, v, **where):
         q, *cache, core.k_scale, core.v_scale, core.v_shift, out_dtype=q.dtype, **where
     )
     return y.unflatten(2, (H, D)).transpose(1, 2)
+
+
+def step_of(core, q, k, v, cache, cursor, mask=None):
+    """A decoding step whose linear has given q, k and v."""
+    qkv = torch.stack([x.transpose(1, 2) for x in (q, k, v)], 2)
+    return core.attend(qkv, Prologue(), cache, cursor, mask).unflatten(2, (H, D)).transpose(1, 2)
 
 
 def causal(t=T):
@@ -99,7 +105,7 @@ def test_steps_with_a_cache_equal_the_whole_sequence(steps, mask, dtype):
     for count in steps:
         at = slice(begin, begin + count)
         cursor.set(begin, count)
-        step = core.cached(q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor)
+        step = step_of(core, q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor)
         assert torch.equal(step, whole[:, :, at])
         begin += count
 
@@ -116,7 +122,7 @@ def test_a_first_step_under_a_mask_of_its_own(added):
         if added:
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         cursor.set(begin, count)
-        step = core.cached(q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor, mask)
+        step = step_of(core, q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor, mask)
         assert torch.equal(step, whole[:, :, at])
 
 
@@ -129,7 +135,7 @@ def test_a_step_that_reads_its_position_from_the_device():
         for t in range(T):
             cursor.position.fill_(t)
             at = slice(t, t + 1)
-            step = core.cached(q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor)
+            step = step_of(core, q[:, :, at], k[:, :, at], v[:, :, at], cache, cursor)
             assert torch.equal(step, whole[:, :, at])
 
 
@@ -207,7 +213,7 @@ def test_the_output_goes_to_the_projection_without_a_copy(dtype):
     core, cursor = core_of(k, v), Cursor()
     cursor.set(0, T)
     cache = ops.empty_kv_cache(B, H, T, D)
-    for y in (core(q, k, v), core(q, k, v, causal()), core.cached(q, k, v, cache, cursor)):
+    for y in (core(q, k, v), core(q, k, v, causal()), step_of(core, q, k, v, cache, cursor)):
         assert y.dtype == dtype and y.shape == (B, H, T, D)
         rows = y.transpose(1, 2)
         assert rows.is_contiguous()

@@ -1,4 +1,4 @@
-"""Every refusal of store_kv, attention and kv_cache_shapes, with its text."""
+"""Every refusal of store_kv, store_qkv, attention and kv_cache_shapes, with its text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ptq4arvg import ops
 
 B, H, TOKENS, D, PANELS = 2, 3, 5, 8, 2
 NAN, INF = float("nan"), float("inf")
-BOTH = ("store_kv", "attention")
+STORES = ("store_kv", "store_qkv")
+ALL = (*STORES, "attention")
 FLOATS = "wanted float32, float16 or bfloat16"
 HEADS = "wanted heads [B, H, t, d] of d channels, a multiple of 4 up to 128"
 KEYS = "wanted [2, 3, panels, 2, 16, 4] as kv_cache_shapes gives them"
@@ -43,6 +44,8 @@ def _arguments(op: str) -> dict:
     k, v = {"k_scale": tables}, {"v_scale": tables, "v_shift": tables}
     if op == "store_kv":
         return {"k": x, "v": x, **cache, **k, "k_shift": tables, **v}
+    if op == "store_qkv":
+        return {"qkv": torch.ones(B, TOKENS, 3, H, D), **cache, **k, "k_shift": tables, **v}
     return {"q": x, **cache, **k, **v}
 
 
@@ -52,8 +55,9 @@ def _of_lead(x: Tensor, message: str) -> list[tuple[tuple[str], dict, str]]:
             (("store_kv", "k"), ("attention", "q"))]  # fmt: skip
 
 
-SHIFTS = [(BOTH, "v_shift"), (("store_kv",), "k_shift")]
-TABLES = [(BOTH, "k_scale"), (BOTH, "v_scale"), *SHIFTS]
+VECTORS = ("q_weight", "q_bias", "k_weight", "k_bias")
+SHIFTS = [(ALL, "v_shift"), (STORES, "k_shift")]
+TABLES = [(ALL, "k_scale"), (ALL, "v_scale"), *SHIFTS]
 
 # operators, spoiled arguments, message after "<op>: ", in the order of the checks; those of the
 # second list need the data, so that fake kernels do not know them
@@ -72,20 +76,47 @@ SHAPE_CASES = [
      "v has shape [3, 5, 8], wanted [2, 3, 5, 8]"),
     (("store_kv",), {"v": torch.ones(B, H, TOKENS, D, dtype=torch.int32)},
      f"v has dtype int32, {FLOATS}"),
+    # heads of all three
+    *[(("store_qkv",), {"qkv": torch.ones(*shape)},
+       f"qkv has shape {list(shape)}, wanted [B, t, 3, H, d]")
+      for shape in ((B, TOKENS, 3 * H, D), (B, TOKENS, 2, H, D), (3,))],
+    (("store_qkv",), {"qkv": _codes(B, TOKENS, 3, H, D)}, f"qkv has dtype int8, {FLOATS}"),
+    *[(("store_qkv",), {"qkv": torch.ones(B, TOKENS, 3, *shape)},
+       f"qkv has shape {[B, TOKENS, 3, *shape]}, wanted heads [B, t, 3, H, d] of d channels, a "
+       "multiple of 4 up to 128") for shape in ((H, 6), (H, 132), (H, 0), (0, D))],
+    # what is done to them
+    (("store_qkv",), {"norm": "batch"},
+     "norm is 'batch', wanted one of none, l2, layer, rms"),
+    *[(("store_qkv",), {"norm": norm, "eps": eps}, f"eps is {eps:g}, wanted one above 0")
+      for norm in ("l2", "layer", "rms") for eps in (0.0, -1.0, NAN)],
+    *[(("store_qkv",), {name: torch.ones(D, dtype=torch.float64)},
+       f"{name} has dtype float64, {FLOATS}") for name in VECTORS],
+    *[(("store_qkv",), {name: torch.ones(H)},
+       f"{name} has 3 entries, wanted 8 (one for each channel of a head)") for name in VECTORS],
+    *[(("store_qkv",), {name: torch.ones(1, D)}, f"{name} has shape [1, 8], wanted one dimension")
+      for name in VECTORS],
+    (("store_qkv",), {"q_factors": torch.ones(D)},
+     "q_factors has 8 entries, wanted 3 (one for each head)"),
+    (("store_qkv",), {"q_factors": _ints(1, 2, 3)}, f"q_factors has dtype int32, {FLOATS}"),
+    (("store_qkv",), {"rotation": torch.ones(TOKENS, D // 2, 2, dtype=torch.float64)},
+     "rotation has dtype float64, wanted float32"),
+    *[(("store_qkv",), {"rotation": torch.ones(*shape)},
+       f"rotation has shape {list(shape)}, wanted [5, 4, 2]: cosine and sine for every token and "
+       "pair of channels") for shape in ((4, 4, 2), (TOKENS, D, 2), (TOKENS, 4), (TOKENS, 4, 1))],
     # the cache
-    (BOTH, {"k_cache": _codes(B, H, PANELS, 2, 16)}, f"k_cache has shape [2, 3, 2, 2, 16], {KEYS}"),
-    (BOTH, {"k_cache": _codes(3)}, f"k_cache has shape [3], {KEYS}"),
-    *[(BOTH, {"k_cache": _codes(*shape)}, f"k_cache has shape {list(shape)}, {KEYS}") for shape in (
+    (ALL, {"k_cache": _codes(B, H, PANELS, 2, 16)}, f"k_cache has shape [2, 3, 2, 2, 16], {KEYS}"),
+    (ALL, {"k_cache": _codes(3)}, f"k_cache has shape [3], {KEYS}"),
+    *[(ALL, {"k_cache": _codes(*shape)}, f"k_cache has shape {list(shape)}, {KEYS}") for shape in (
         (1, H, PANELS, 2, 16, 4), (B, 2, PANELS, 2, 16, 4), (B, H, 0, 2, 16, 4),
         (B, H, PANELS, 3, 16, 4), (B, H, PANELS, 2, 8, 4), (B, H, PANELS, 2, 16, 8))],
-    *[(BOTH, {"v_cache": _codes(*shape)}, f"v_cache has shape {list(shape)}, {VALUES}")
+    *[(ALL, {"v_cache": _codes(*shape)}, f"v_cache has shape {list(shape)}, {VALUES}")
       for shape in ((1, H, 8, D, 4), (B, 2, 8, D, 4), (B, H, 4, D, 4), (B, H, 8, 4, 4),
                     (B, H, 8, D, 8), (B, H, 8, D), (B, H, 8, D, 4, 1))],
-    (BOTH, {"k_cache": torch.zeros(B, H, PANELS, 2, 16, 4)}, "k_cache has dtype float32, "
+    (ALL, {"k_cache": torch.zeros(B, H, PANELS, 2, 16, 4)}, "k_cache has dtype float32, "
      "wanted int8"),
-    (BOTH, {"v_cache": torch.zeros(B, H, 8, D, 4, dtype=torch.uint8)},
+    (ALL, {"v_cache": torch.zeros(B, H, 8, D, 4, dtype=torch.uint8)},
      "v_cache has dtype uint8, wanted int8"),
-    (BOTH, {"k_cache": _codes(1, 1, 1, 1, 1, 1).expand(B, H, 4097, 2, 16, 4)},
+    (ALL, {"k_cache": _codes(1, 1, 1, 1, 1, 1).expand(B, H, 4097, 2, 16, 4)},
      "k_cache has 65552 keys, wanted at most 65536 so that sums fit in int32"),
     # tables
     *[(names, {table: torch.ones(H, D, dtype=torch.float64)},
@@ -101,7 +132,7 @@ SHAPE_CASES = [
      "limits has 2 entries, wanted 5 (one for each query)"),
     (("attention",), {"limits": _ints(1, 2, 3, 4, 5)[None]},
      "limits has shape [1, 5], wanted one dimension"),
-    (BOTH, {"position": torch.zeros(1, dtype=torch.int64)},
+    (ALL, {"position": torch.zeros(1, dtype=torch.int64)},
      "position has dtype int64, wanted int32"),
     (("attention",), {"limits": _ints(1, 2, 3, 4, 5), "position": _ints(0)},
      "limits and position are both given, wanted one of them"),
@@ -110,33 +141,37 @@ SHAPE_CASES = [
 ]  # fmt: skip
 
 DATA_CASES = [
-    (BOTH, {"k_cache": _codes(B, H, 2 * PANELS, 2, 16, 4)[:, :, ::2]}, f"k_cache {GAPS}"),
-    (BOTH, {"k_cache": _codes(B, H, PANELS, 2, 4, 16).transpose(4, 5)}, f"k_cache {GAPS}"),
-    (BOTH, {"k_cache": _codes(B, 4, PANELS, 2, 16, 4)[:, :H]}, None),  # a gap between images
-    (BOTH, {"v_cache": _codes(B, 2 * H, 8, D, 4)[:, ::2]}, f"v_cache {GAPS}"),
-    (BOTH, {"v_cache": _codes(B, H, 8, D, 8)[..., :4]}, f"v_cache {GAPS}"),
-    (BOTH, {"v_cache": _codes(2 * B, H, 8, D, 4)[::2]}, None),
+    (ALL, {"k_cache": _codes(B, H, 2 * PANELS, 2, 16, 4)[:, :, ::2]}, f"k_cache {GAPS}"),
+    (ALL, {"k_cache": _codes(B, H, PANELS, 2, 4, 16).transpose(4, 5)}, f"k_cache {GAPS}"),
+    (ALL, {"k_cache": _codes(B, 4, PANELS, 2, 16, 4)[:, :H]}, None),  # a gap between images
+    (ALL, {"v_cache": _codes(B, 2 * H, 8, D, 4)[:, ::2]}, f"v_cache {GAPS}"),
+    (ALL, {"v_cache": _codes(B, H, 8, D, 8)[..., :4]}, f"v_cache {GAPS}"),
+    (ALL, {"v_cache": _codes(2 * B, H, 8, D, 4)[::2]}, None),
     *[(names, {table: _table(value)}, f"{table}[1, 6] is {text}, wanted finite numbers")
       for names, table in SHIFTS for value, text in ((NAN, "nan"), (INF, "inf"), (-INF, "-inf"))],
-    *[(BOTH, {table: _table(value)}, f"{table}[1, 6] is {text}, wanted finite numbers above 0")
+    *[(ALL, {table: _table(value)}, f"{table}[1, 6] is {text}, wanted finite numbers above 0")
       for table in ("k_scale", "v_scale")
       for value, text in ((NAN, "nan"), (INF, "inf"), (0.0, "0"), (-2.0, "-2"))],
     *[(names, {table: _table(-3e38)}, None) for names, table in SHIFTS],
-    (BOTH, {"k_scale": _table(1e-45)}, None),
+    (ALL, {"k_scale": _table(1e-45)}, None),
     (("attention",), {"limits": _ints(1, 2, 0, 4, 5)}, "limits[2] is 0, wanted 1 to 32"),
     (("attention",), {"limits": _ints(1, 2, 3, 33, 5)}, "limits[3] is 33, wanted 1 to 32"),
-    (BOTH, {"position": _ints(1, 2)}, "position has shape [2], wanted one element"),
-    (BOTH, {"position": _ints()}, "position has shape [0], wanted one element"),
-    (BOTH, {"position": _ints(-1)}, "position is -1, wanted 0 or more"),
-    (BOTH, {"position": _ints(28)},
+    (ALL, {"position": _ints(1, 2)}, "position has shape [2], wanted one element"),
+    (ALL, {"position": _ints()}, "position has shape [0], wanted one element"),
+    (ALL, {"position": _ints(-1)}, "position is -1, wanted 0 or more"),
+    (ALL, {"position": _ints(28)},
      "k_cache has 32 positions, but position 28 + tokens 5 = 33 are needed"),
-    (BOTH, {"position": _ints(27)}, None),
+    (ALL, {"position": _ints(27)}, None),
     (("attention",), {"q": torch.ones(B, H, 33, D)},
      "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
     (("attention",), {"q": torch.ones(B, H, 33, D), "limits": torch.ones(33, dtype=torch.int32)},
      None),
     (("store_kv",), {"k": torch.ones(B, H, 33, D), "v": torch.ones(B, H, 33, D)},
      "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
+    (("store_qkv",), {"qkv": torch.ones(B, 33, 3, H, D)},
+     "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
+    (("store_qkv",), {"eps": 0.0}, None),
+    (("store_qkv",), {"norm": "rms", "eps": 1e-30}, None),
 ]  # fmt: skip
 
 
@@ -188,8 +223,8 @@ def test_fake_kernels_refuse_nothing_else(op, spoiled, message):
 @pytest.mark.parametrize(
     ("op", "name"),
     [
-        *[(op, name) for op in BOTH for name in _arguments(op) if name not in ("k", "q")],
-        *[(op, "position") for op in BOTH],
+        *[(op, name) for op in ALL for name in _arguments(op) if name not in ("k", "q", "qkv")],
+        *[(op, "position") for op in ALL],
         ("attention", "limits"),
     ],
 )
@@ -204,7 +239,7 @@ def test_device(op, name):
         _fake(op, {name: value.to("meta")})
 
 
-@pytest.mark.parametrize("op", BOTH)
+@pytest.mark.parametrize("op", ALL)
 def test_valid_arguments_pass(op):
     getattr(ops, op)(**_arguments(op))
     _fake(op, {})

@@ -28,7 +28,8 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
     modulation = {"scale": maker.normal(2, k), "shift": maker.normal(2, k)}
     vectors = ("weight", "bias", "constant", "post_scale", "post_shift")
     # Keys, values and queries [B, H, t, d] as views of one projection; a cache with room for more.
-    heads = maker.normal(2, 3, 3, 5, 8).permute(2, 0, 3, 1, 4).unbind(0)
+    qkv = maker.normal(2, 3, 3, 5, 8)  # [B, t, 3, H, d]
+    heads = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     larger = tuple(maker.codes(*shape) for shape in ops.kv_cache_shapes(4, 5, 20, 8))
     cache, gaps = [codes[:2] for codes in larger], [codes[::2] for codes in larger]
     k_table, v_table = [(maker.uniform(0.01, 0.1, 5, 8), maker.normal(5, 8)) for _ in range(2)]
@@ -65,6 +66,22 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
             ),
             ((*(x[:, :, :0] for x in heads[1:]), *cache, *k_table, *v_table), {}),
         ],
+        "store_qkv": [
+            ((qkv, *cache, *k_table, *v_table), {}),
+            (
+                (qkv.half(), *gaps, *k_table, *v_table),
+                {
+                    "norm": "layer",
+                    "eps": 1e-5,
+                    "q_weight": maker.normal(8),
+                    "position": position,
+                    "k_bias": maker.normal(8).bfloat16(),
+                    "q_factors": maker.normal(5),
+                    "rotation": maker.normal(qkv.shape[1], 4, 2),
+                },
+            ),
+            ((qkv[:, :0], *cache, *k_table, *v_table), {"norm": "l2", "q_factor": 0.5}),
+        ],
         "attention": [
             ((heads[0], *cache, k_table[0], *v_table), {"position": position}),
             (
@@ -78,7 +95,7 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
 
 NAMES = (
     "pack_weight", "unpack_weight", "quantize", "gemm", "gemm_quantize", "norm_quantize",
-    "gemm_float", "store_kv", "attention",
+    "gemm_float", "store_kv", "store_qkv", "attention",
 )  # fmt: skip
 
 

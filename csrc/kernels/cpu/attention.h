@@ -1,4 +1,4 @@
-// Attention of one block of queries after the other, and the storing of keys and values.
+// Attention of one block of queries after the other.
 //
 // A task is a few queries of one head: their codes, their scores with all keys that they read, the levels of the
 // probabilities, and the sums over the values. What differs between instruction sets is the two integer products,
@@ -20,7 +20,6 @@ namespace ptq4arvg::cpu {
 namespace {  // compiled for several instruction sets: internal linkage, see real.h
 
 constexpr int64_t kAttentionGrain = 1024 * 1024;  // multiplications that are worth a thread
-constexpr int64_t kStoreGrain = 32768;            // elements that are worth a thread
 
 // One channel's sum over the values.
 static inline int32_t value_sum(const uint8_t* levels, const int8_t* values, int64_t groups, int64_t size, int64_t c) {
@@ -174,76 +173,6 @@ static inline void attention_heads(const AttentionProblem& p) {
       const int64_t left = p.tokens - first;
       attention_block<Dots, Whole, Tail>(p, head / p.heads, head % p.heads, first,
                                          static_cast<int>(left < Dots::kRows ? left : Dots::kRows), scratch);
-    }
-  });
-}
-
-// How a head's channels become codes.
-struct CacheCodes {
-  const HeadTensor& x;
-  const float* shift;
-  float inverse[kMaxHeadSize];
-
-  CacheCodes(const HeadTensor& tensor, const float* scale, const float* shift_, int64_t size) : x(tensor), shift(shift_) {
-    for (int64_t c = 0; c < size; ++c) inverse[c] = div(1.0f, scale[c]);
-  }
-
-};
-
-// Those of the token that starts at element `first`.
-template <class Whole, class Tail>
-PTQ4ARVG_FN void token_codes(const CacheCodes& of, int64_t first, int64_t size, int8_t* codes) {
-  const FloatMatrix row{of.x.data, of.x.dtype, 0};
-  for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
-    const auto code = cache_code(lanes.load_any(row, first + c), lanes.load(of.shift + c), lanes.load(of.inverse + c));
-    lanes.store_codes(codes + c, code);
-  });
-}
-
-// Up to four tokens whose positions are of one group: all of it is written side by side.
-template <class Whole, class Tail>
-PTQ4ARVG_FN void store_group(const StoreKvProblem& p, const CacheCodes& k, const CacheCodes& v, int64_t k_first,
-                             int64_t v_first, int64_t j, int64_t count, int8_t* keys, int8_t* values) {
-  int8_t codes[kKeyGroup][kMaxHeadSize];
-  for (int64_t i = 0; i < count; ++i) {
-    token_codes<Whole, Tail>(k, k_first + i * p.k.of_token, p.size, codes[0]);
-    int8_t* to = keys + key_place(j + i, 0, p.size);
-    for (int64_t c = 0; c < p.size; c += kKeyGroup) memcpy(to + c * kKeyPanel, codes[0] + c, kKeyGroup);
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    token_codes<Whole, Tail>(v, v_first + i * p.v.of_token, p.size, codes[i]);
-  }
-  int8_t* to = values + value_place(j, 0, p.size);
-  if (count == kKeyGroup) {
-    for (int64_t c = 0; c < p.size; ++c) {
-      for (int i = 0; i < kKeyGroup; ++i) to[c * kKeyGroup + i] = codes[i][c];
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t c = 0; c < p.size; ++c) to[c * kKeyGroup + i] = codes[i][c];
-    }
-  }
-}
-
-template <class Whole, class Tail>
-static inline void store_kv_heads(const StoreKvProblem& p) {
-  const int64_t start = p.position ? *p.position : 0;
-  const int64_t stop = start + p.tokens < p.cache.capacity ? start + p.tokens : p.cache.capacity;
-  parallel_for(p.batch * p.heads, kStoreGrain / (p.tokens * p.size), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = i / p.heads, head = i % p.heads, table = head * p.size;
-      int8_t* keys = p.cache.keys + image * p.cache.image_keys + table * p.cache.capacity;
-      int8_t* values = p.cache.values + image * p.cache.image_values + table * p.cache.capacity;
-      const CacheCodes k(p.k, p.k_scale + table, p.k_shift + table, p.size);
-      const CacheCodes v(p.v, p.v_scale + table, p.v_shift + table, p.size);
-      for (int64_t j = start; j < stop;) {
-        const int64_t left = kKeyGroup - j % kKeyGroup, count = left < stop - j ? left : stop - j;
-        const auto from = [&](const HeadTensor& x) {
-          return image * x.of_image + head * x.of_head + (j - start) * x.of_token;
-        };
-        store_group<Whole, Tail>(p, k, v, from(p.k), from(p.v), j, count, keys, values);
-        j += count;
-      }
     }
   });
 }

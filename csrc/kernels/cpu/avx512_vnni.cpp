@@ -2,6 +2,7 @@
 #include "kernels/cpu/avx512_vnni_kernels.h"
 #include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/store_kv.h"
 
 namespace ptq4arvg::cpu {
 

@@ -6,6 +6,7 @@
 #include "kernels/gemm_float.h"
 #include "kernels/norm_quantize.h"
 #include "kernels/quantize.h"
+#include "kernels/store_kv.h"
 
 namespace ptq4arvg::cpu {
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/lanes_neon.h"
 #include "kernels/cpu/neon_dotprod_kernels.h"
 #include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/store_kv.h"
 
 namespace ptq4arvg::cpu {
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/layout.h"
 #include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/store_kv.h"
 #include "kernels/cpu/scratch.h"
 
 namespace ptq4arvg::cpu {

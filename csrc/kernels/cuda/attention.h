@@ -4,8 +4,8 @@
 
 #include <initializer_list>
 
-#include "kernels/attention.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/store_kv.h"
 
 namespace ptq4arvg::cuda {
 

@@ -1,4 +1,4 @@
-// store_kv and attention: sizes of heads, types, strides, positions and limits, and numbers at their ends.
+// store_kv and attention: sizes of heads, norms and rotations, types, strides, positions and limits, and numbers at their ends.
 #include "kernels/cuda/attention.h"
 
 #include <cmath>
@@ -65,6 +65,34 @@ bool same(const void* a, const void* b, DType type, int64_t count) {
   return true;
 }
 
+// Everything that store_kv can do to q and k, each part or not, vectors of any type and off their alignment.
+struct Steps {
+  DType types[3] = {DType(uniform(0, 2)), DType(uniform(0, 2)), DType(uniform(0, 2))};
+  int64_t size, shift = uniform(0, 2) ? 0 : 1;
+  DeviceArray<uint8_t> vectors[3];  // of q, of k, of the heads
+  DeviceArray<float> rotation;
+
+  Steps(int64_t heads, int64_t tokens, int64_t size)
+      : size(size), vectors{filled(0, 2 * size + 1), filled(1, 2 * size + 1), filled(2, heads)},
+        rotation(floats(tokens * size + 1, -1, 1)) {}
+  DeviceArray<uint8_t> filled(int which, int64_t count) const {
+    DeviceArray<uint8_t> made(count * bytes_of(types[which]));
+    for (int64_t i = 0; i < count; ++i) store_float(made.data, types[which], i, 0.01f * uniform(-300, 300));
+    return made;
+  }
+  FloatMatrix vector(int which, int64_t first) const {
+    if (uniform(0, 1)) return {};
+    return {vectors[which].data + first * bytes_of(types[which]), types[which], 0};
+  }
+  void set(StoreKvProblem* s) const {
+    s->norm = HeadNorm(uniform(0, 3)), s->eps = uniform(0, 1) ? 1e-6f : 1e-12f;
+    s->q_weight = vector(0, shift), s->q_bias = vector(0, shift + size);
+    s->k_weight = vector(1, shift), s->k_bias = vector(1, shift + size);
+    s->q_factors = vector(2, 0), s->q_factor = uniform(0, 1) ? 1.0f : 0.25f;
+    if (uniform(0, 1)) s->rotation = rotation.data + shift;
+  }
+};
+
 // One of few multiprocessors, or of many: whose blocks have many queries, or whose warps split the keys.
 cuda::Launch launch() {
   cuda::Launch made{ptx_device()};
@@ -96,12 +124,21 @@ void check(int64_t batch, int64_t heads, int64_t tokens, int64_t size, int64_t c
   s.k_scale = k_scale.data + shift, s.v_scale = v_scale.data + shift;
   s.k_shift = k_shift.data + shift, s.v_shift = v_shift.data + shift;
   s.position = placed ? position.data : nullptr;
+  const Steps steps(heads, tokens, size);
+  const int64_t queries = batch * tokens * channels;
+  const DeviceArray<uint8_t> expected_q(queries * bytes_of(type)), actual_q(expected_q.count);
+  actual_q.fill(0x33);
+  if (uniform(0, 3)) s.q = x.part(0), steps.set(&s);
   s.cache = expected_cache.of<int8_t>(capacity);
+  s.q_out = expected_q.data;
   cpu::scalar_table().store_kv(s);
   s.cache = cache.of<int8_t>(capacity);
+  s.q_out = actual_q.data;
   if (cuda::store_kv(s, launch()) != cudaSuccess) fail("store_kv start", batch, heads, tokens, size);
   if (!(cache == expected_cache))
-    fail("store_kv", batch, heads, tokens, size, capacity, placed ? position[0] : -1, int(type));
+    fail("store_kv", batch, heads, tokens, size, capacity, placed ? position[0] : -1, int(type), int(s.norm));
+  if (s.q.data && !same(expected_q.data, actual_q.data, type, queries))
+    fail("queries", batch, heads, tokens, size, int(type), int(s.norm));
 
   // Queries of the first image: not a number, infinite, zero, and next to nothing.
   const float odd[] = {std::nanf(""), INFINITY, 0.0f, 1e-36f};
