@@ -83,18 +83,21 @@ struct Avx2Lanes {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
   }
 
+  // Each element's partner H apart.
+  template <int H>
+  static F other(F x) {
+    if constexpr (H <= 2) return Float8(_mm256_permute_ps(x.v, H == 1 ? 0xb1 : 0x4e));
+    else return Float8(_mm256_permute2f128_ps(x.v, x.v, 1));
+  }
+
   // a + b and a - b of elements H apart, whose index has bit H clear and set.
   template <int H>
   static F butterfly(F x) {
     constexpr int second = H == 1 ? 0xaa : H == 2 ? 0xcc : 0xf0;
-    __m256 other;
-    if constexpr (H == 4) {
-      other = _mm256_permute2f128_ps(x.v, x.v, 1);
-    } else {
-      other = _mm256_permute_ps(x.v, H == 1 ? 0xb1 : 0x4e);
-    }
-    return Float8(_mm256_blend_ps(_mm256_add_ps(x.v, other), _mm256_sub_ps(other, x.v), second));
+    const __m256 partner = other<H>(x).v;
+    return Float8(_mm256_blend_ps(_mm256_add_ps(x.v, partner), _mm256_sub_ps(partner, x.v), second));
   }
+  static float first_of(F x) { return _mm256_cvtss_f32(x.v); }
 
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {

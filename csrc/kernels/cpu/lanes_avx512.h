@@ -103,14 +103,21 @@ struct Avx512Lanes {
     }
   }
 
+  // Each element's partner H apart.
+  template <int H>
+  static F other(F x) {
+    if constexpr (H <= 2) return Float16(_mm512_permute_ps(x.v, H == 1 ? 0xb1 : 0x4e));
+    else return Float16(_mm512_shuffle_f32x4(x.v, x.v, H == 4 ? 0xb1 : 0x4e));
+  }
+
   // a + b and a - b of elements H apart, whose index has bit H clear and set.
   template <int H>
   static F butterfly(F x) {
     constexpr __mmask16 second = H == 1 ? 0xaaaa : H == 2 ? 0xcccc : H == 4 ? 0xf0f0 : 0xff00;
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512 other = _mm512_permutexvar_ps(_mm512_xor_si512(lane, _mm512_set1_epi32(H)), x.v);
-    return Float16(_mm512_mask_sub_ps(_mm512_add_ps(x.v, other), second, other, x.v));
+    const __m512 partner = other<H>(x).v;
+    return Float16(_mm512_mask_sub_ps(_mm512_add_ps(x.v, partner), second, partner, x.v));
   }
+  static float first_of(F x) { return _mm512_cvtss_f32(x.v); }
 
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {

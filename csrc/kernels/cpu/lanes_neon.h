@@ -81,13 +81,20 @@ struct NeonLanes {
     memcpy(out, &four, sizeof four);
   }
 
+  // Each element's partner H apart.
+  template <int H>
+  static F other(F x) {
+    return Float4(H == 1 ? vrev64q_f32(x.v) : vextq_f32(x.v, x.v, 2));
+  }
+
   // a + b and a - b of elements H apart, whose index has bit H clear and set.
   template <int H>
   static F butterfly(F x) {
-    const float32x4_t other = H == 1 ? vrev64q_f32(x.v) : vextq_f32(x.v, x.v, 2);
+    const float32x4_t partner = other<H>(x).v;
     const uint32x4_t second = H == 1 ? uint32x4_t{0, ~0u, 0, ~0u} : uint32x4_t{0, 0, ~0u, ~0u};
-    return Float4(vbslq_f32(second, vsubq_f32(other, x.v), vaddq_f32(x.v, other)));
+    return Float4(vbslq_f32(second, vsubq_f32(partner, x.v), vaddq_f32(x.v, partner)));
   }
+  static float first_of(F x) { return vgetq_lane_f32(x.v, 0); }
 
   // Eight running sums in float64 of x - centre, or of its square.
   struct Sums {

@@ -12,25 +12,45 @@ namespace {  // compiled for several instruction sets: internal linkage, see rea
 
 constexpr int64_t kStoreGrain = 32768;  // elements that are worth a thread
 
-// See store_kv.h; Padded: a power of two that the channels are filled up to with zeros.
-template <int Padded>
-PTQ4ARVG_FN float head_sum(const float* x) {
-  float sums[Padded / 4];
-  for (int i = 0; i < Padded / 4; ++i) {
-    sums[i] = add(add(x[4 * i], x[4 * i + 1]), add(x[4 * i + 2], x[4 * i + 3]));
+// Vector I of N after as many additions of halves as leave N of them; see store_kv.h. leaf(i): the i-th of all.
+template <class L, int All, int I, int N, class Leaf>
+PTQ4ARVG_FN typename L::F halves(const Leaf& leaf) {
+  if constexpr (N == All) {
+    const auto x = leaf(I);
+    const auto pairs = add(x, L::template other<1>(x));
+    return add(pairs, L::template other<2>(pairs));
+  } else {
+    return add(halves<L, All, I, 2 * N>(leaf), halves<L, All, I + N, 2 * N>(leaf));
   }
-#pragma GCC unroll 8
-  for (int n = Padded / 8; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) sums[i] = add(sums[i], sums[i + n]);
-  }
-  return add(sums[0], 0.0f);
 }
 
-template <int Padded>
-PTQ4ARVG_FN float sum_of_squares(const float* x) {
-  float squares[Padded];
-  for (int c = 0; c < Padded; ++c) squares[c] = mul(x[c], x[c]);
-  return head_sum<Padded>(squares);
+// Of all elements, from the sums of neighbouring fours that each of them holds.
+template <class L, int H>
+PTQ4ARVG_FN float across(typename L::F x) {
+  if constexpr (H < 4) return L::first_of(x);
+  else return across<L, H / 2>(add(x, L::template other<H>(x)));
+}
+
+// Of x, or of its square; Padded: a power of two that the channels are filled up to with zeros.
+template <class L, int Padded, bool Squared>
+PTQ4ARVG_FN float head_sum(const float* x) {
+  if constexpr (L::width >= 4) {
+    const auto leaf = [&](int i) __attribute__((always_inline)) {
+      const auto values = L{}.load(x + i * L::width);
+      return Squared ? mul(values, values) : values;
+    };
+    return add(across<L, L::width / 2>(halves<L, Padded / L::width, 0, 1>(leaf)), 0.0f);
+  } else {
+    float sums[Padded / 4];
+    const auto at = [&](int c) { return Squared ? mul(x[c], x[c]) : x[c]; };
+    for (int i = 0; i < Padded / 4; ++i) {
+      sums[i] = add(add(at(4 * i), at(4 * i + 1)), add(at(4 * i + 2), at(4 * i + 3)));
+    }
+    for (int n = Padded / 8; n > 0; n /= 2) {
+      for (int i = 0; i < n; ++i) sums[i] = add(sums[i], sums[i + n]);
+    }
+    return add(sums[0], 0.0f);
+  }
 }
 
 // What is done to a head, its vectors in float32.
@@ -72,13 +92,14 @@ PTQ4ARVG_FN void turn_pairs(const float* rotation, int64_t size, float* x) {
 template <class Whole, class Tail, int Padded>
 PTQ4ARVG_FN void take_steps(const HeadSteps& steps, const float* rotation, int64_t size, float* x) {
   if (steps.norm == HeadNorm::layer) {
-    const float mean = head_mean(head_sum<Padded>(x), size);
+    const float mean = head_mean(head_sum<Whole, Padded, false>(x), size);
     for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       lanes.store(x + c, sub(lanes.load(x + c), typename decltype(lanes)::F(mean)));
     });
   }
   const bool normalized = steps.norm != HeadNorm::none;
-  const float factor = normalized ? head_reciprocal(steps.norm, sum_of_squares<Padded>(x), size, steps.eps) : 1.0f;
+  float factor = 1.0f;
+  if (normalized) factor = head_reciprocal(steps.norm, head_sum<Whole, Padded, true>(x), size, steps.eps);
   if (normalized || steps.weighted || steps.shifted) {
     for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       auto y = lanes.load(x + c);
