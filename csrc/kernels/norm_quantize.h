@@ -16,8 +16,8 @@ struct NormQuantizeProblem {
   FloatMatrix x;  // [m, k]
   RowPositions rows;
   QuantizeTable table;
-  const float *weight = nullptr, *bias = nullptr, *constant = nullptr, *post_scale = nullptr, *post_shift = nullptr;
-  FloatMatrix scale, shift;  // [m / tokens, k]
+  FloatMatrix weight, bias, constant, post_scale, post_shift;  // [k] each, or without data
+  FloatMatrix scale, shift;                                    // [m / tokens, k], or without data
   double eps = 1e-6;
   bool rms = false;
   int rotation = 0;  // columns of a block, 0: none

@@ -192,12 +192,9 @@ const float* Arguments::scales(const char* name, const Tensor& tensor, int64_t l
 
 const float* Arguments::vector(const char* name, const OptionalTensor& tensor, int64_t length) {
   if (!tensor) return nullptr;
-  require(is_float(tensor->scalar_type()), name, " has dtype ", dtype_name(tensor->scalar_type()),
-          ", wanted float32, float16 or bfloat16");
-  one_dimension(name, *tensor, length, "one for each column");
-  Tensor values = dense(*tensor);
-  if (values.scalar_type() != ScalarType::Float) values = torch::stable::to(values, ScalarType::Float);
-  return keep(values).const_data_ptr<float>();
+  const FloatMatrix given = any_vector(name, tensor, length, "one for each column");
+  if (given.dtype == DType::f32) return static_cast<const float*>(given.data);
+  return keep(torch::stable::to(dense(*tensor), ScalarType::Float)).const_data_ptr<float>();
 }
 
 FloatMatrix Arguments::any_vector(const char* name, const OptionalTensor& tensor, int64_t length,

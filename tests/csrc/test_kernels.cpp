@@ -153,7 +153,7 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
 
   NormQuantizeProblem p;
   p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;
-  p.weight = p.bias = p.constant = p.post_scale = p.post_shift = vector.get();
+  p.weight = p.bias = p.constant = p.post_scale = p.post_shift = {vector.get(), DType::f32, 0};
   p.scale = p.shift = {rows.get(), DType::f32, k};
   p.rms = m % 2;
   p.rotation = q.rotation;

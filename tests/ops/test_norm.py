@@ -43,7 +43,8 @@ def test_every_combination_of_parts(isa, make, same_bits, rms):
 def test_dtypes(isa, make, same_bits, dtype):
     maker = make(2)
     x = maker.normal(2, 5, 40, dtype=dtype)
-    vectors = {"weight": maker.normal(40, dtype=dtype), "post_shift": maker.normal(40, dtype=dtype)}
+    names = ("weight", "bias", "constant", "post_scale", "post_shift")
+    vectors = {name: maker.normal(40, dtype=dtype) for name in names}
     modulation = maker.normal(2, 6, 40, dtype=dtype)
     _both(
         same_bits, x, *_table(maker, 9, 6), tokens=5, position=torch.tensor([4], dtype=torch.int32),

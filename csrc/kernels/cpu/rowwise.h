@@ -100,17 +100,17 @@ PTQ4ARVG_FN typename L::F norm_lanes(const L& lanes, const NormQuantizeProblem& 
   F y = lanes.load_any(x, m * x.row_stride + k);
   if (!p.rms) y = sub(y, F(norm.mean));
   y = mul(y, F(norm.rstd));
-  if (p.weight) y = mul(y, lanes.load(p.weight + k));
-  if (p.bias) y = add(y, lanes.load(p.bias + k));
+  if (p.weight.data) y = mul(y, lanes.load_any(p.weight, k));
+  if (p.bias.data) y = add(y, lanes.load_any(p.bias, k));
   if (p.scale.data) {
-    const F constant = p.constant ? lanes.load(p.constant + k) : F(1.0f);
+    const F constant = p.constant.data ? lanes.load_any(p.constant, k) : F(1.0f);
     y = mul(y, add(constant, lanes.load_any(p.scale, image * p.scale.row_stride + k)));
-  } else if (p.constant) {
-    y = mul(y, lanes.load(p.constant + k));
+  } else if (p.constant.data) {
+    y = mul(y, lanes.load_any(p.constant, k));
   }
   if (p.shift.data) y = add(y, lanes.load_any(p.shift, image * p.shift.row_stride + k));
-  if (p.post_scale) y = mul(y, lanes.load(p.post_scale + k));
-  if (p.post_shift) y = add(y, lanes.load(p.post_shift + k));
+  if (p.post_scale.data) y = mul(y, lanes.load_any(p.post_scale, k));
+  if (p.post_shift.data) y = add(y, lanes.load_any(p.post_shift, k));
   return y;
 }
 

@@ -8,31 +8,24 @@
 namespace ptq4arvg::cuda {
 namespace {
 
-// W floats of a vector of columns.
-template <int W>
-__device__ inline void load_columns(const float* from, int64_t k, float* out) {
-  if constexpr (W == 1) {
-    out[0] = from[k];
-  } else {
-#pragma unroll
-    for (int i = 0; i < W; i += 4) *reinterpret_cast<float4*>(out + i) = *reinterpret_cast<const float4*>(from + k + i);
-  }
-}
-
-// W elements of a matrix whose type is known at run time only.
+// W neighbouring elements whose type is known at run time only: 1, or 16 bytes of floats or of halves.
 template <int W>
 __device__ inline void load_columns(const FloatMatrix& from, int64_t index, float* out) {
   if constexpr (W == 1) {
     out[0] = load_float(from.data, from.dtype, index);
   } else if (from.dtype == DType::f32) {
-    load_columns<W>(static_cast<const float*>(from.data), index, out);
+    const float4* data = reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + index);
+#pragma unroll
+    for (int i = 0; i < W / 4; ++i) *reinterpret_cast<float4*>(out + 4 * i) = data[i];
   } else {
+    const uint16_t* data = static_cast<const uint16_t*>(from.data) + index;
+    uint4 raw = {};
+    if constexpr (W == 8) raw = *reinterpret_cast<const uint4*>(data);
+    else raw.x = reinterpret_cast<const uint2*>(data)->x, raw.y = reinterpret_cast<const uint2*>(data)->y;
+    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-    for (int i = 0; i < W; i += 4) {
-      const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from.data) + index + i);
-      const uint32_t halves[4] = {raw.x & 0xffffu, raw.x >> 16, raw.y & 0xffffu, raw.y >> 16};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) out[i + j] = to_float(halves[j], from.dtype);
+    for (int i = 0; i < W / 2; ++i) {
+      out[2 * i] = to_float(pairs[i] & 0xffffu, from.dtype), out[2 * i + 1] = to_float(pairs[i] >> 16, from.dtype);
     }
   }
 }
@@ -71,23 +64,23 @@ __device__ inline void modulate(const NormQuantizeProblem& p, float mean, float 
   const auto plus = [](float a, float b) { return add(a, b); };
 #pragma unroll
   for (int i = 0; i < W; ++i) y[i] = mul(p.rms ? y[i] : sub(y[i], mean), rstd);
-  if (p.weight) load_columns<W>(p.weight, k, v), each(times);
-  if (p.bias) load_columns<W>(p.bias, k, v), each(plus);
+  if (p.weight.data) load_columns<W>(p.weight, k, v), each(times);
+  if (p.bias.data) load_columns<W>(p.bias, k, v), each(plus);
   if (p.scale.data) {
     load_columns<W>(p.scale, image * p.scale.row_stride + k, v);
     float constant[W];
 #pragma unroll
     for (int i = 0; i < W; ++i) constant[i] = 1.0f;
-    if (p.constant) load_columns<W>(p.constant, k, constant);
+    if (p.constant.data) load_columns<W>(p.constant, k, constant);
 #pragma unroll
     for (int i = 0; i < W; ++i) v[i] = add(constant[i], v[i]);
     each(times);
-  } else if (p.constant) {
+  } else if (p.constant.data) {
     load_columns<W>(p.constant, k, v), each(times);
   }
   if (p.shift.data) load_columns<W>(p.shift, image * p.shift.row_stride + k, v), each(plus);
-  if (p.post_scale) load_columns<W>(p.post_scale, k, v), each(times);
-  if (p.post_shift) load_columns<W>(p.post_shift, k, v), each(plus);
+  if (p.post_scale.data) load_columns<W>(p.post_scale, k, v), each(times);
+  if (p.post_shift.data) load_columns<W>(p.post_shift, k, v), each(plus);
 }
 
 template <int W>
@@ -196,7 +189,9 @@ cudaError_t start(const NormQuantizeProblem& p, const Launch& launch) {
   if (p.m > 0x7fffffff) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(p.m));
   bool wide = vector_rows(p.x) && vector_rows(p.scale) && vector_rows(p.shift) && p.k % W == 0 && aligned(p.out);
-  for (const float* each : {p.weight, p.bias, p.constant, p.post_scale, p.post_shift}) wide = wide && aligned(each);
+  for (const FloatMatrix& each : {p.weight, p.bias, p.constant, p.post_scale, p.post_shift}) {
+    wide = wide && aligned(each.data);
+  }
   const int64_t chunks = wide ? p.k / W : p.k;
   const auto run = [&](auto* kernel, int threads) { return launch_early(kernel, grid, threads, 0, launch, p); };
   if (!wide) return run(norm_quantize_kernel<T, 1, 0, Rotated>, 256);

@@ -11,12 +11,23 @@ namespace {
 
 constexpr int kPositions = 11;
 
+// Numbers of any type.
+struct Floats {
+  DType type = DType(uniform(0, 2));
+  DeviceArray<uint8_t> data;
+
+  explicit Floats(int64_t count) : data(count * (type == DType::f32 ? 4 : 2)) {
+    for (int64_t i = 0; i < count; ++i) store_float(data.data, type, i, 0.01f * uniform(-100, 100));
+  }
+  FloatMatrix all(int64_t row_stride) const { return {data.data, type, row_stride}; }
+};
+
 void check(int64_t m, int64_t k, int bits, DType dtype) {
   const int64_t stride = cuda::round_up(k, 8) + (uniform(0, 2) ? 0 : 1);
   const DeviceArray<uint8_t> x(m * stride * (dtype == DType::f32 ? 4 : 2));
   for (int64_t i = 0; i < m * stride; ++i) store_float(x.data, dtype, i, 0.01f * uniform(-300, 300));
-  const DeviceArray<float> inv = floats(kPositions, 1, 40), vector = floats(k, -1, 1),
-                           rows = floats((m + 1) * k, -1, 1);
+  const DeviceArray<float> inv = floats(kPositions, 1, 40);
+  const Floats vector(k), rows((m + 1) * k);
   const DeviceArray<int32_t> zero(kPositions, [=] { return uniform(0, levels(bits) - 1); });
   const int64_t tokens = 1 + m % kPositions;
   const DeviceArray<int32_t> position(1, [=] { return uniform(0, kPositions - static_cast<int>(tokens)); });
@@ -41,10 +52,10 @@ void check(int64_t m, int64_t k, int bits, DType dtype) {
 
   NormQuantizeProblem p;
   p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;
-  if (uniform(0, 1)) p.weight = p.bias = vector.data;
-  if (uniform(0, 1)) p.constant = vector.data;
-  if (uniform(0, 1)) p.scale = p.shift = {rows.data, DType::f32, k};
-  if (uniform(0, 1)) p.post_scale = p.post_shift = vector.data;
+  if (uniform(0, 1)) p.weight = p.bias = vector.all(k);
+  if (uniform(0, 1)) p.constant = vector.all(k);
+  if (uniform(0, 1)) p.scale = p.shift = rows.all(k);
+  if (uniform(0, 1)) p.post_scale = p.post_shift = vector.all(k);
   p.rms = uniform(0, 1);
   p.rotation = q.rotation;
   p.out = expected.data;
