@@ -165,6 +165,10 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = _norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            # There convolutions and norms take pixels of neighbouring channels as they are; a GPU's
+            # norm has channels apart.
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
