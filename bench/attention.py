@@ -4,10 +4,12 @@
     python bench/attention.py --models var-d16,rar-b,par-xl-4x --images 1,16 --budget 60 \\
         --out bench/results/attention.csv
 
-A step stores its keys and values in the cache and attends to all that are there: ``store_kv`` and
-``attention`` against two copies and ``scaled_dot_product_attention``. Of VAR every scale is a step,
-of the others the first, the last and three between are measured. All candidates of a step run in
-turn; ratios are medians over the rounds. Guidance doubles the rows: a batch is twice the images.
+A step is all between the linear that gives q, k and v and the projection: norms of q and k or
+rotary embeddings, the storing of keys and values, attention to all that are there. In integers
+these are ``store_qkv`` and ``attention``, in floats torch's functions, as a float model decodes. Of
+VAR every scale is a step, of the others the first, the last and three between are measured. All
+candidates of a step run in turn; ratios are medians over the rounds. Guidance doubles the rows: a
+batch is twice the images.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from options import choices
 from record import stamp, write_csv
 from tables import show
 from timing import geometric_mean, measure
-from torch.nn import functional as F
 
 from ptq4arvg import ops
 from ptq4arvg.models.registry import build_model, model_config
+from ptq4arvg.nn import AttentionCore, Cursor, IntAttention, Prologue
 from ptq4arvg.progress import make_progress
 
 FLOATS = ("float32", "bfloat16")
@@ -51,6 +53,7 @@ class Step:
     tokens: int
     keys: int
     positions: int  # of the cache
+    prologue: str  # how q and k are prepared: "l2", "layer" or "rotation"
 
     @property
     def rows(self) -> int:
@@ -74,46 +77,48 @@ def steps_of(model: str, images: int) -> list[Step]:
         ends = sorted({tokens, *(round(positions * part) for part in (0.25, 0.5, 0.75, 1))})
         sizes = [tokens] * len(ends)
     size = c.embed_dim // c.num_heads
+    prologue = {"var": "l2", "rar": "layer"}.get(built.family, "rotation")
     return [
-        Step(model, images, c.num_heads, size, tokens, keys, positions)
+        Step(model, images, c.num_heads, size, tokens, keys, positions, prologue)
         for tokens, keys in zip(sizes, ends, strict=True)
     ]
+
+
+def prologue_of(step: Step, dtype: torch.dtype, device: str) -> Prologue:
+    """What the model does to q and k, with weights of ones and angles of any size."""
+    ones = torch.ones(step.size, dtype=dtype, device=device)
+    if step.prologue == "l2":
+        return Prologue("l2", 1e-12, q_factors=4 * ones[:1].expand(step.heads))
+    if step.prologue == "layer":
+        return Prologue("layer", 1e-6, ones, 0 * ones, ones, 0 * ones, q_factor=step.size**-0.5)
+    angles = torch.arange(step.tokens * step.size // 2, device=device).float()
+    angles = angles.view(step.tokens, 1, 1, -1)
+    return Prologue(rotation=torch.polar(torch.ones_like(angles), angles), q_factor=step.size**-0.5)
 
 
 def candidates(step: Step, floats: list[str], device: str) -> dict[str, Callable[[], Any]]:
     """Name -> a call that does the attention of the step."""
     rows, heads, size = step.rows, step.heads, step.size
-    begin = step.keys - step.tokens
-    # As the linear before makes them, [rows, tokens, 3, H, d], seen as three [rows, H, tokens, d].
+    cursor = Cursor(device)
+    cursor.set(step.keys - step.tokens, step.tokens)
+    # As the linear before makes them.
     qkv = torch.randn(rows, step.tokens, 3, heads, size, device=device)
-    calls: dict[str, Callable[[], Any]] = {}
-    for name in floats:
-        q, k, v = qkv.to(getattr(torch, name)).permute(2, 0, 3, 1, 4)
-        shape = rows, heads, step.positions, size
-        keys, values = (torch.randn(shape, device=device).to(q.dtype) for _ in range(2))
-
-        def in_floats(q=q, k=k, v=v, keys=keys, values=values) -> torch.Tensor:
-            keys[:, :, begin : step.keys], values[:, :, begin : step.keys] = k, v
-            seen = keys[:, :, : step.keys], values[:, :, : step.keys]
-            return F.scaled_dot_product_attention(q, *seen, scale=1.0).transpose(1, 2).flatten(2)
-
-        calls[name] = in_floats
-    q, k, v = qkv.to(torch.bfloat16).permute(2, 0, 3, 1, 4)
-    scale = torch.full((heads, size), 0.03, device=device)
+    scale = torch.full((heads, size), 0.03, device=device)  # of normal numbers
+    k_scale = scale / 4 if step.prologue == "l2" else scale
     shift = torch.zeros_like(scale)
-    cache = ops.empty_kv_cache(rows, heads, step.positions, size, device)
-    position = torch.tensor([begin], dtype=torch.int32, device=device)
-    full = torch.randn(rows, heads, begin, size, device=device)
-    if begin:
-        ops.store_kv(full, full, *cache, scale, shift, scale, shift)
+    cores = {name: (AttentionCore(), getattr(torch, name)) for name in floats}
+    cores["int8"] = IntAttention(k_scale, shift, scale, shift), torch.bfloat16
 
-    def in_integers() -> torch.Tensor:
-        ops.store_kv(k, v, *cache, scale, shift, scale, shift, position)
-        return ops.attention(
-            q, *cache, scale, scale, shift, position=position, out_dtype=torch.bfloat16
+    def call(core: AttentionCore, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+        own = qkv.to(dtype, copy=True)
+        prologue = prologue_of(step, dtype, device)
+        shapes = core.cache_shapes(rows, heads, step.positions, size)
+        cache = tuple(
+            torch.zeros(shape, dtype=core.cache_dtype or dtype, device=device) for shape in shapes
         )
+        return lambda: core.attend(own, prologue, cache, cursor)
 
-    return calls | {"int8": in_integers}
+    return {name: call(*core) for name, core in cores.items()}
 
 
 def cache_mib(step: Step, candidate: str) -> float:

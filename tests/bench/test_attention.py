@@ -28,14 +28,17 @@ def test_steps_are_those_of_the_model():
     assert [step.tokens for step in var] == [1, 4, 9, 16, 25, 36, 64, 100, 169, 256]
     assert var[-1].keys == var[-1].positions == 680 and var[0].rows == 6
     par = attention.steps_of("par-xl-4x", 1)
+    assert [step.prologue for step in (var[0], par[0])] == ["l2", "rotation"]
+    assert attention.steps_of("rar-b", 1)[0].prologue == "layer"
     assert {step.tokens for step in par} == {4} and par[-1].keys == par[-1].positions
 
 
 @torch.inference_mode()
-def test_candidates_attend_alike_but_for_their_caches():
+@pytest.mark.parametrize("prologue", ["l2", "layer", "rotation"])
+def test_candidates_attend_alike_but_for_their_caches(prologue):
     """At the first step all of a cache is what the step stores."""
     torch.manual_seed(0)
-    step = attention.Step("var", 1, 2, 16, 5, 5, 20)
+    step = attention.Step("var", 1, 2, 16, 5, 5, 20, prologue)
     found = {
         name: call().float()
         for name, call in attention.candidates(step, ["float32", "bfloat16"], "cpu").items()

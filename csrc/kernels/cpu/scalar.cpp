@@ -4,8 +4,8 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/layout.h"
 #include "kernels/cpu/rowwise.h"
-#include "kernels/cpu/store_kv.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/store_kv.h"
 
 namespace ptq4arvg::cpu {
 namespace {
