@@ -324,8 +324,8 @@ def _(
     _check_head_tables(op, lead, **tables)
     if norm not in HEAD_NORMS:
         raise RuntimeError(f"{op}: norm is '{norm}', wanted one of {', '.join(HEAD_NORMS)}")
-    if norm != "none" and not eps > 0:
-        raise RuntimeError(f"{op}: eps is {eps:g}, wanted one above 0")
+    if norm != "none" and not 2**-150 < eps < (2 - 2**-24) * 2**127:  # as float32: not 0, finite
+        raise RuntimeError(f"{op}: eps is {eps:g}, wanted a finite float32 above 0")
     for name, vector in vectors.items():
         _check_dtype(op, name, vector, *FLOATS)
         _check_length(op, name, vector, size, "one for each channel of a head")

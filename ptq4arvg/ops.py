@@ -233,11 +233,12 @@ def store_qkv(
 ) -> Tensor:  # fmt: skip
     """`store_kv` of what a linear gives, qkv [B, t, 3, H, d]; returns q [B, t, H, d], its dtype.
 
-    On the way, in float32: heads of q and k are normalized (``norm``: "none"; "l2", to unit length,
-    of at least ``eps``; "layer"; "rms"), get weight and bias [d], and neighbouring channels are
-    turned by ``rotation`` float32 [t, d / 2, 2] (cosine and sine of every token and pair). q is
-    multiplied by ``q_factors`` [H], or by ``q_factor`` where there are none. Weights, biases and
-    factors are of any float dtype. The rest as for `store_kv`.
+    On the way, in float32: heads of q and k are normalized (``norm``: "none"; "l2", division by the
+    length or ``eps``, what is larger; "layer"; "rms"), get weight and bias [d], and neighbouring
+    channels are turned by ``rotation`` float32 [t, d / 2, 2] (cosine and sine of every token and
+    pair). q is multiplied by ``q_factors`` [H], or by ``q_factor`` where there are none. qkv,
+    weights, biases and factors are float32, float16 or bfloat16, each its own. The rest as for
+    `store_kv`.
     """
     return _call(
         "store_qkv", _OPS.store_qkv.default, qkv, k_cache, v_cache, k_scale, k_shift, v_scale,
@@ -252,7 +253,7 @@ def attention(
     *, limits: Tensor | None = None, position: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
-    """Softmax attention of q [B, H, t, d] to a cache that `store_kv` filled -> [B, t, H d].
+    """Softmax attention of q [B, H, t, d] to a cache that was stored to -> [B, t, H d].
 
     q is already scaled: the softmax is that of q . k. Every query is quantized by its own greatest
     magnitude; scores, probabilities (8 bits, relative to the greatest of a query) and the sums over

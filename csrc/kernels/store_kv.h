@@ -9,7 +9,8 @@
 //   q = n factor
 //   k_code = clamp(rne((k - k_shift) / k_scale), -127, 127), v_code likewise
 // Sums take four neighbours as (x0 + x1) + (x2 + x3), then add the second half of what there is to the first until one
-// is left; a head is as long as the next power of two, of zeros, and a zero is added at the end.
+// is left. Zeros fill a head up to a power of two; to any, because a zero is added at the end: it makes +0 of the only
+// sum, -0, that further zeros would change.
 #pragma once
 
 #include "kernels/attention.h"

@@ -1,5 +1,6 @@
 // Checked arguments of the attention operators, and the problems that they make.
 #include <climits>
+#include <cmath>
 
 #include "torch/calls.h"
 
@@ -24,6 +25,7 @@ void check_head(const Arguments& args, const char* name, const Tensor& tensor, i
                kMaxHeadSize);
 }
 
+constexpr char kOfChannels[] = "one for each channel of a head";
 constexpr char kHeads[] = "[B, H, t, d]", kProjections[] = "[B, t, 3, H, d]";
 
 void check_same(const Arguments& args, const char* name, const Tensor& tensor, const Tensor& like) {
@@ -114,11 +116,12 @@ Tensor call_store_qkv(const StoreQkvArguments& given, const Run<StoreKvProblem>&
   set_cache(args, given, &p);
   p.norm = norm_of(args, given.norm);
   p.eps = static_cast<float>(given.eps);
-  args.require(p.norm == HeadNorm::none || p.eps > 0, "eps is ", given.eps, ", wanted one above 0");
-  p.q_weight = args.any_vector("q_weight", given.q_weight, p.size, "one for each channel of a head");
-  p.q_bias = args.any_vector("q_bias", given.q_bias, p.size, "one for each channel of a head");
-  p.k_weight = args.any_vector("k_weight", given.k_weight, p.size, "one for each channel of a head");
-  p.k_bias = args.any_vector("k_bias", given.k_bias, p.size, "one for each channel of a head");
+  args.require(p.norm == HeadNorm::none || (p.eps > 0 && std::isfinite(p.eps)), "eps is ", given.eps,
+               ", wanted a finite float32 above 0");
+  p.q_weight = args.any_vector("q_weight", given.q_weight, p.size, kOfChannels);
+  p.q_bias = args.any_vector("q_bias", given.q_bias, p.size, kOfChannels);
+  p.k_weight = args.any_vector("k_weight", given.k_weight, p.size, kOfChannels);
+  p.k_bias = args.any_vector("k_bias", given.k_bias, p.size, kOfChannels);
   p.q_factors = args.any_vector("q_factors", given.q_factors, p.heads, "one for each head");
   p.q_factor = static_cast<float>(given.q_factor);
   p.rotation = args.rotations("rotation", given.rotation, p.tokens, p.size);

@@ -1,6 +1,7 @@
 // A build without CUDA kernels: every operator on CUDA tensors says how to get them.
 #if !defined(PTQ4ARVG_WITH_CUDA)
 
+#include <string>
 #include <type_traits>
 
 #include "torch/cuda_run.h"
@@ -20,7 +21,7 @@ template <class Problem>
 Run<Problem> runner(const char* op, const Tensor& lead) {
   if (std::is_same_v<Problem, GemmProblem>) fail(op, "a", lead);
   if (std::is_same_v<Problem, AttentionProblem>) fail(op, "q", lead);
-  if (std::is_same_v<Problem, StoreKvProblem>) fail(op, lead.dim() == 5 ? "qkv" : "k", lead);
+  if (std::is_same_v<Problem, StoreKvProblem>) fail(op, std::string(op) == "store_qkv" ? "qkv" : "k", lead);
   fail(op, "x", lead);
 }
 

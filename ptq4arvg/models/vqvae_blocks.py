@@ -166,8 +166,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
-            # There convolutions and norms take pixels of neighbouring channels as they are; a GPU's
-            # norm has channels apart.
+            # Faster there; on a GPU every norm would copy to channels-first and stay there.
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):

@@ -20,7 +20,7 @@ class IntAttention(AttentionCore):
 
     k_scale, k_shift, v_scale, v_shift float32 [H, d]: static scales and shifts per head and
     channel. A query needs none, because its scale is that of its own channels. ``operators``: what
-    computes, ``ops`` or ``ops.reference_attention``, which specifies it.
+    has the operators that compute.
     """
 
     cache_dtype = torch.int8
@@ -69,16 +69,17 @@ class IntAttention(AttentionCore):
         cursor: Cursor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As ``AttentionCore.attend``, by ``ops.store_qkv``, with a cache in ``cache_shapes``."""
-        position = None if cache is None else cursor.position
+        position, keys = None, qkv.shape[1]
         if cache is None:
-            cache = self._new_cache(*qkv.shape[:2], qkv.device)
+            cache = self._new_cache(len(qkv), keys, qkv.device)
+        else:
+            position, keys = cursor.position, keys if mask is None else mask.shape[-1]
         q = self.operators.store_qkv(
             qkv, *cache, *self._tables(), **prologue.arguments(), position=position
         ).transpose(1, 2)  # [B, t, H, d] -> [B, H, t, d]
         if mask is None:
             return self._products(q, cache, position=position)
-        limits = limits_of(mask, q.shape[2], mask.shape[-1], q.device)
-        return self._products(q, cache, limits=limits)
+        return self._products(q, cache, limits=limits_of(mask, q.shape[2], keys, q.device))
 
     def _new_cache(
         self, images: int, positions: int, device: torch.device

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..reference_attention import HEAD_NORMS
+
 __all__ = ["Prologue", "rotate"]
 
 
 @dataclass(frozen=True)
 class Prologue:
-    """Norm of the heads of q and k, rotary embedding, and a factor of q; in this order.
+    """Norm of the heads of q and k, weight and bias [d], rotary embedding, and a factor of q; in
+    this order.
 
-    norm: "none"; "l2", to unit length, of at least eps; "layer", with weights and biases [d].
-    rotation: complex [t, 1, 1, d / 2], see `rotate`. q_factors [H], or q_factor for all heads.
+    norm: "none"; "l2", division by the length or eps, what is larger; "layer"; "rms". rotation:
+    complex64 [t, 1, 1, d / 2], see `rotate`. q_factors [H], or q_factor for all heads. ValueError
+    for another norm.
     """
 
     norm: str = "none"
@@ -30,29 +34,43 @@ class Prologue:
     q_factors: Tensor | None = None
     q_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.norm not in HEAD_NORMS:
+            raise ValueError(
+                f"Prologue: norm is {self.norm!r}; wanted one of {', '.join(HEAD_NORMS)}"
+            )
+
     def split(self, qkv: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, each [B, H, t, d], of what a linear gives, [B, t, 3, H, d].
 
         in_place: results may take the place of qkv.
         """
-        # A compiler takes no strided ``out``.
-        in_place = in_place and not torch.compiler.is_compiling()
-        q, k, v = qkv.unbind(2)
-        if self.norm == "l2":
-            q, k = (
-                F.normalize(x, dim=-1, eps=self.eps, out=x if in_place else None) for x in (q, k)
-            )
-        elif self.norm == "layer":
-            size = q.shape[-1:]
-            q = F.layer_norm(q, size, self.q_weight, self.q_bias, self.eps)
-            k = F.layer_norm(k, size, self.k_weight, self.k_bias, self.eps)
+        # A compiler takes no strided ``out``, and a gradient no view that is written over.
+        in_place &= not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        parts = qkv.unbind(2)
+        q = self._normalized(parts[0], self.q_weight, self.q_bias, in_place)
+        k, v = self._normalized(parts[1], self.k_weight, self.k_bias, in_place), parts[2]
         if self.rotation is not None:
-            qk = qkv[:, :, :2] if self.norm == "none" else torch.stack([q, k], 2)
+            as_they_were = q is parts[0] and k is parts[1]
+            qk = qkv[:, :, :2] if as_they_were else torch.stack([q, k], 2)
             q, k = rotate(qk, self.rotation).unbind(2)
         if self.q_factors is not None or self.q_factor != 1.0:
             factor = self.q_factor if self.q_factors is None else self.q_factors[:, None]
             q = q.mul_(factor) if in_place else q * factor
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _normalized(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, in_place: bool
+    ) -> Tensor:
+        size = x.shape[-1:]
+        if self.norm == "layer":
+            return F.layer_norm(x, size, weight, bias, self.eps)
+        if self.norm == "rms":
+            x, weight = F.rms_norm(x, size, weight, self.eps), None
+        elif self.norm == "l2":
+            x = F.normalize(x, dim=-1, eps=self.eps, out=x if in_place else None)
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of ``ops.store_qkv``."""

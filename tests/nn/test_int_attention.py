@@ -80,6 +80,23 @@ def test_of_one_length_the_last_is_that_of_all():
     assert torch.equal(some, core(q, k, v)[:, :, -4:])
 
 
+@pytest.mark.parametrize("mask", [None, causal(), torch.ones(T, 1, dtype=torch.bool)])
+def test_of_what_a_linear_gives_it_computes_the_same(mask):
+    q, k, v = qkv()
+    core = core_of(k, v)
+    x = torch.stack([part.transpose(1, 2) for part in (q, k, v)], 2)
+    y = core.attend(x, Prologue(), mask=mask)
+    assert torch.equal(y.unflatten(2, (H, D)).transpose(1, 2), core(q, k, v, mask))
+
+
+def test_a_mask_of_more_keys_than_there_are_is_refused():
+    q, k, v = qkv()
+    x = torch.stack([part.transpose(1, 2) for part in (q, k, v)], 2)
+    for core in (core_of(k, v), AttentionCore()):
+        with pytest.raises(RuntimeError, match=r"expand|must match"):
+            core.attend(x, Prologue(), mask=torch.ones(T, T + 2, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("steps", "mask"),

@@ -87,8 +87,9 @@ SHAPE_CASES = [
     # what is done to them
     (("store_qkv",), {"norm": "batch"},
      "norm is 'batch', wanted one of none, l2, layer, rms"),
-    *[(("store_qkv",), {"norm": norm, "eps": eps}, f"eps is {eps:g}, wanted one above 0")
-      for norm in ("l2", "layer", "rms") for eps in (0.0, -1.0, NAN)],
+    *[(("store_qkv",), {"norm": norm, "eps": eps},
+       f"eps is {eps:g}, wanted a finite float32 above 0")
+      for norm in ("l2", "layer", "rms") for eps in (0.0, -1.0, NAN, 1e-60, INF, 1e39)],
     *[(("store_qkv",), {name: torch.ones(D, dtype=torch.float64)},
        f"{name} has dtype float64, {FLOATS}") for name in VECTORS],
     *[(("store_qkv",), {name: torch.ones(H)},
@@ -226,12 +227,17 @@ def test_fake_kernels_refuse_nothing_else(op, spoiled, message):
         *[(op, name) for op in ALL for name in _arguments(op) if name not in ("k", "q", "qkv")],
         *[(op, "position") for op in ALL],
         ("attention", "limits"),
+        *[("store_qkv", name) for name in (*VECTORS, "q_factors", "rotation")],
     ],
 )
 def test_device(op, name):
     arguments = _arguments(op)
     lead = next(iter(arguments))
-    value = arguments.get(name, _ints(1) if name == "position" else _ints(1, 2, 3, 4, 5))
+    optional = {
+        "position": _ints(1), "limits": _ints(1, 2, 3, 4, 5), "q_factors": torch.ones(H),
+        "rotation": torch.ones(TOKENS, D // 2, 2), **dict.fromkeys(VECTORS, torch.ones(D)),
+    }  # fmt: skip
+    value = {**optional, **arguments}[name]
     message = f"{op}: {name} is on meta, but {lead} is on cpu; wanted all on one device"
     with pytest.raises(ValueError, match=message):
         getattr(ops, op)(**{**arguments, name: value.to("meta")})

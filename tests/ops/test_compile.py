@@ -117,15 +117,22 @@ def test_compiles_to_the_same_result(make, name):
             assert mine is wanted or not isinstance(mine, torch.Tensor) or torch.equal(mine, wanted)
 
 
-def _step(make):
-    """Keys and values of new tokens stored, and attention to all that are there."""
+def _step(make, whole):
+    """Keys and values of new tokens stored, and attention to all that are there; whole: stored as
+    they come, on the way to q."""
     maker = make(6)
     k_scale, v_scale = (maker.uniform(0.01, 0.1, 2, 8) for _ in range(2))
     k_shift, v_shift = (maker.normal(2, 8) for _ in range(2))
 
     def step(x, k_cache, v_cache, position):
-        q, k, v = x.unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
-        ops.store_kv(k, v, k_cache, v_cache, k_scale, k_shift, v_scale, v_shift, position)
+        qkv, into = x.unflatten(2, (3, 2, 8)), (k_cache, v_cache)
+        tables = k_scale, k_shift, v_scale, v_shift
+        if whole:
+            q = ops.store_qkv(qkv, *into, *tables, norm="rms", q_factor=0.3, position=position)
+            q = q.transpose(1, 2)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            ops.store_kv(k, v, *into, *tables, position)
         y = ops.attention(q, k_cache, v_cache, k_scale, v_scale, v_shift, position=position)
         return y + x[..., :16]
 
@@ -151,16 +158,19 @@ def _decode(step, other, make, images=3):
 @pytest.mark.parametrize("backend", [
     "eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_stored_keys_are_seen_when_compiled(make, backend):
+@pytest.mark.parametrize("whole", [False, True])
+def test_stored_keys_are_seen_when_compiled(make, backend, whole):
     """The attention after a store reads what it stored, and so does the next call."""
-    step, counter = _step(make), CompileCounterWithBackend(backend)
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
-    _decode(compiled, step, make)
-    assert counter.frame_count == 1
+    torch._dynamo.reset()  # what was compiled with the other value of `whole`
+    step = _step(make, whole)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        _decode(compiled, step, make)
 
 
-def test_export_of_a_store(make):
-    step = _step(make)
+@pytest.mark.parametrize("whole", [False, True])
+def test_export_of_a_store(make, whole):
+    step = _step(make, whole)
 
     class Module(torch.nn.Module):
         def forward(self, x, k_cache, v_cache, position):

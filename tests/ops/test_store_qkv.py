@@ -122,8 +122,8 @@ def _exact(x: Tensor, norm: str, weight: Tensor, bias: Tensor, turns: Tensor) ->
 
 @pytest.mark.parametrize("norm", HEAD_NORMS)
 def test_what_it_computes(make, norm):
-    """A step rounds by 6e-8 of what it gives; of a hundred of them, sums included, none adds more
-    than its own to the next."""
+    """A step rounds by 6e-8 of its result, and an output is of some ten of them: 1e-6. A code is
+    that of a number within 120 * 1e-6 of the exact one, so that it is off by so much at most."""
     maker = make(3)
     heads, size, tokens = 3, 64, 11
     qkv, steps = maker.normal(2, tokens, 3, heads, size), _steps(maker, heads, tokens, size, norm)

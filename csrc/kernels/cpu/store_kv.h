@@ -202,7 +202,7 @@ template <class Whole, class Tail, int Padded>
 static inline void store_groups(const StoreKvProblem& p) {
   const int64_t start = p.position ? *p.position : 0, end = start + p.tokens;
   const int64_t first_panel = start / kKeyPanel, panels = (end - 1) / kKeyPanel - first_panel + 1;
-  const int64_t work = kKeyPanel * p.heads * p.size;
+  const int64_t work = (p.tokens < kKeyPanel ? p.tokens : kKeyPanel) * p.heads * p.size;
   parallel_for(p.batch * panels, kStoreGrain / work, [&](int64_t from, int64_t to) {
     const Steps steps{{p, p.q_weight, p.q_bias}, {p, p.k_weight, p.k_bias}};
     const InverseScales inverse(p);

@@ -8,7 +8,7 @@
 namespace ptq4arvg::cuda {
 namespace {
 
-// W neighbouring elements whose type is known at run time only: 1, or 16 bytes of floats or of halves.
+// W neighbouring elements, 1, 4 or 8, whose type is known at run time only; those of 4 and 8 start at 16 bytes.
 template <int W>
 __device__ inline void load_columns(const FloatMatrix& from, int64_t index, float* out) {
   if constexpr (W == 1) {
