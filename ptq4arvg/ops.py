@@ -77,7 +77,8 @@ _info = _load()
 
 _OPS = torch.ops.ptq4arvg
 
-from . import _fake  # noqa: E402 - registers the fake kernels of the operators just loaded
+# Registers the fake kernels of the operators just loaded.
+from . import _fake, _fake_attention  # noqa: E402, F401
 
 
 def _call(name: str, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
