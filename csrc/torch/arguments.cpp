@@ -192,7 +192,7 @@ const float* Arguments::scales(const char* name, const Tensor& tensor, int64_t l
 
 const float* Arguments::vector(const char* name, const OptionalTensor& tensor, int64_t length) {
   if (!tensor) return nullptr;
-  const FloatMatrix given = any_vector(name, tensor, length, "one for each column");
+  const FloatMatrix given = any_vector(name, tensor, length);
   if (given.dtype == DType::f32) return static_cast<const float*>(given.data);
   return keep(torch::stable::to(dense(*tensor), ScalarType::Float)).const_data_ptr<float>();
 }

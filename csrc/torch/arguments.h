@@ -60,7 +60,8 @@ class Arguments {
   // float32, float16 or bfloat16 [length] as float32; null where absent.
   const float* vector(const char* name, const OptionalTensor& tensor, int64_t length);
   // The same as it is; null data where absent.
-  FloatMatrix any_vector(const char* name, const OptionalTensor& tensor, int64_t length, const char* length_name);
+  FloatMatrix any_vector(const char* name, const OptionalTensor& tensor, int64_t length,
+                         const char* length_name = "one for each column");
   // int32 [length] with values in [low, high]; null where absent.
   const int32_t* integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low, int64_t high,
                           const char* length_name);

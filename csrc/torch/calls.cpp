@@ -5,8 +5,6 @@
 namespace ptq4arvg {
 namespace {
 
-constexpr char kOfColumns[] = "one for each column";
-
 QuantizeTable table_of(Arguments& args, const char* scale_name, const char* zero_name, const Tensor& inv_scale,
                        const Tensor& zero, int bits) {
   QuantizeTable table;
@@ -148,11 +146,11 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
   p.x = as_matrix(rows);
   p.table = table_of(args, "inv_scale", "zero", given.inv_scale, given.zero, bits);
   p.rows = args.positions(given.position, given.tokens, "inv_scale", given.inv_scale.numel());
-  p.weight = args.any_vector("weight", given.weight, p.k, kOfColumns);
-  p.bias = args.any_vector("bias", given.bias, p.k, kOfColumns);
-  p.constant = args.any_vector("constant", given.constant, p.k, kOfColumns);
-  p.post_scale = args.any_vector("post_scale", given.post_scale, p.k, kOfColumns);
-  p.post_shift = args.any_vector("post_shift", given.post_shift, p.k, kOfColumns);
+  p.weight = args.any_vector("weight", given.weight, p.k);
+  p.bias = args.any_vector("bias", given.bias, p.k);
+  p.constant = args.any_vector("constant", given.constant, p.k);
+  p.post_scale = args.any_vector("post_scale", given.post_scale, p.k);
+  p.post_shift = args.any_vector("post_shift", given.post_shift, p.k);
   if (given.scale || given.shift) {
     args.require(p.m % p.rows.tokens == 0, "scale and shift need whole images, but ", p.m,
                  " rows are not a multiple of tokens ", p.rows.tokens);

@@ -18,23 +18,23 @@ namespace {
 }  // namespace
 
 template <class Problem>
-Run<Problem> runner(const char* op, const Tensor& lead) {
+Run<Problem> Device::runner(const char* op, const Tensor& lead) {
   if (std::is_same_v<Problem, GemmProblem>) fail(op, "a", lead);
   if (std::is_same_v<Problem, AttentionProblem>) fail(op, "q", lead);
   if (std::is_same_v<Problem, StoreKvProblem>) fail(op, std::string(op) == "store_qkv" ? "qkv" : "k", lead);
   fail(op, "x", lead);
 }
 
-template Run<GemmProblem> runner(const char*, const Tensor&);
-template Run<GemmFloatProblem> runner(const char*, const Tensor&);
-template Run<QuantizeProblem> runner(const char*, const Tensor&);
-template Run<NormQuantizeProblem> runner(const char*, const Tensor&);
-template Run<StoreKvProblem> runner(const char*, const Tensor&);
-template Run<AttentionProblem> runner(const char*, const Tensor&);
+template Run<GemmProblem> Device::runner(const char*, const Tensor&);
+template Run<GemmFloatProblem> Device::runner(const char*, const Tensor&);
+template Run<QuantizeProblem> Device::runner(const char*, const Tensor&);
+template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&);
+template Run<StoreKvProblem> Device::runner(const char*, const Tensor&);
+template Run<AttentionProblem> Device::runner(const char*, const Tensor&);
 
-Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor&, int64_t) { fail("pack_weight", "codes", codes); }
+Tensor Device::pack_weight(const Tensor& codes, const OptionalTensor&, int64_t) { fail("pack_weight", "codes", codes); }
 
-Tensor unpack_weight_cuda(const Tensor& packed, const OptionalTensor&, int64_t, int64_t, int64_t) {
+Tensor Device::unpack_weight(const Tensor& packed, const OptionalTensor&, int64_t, int64_t, int64_t) {
   fail("unpack_weight", "packed", packed);
 }
 

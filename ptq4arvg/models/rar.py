@@ -88,9 +88,7 @@ class Attention(nn.Module):
         b, t, c = x.shape
         size, q, k = c // self.heads, self.q_norm, self.k_norm
         qkv = self.qkv(x).view(b, t, 3, self.heads, size)
-        prologue = Prologue(
-            "layer", q.eps, q.weight, q.bias, k.weight, k.bias, q_factor=size**-0.5
-        )  # fmt: skip
+        prologue = Prologue("layer", q.eps, q.weight, q.bias, k.weight, k.bias, q_factor=size**-0.5)
         return self.core.attend(qkv, prologue, self.cache, self.cursor, attn_mask)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -53,17 +53,15 @@ PTQ4ARVG_FN float head_sum(const float* x) {
   }
 }
 
-// What is done to a head, its vectors in float32.
-struct HeadSteps {
-  HeadNorm norm = HeadNorm::none;
-  float eps = 0.0f;
-  bool weighted = false, shifted = false;
+// Weight and bias of the heads of q or k, in float32.
+struct HeadVectors {
+  bool weighted, shifted;
   float weight[kMaxHeadSize], bias[kMaxHeadSize];
 
-  HeadSteps(const StoreKvProblem& p, const FloatMatrix& given_weight, const FloatMatrix& given_bias)
-      : norm(p.norm), eps(p.eps), weighted(given_weight.data), shifted(given_bias.data) {
-    for (int64_t c = 0; weighted && c < p.size; ++c) weight[c] = load_float(given_weight.data, given_weight.dtype, c);
-    for (int64_t c = 0; shifted && c < p.size; ++c) bias[c] = load_float(given_bias.data, given_bias.dtype, c);
+  HeadVectors(const FloatMatrix& given_weight, const FloatMatrix& given_bias, int64_t size)
+      : weighted(given_weight.data), shifted(given_bias.data) {
+    for (int64_t c = 0; weighted && c < size; ++c) weight[c] = load_float(given_weight.data, given_weight.dtype, c);
+    for (int64_t c = 0; shifted && c < size; ++c) bias[c] = load_float(given_bias.data, given_bias.dtype, c);
   }
 };
 
@@ -90,22 +88,23 @@ PTQ4ARVG_FN void turn_pairs(const float* rotation, int64_t size, float* x) {
 }
 
 template <class Whole, class Tail, int Padded>
-PTQ4ARVG_FN void take_steps(const HeadSteps& steps, const float* rotation, int64_t size, float* x) {
-  if (steps.norm == HeadNorm::layer) {
+PTQ4ARVG_FN void take_steps(const StoreKvProblem& p, const HeadVectors& of, const float* rotation, float* x) {
+  const int64_t size = p.size;
+  if (p.norm == HeadNorm::layer) {
     const float mean = head_mean(head_sum<Whole, Padded, false>(x), size);
     for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       lanes.store(x + c, sub(lanes.load(x + c), typename decltype(lanes)::F(mean)));
     });
   }
-  const bool normalized = steps.norm != HeadNorm::none;
+  const bool normalized = p.norm != HeadNorm::none;
   float factor = 1.0f;
-  if (normalized) factor = head_reciprocal(steps.norm, head_sum<Whole, Padded, true>(x), size, steps.eps);
-  if (normalized || steps.weighted || steps.shifted) {
+  if (normalized) factor = head_reciprocal(p.norm, head_sum<Whole, Padded, true>(x), size, p.eps);
+  if (normalized || of.weighted || of.shifted) {
     for_lanes<Whole, Tail>(size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       auto y = lanes.load(x + c);
       if (normalized) y = mul(y, typename decltype(lanes)::F(factor));
-      if (steps.weighted) y = mul(y, lanes.load(steps.weight + c));
-      if (steps.shifted) y = add(y, lanes.load(steps.bias + c));
+      if (of.weighted) y = mul(y, lanes.load(of.weight + c));
+      if (of.shifted) y = add(y, lanes.load(of.bias + c));
       lanes.store(x + c, y);
     });
   }
@@ -147,18 +146,14 @@ struct InverseScales {
   }
 };
 
-struct Steps {
-  HeadSteps q, k;
-};
-
 // Tokens of an image whose positions, from j on, are of one group; those behind the cache's end have queries only.
 struct GroupTokens {
   int64_t image, token, j, count;
 };
 
 template <class Whole, class Tail, int Padded>
-PTQ4ARVG_FN void store_head(const StoreKvProblem& p, const GroupTokens& group, int64_t head, const Steps& steps,
-                            const InverseScales& inverse) {
+PTQ4ARVG_FN void store_head(const StoreKvProblem& p, const GroupTokens& group, int64_t head, const HeadVectors& q_of,
+                            const HeadVectors& k_of, const InverseScales& inverse) {
   alignas(64) float x[Padded];
   int8_t codes[kKeyGroup][kMaxHeadSize];
   const int64_t table = head * p.size;
@@ -166,13 +161,13 @@ PTQ4ARVG_FN void store_head(const StoreKvProblem& p, const GroupTokens& group, i
     const int64_t first = group.image * part.of_image + head * part.of_head + (group.token + i) * part.of_token;
     read_head<Whole, Tail, Padded>(part, first, p.size, x);
   };
-  const auto take = [&](const HeadSteps& of, int64_t i) __attribute__((always_inline)) {
+  const auto take = [&](const HeadVectors& of, int64_t i) __attribute__((always_inline)) {
     const float* rotation = p.rotation ? p.rotation + (group.token + i) * p.size : nullptr;
-    take_steps<Whole, Tail, Padded>(of, rotation, p.size, x);
+    take_steps<Whole, Tail, Padded>(p, of, rotation, x);
   };
   for (int64_t i = 0; p.q.data && i < group.count; ++i) {
     read(p.q, i);
-    take(steps.q, i);
+    take(q_of, i);
     const float factor = factor_of(p, head);
     const int64_t to = ((group.image * p.tokens + group.token + i) * p.heads + head) * p.size;
     for_lanes<Whole, Tail>(p.size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
@@ -185,7 +180,7 @@ PTQ4ARVG_FN void store_head(const StoreKvProblem& p, const GroupTokens& group, i
   int8_t* keys = p.cache.keys + group.image * p.cache.image_keys + table * p.cache.capacity;
   for (int64_t i = 0; i < stored; ++i) {
     read(p.k, i);
-    take(steps.k, i);
+    take(k_of, i);
     cache_codes<Whole, Tail>(p.k_shift + table, inverse.k + table, x, p.size, codes[0]);
     int8_t* to = keys + key_place(group.j + i, 0, p.size);
     for (int64_t c = 0; c < p.size; c += kKeyGroup) memcpy(to + c * kKeyPanel, codes[0] + c, kKeyGroup);
@@ -204,7 +199,7 @@ static inline void store_groups(const StoreKvProblem& p) {
   const int64_t first_panel = start / kKeyPanel, panels = (end - 1) / kKeyPanel - first_panel + 1;
   const int64_t work = (p.tokens < kKeyPanel ? p.tokens : kKeyPanel) * p.heads * p.size;
   parallel_for(p.batch * panels, kStoreGrain / work, [&](int64_t from, int64_t to) {
-    const Steps steps{{p, p.q_weight, p.q_bias}, {p, p.k_weight, p.k_bias}};
+    const HeadVectors q_of(p.q_weight, p.q_bias, p.size), k_of(p.k_weight, p.k_bias, p.size);
     const InverseScales inverse(p);
     for (int64_t task = from; task < to; ++task) {
       const int64_t panel = (first_panel + task % panels) * kKeyPanel, after = panel + kKeyPanel;
@@ -213,7 +208,7 @@ static inline void store_groups(const StoreKvProblem& p) {
         const int64_t left = kKeyGroup - j % kKeyGroup, count = left < stop - j ? left : stop - j;
         const GroupTokens group{task / panels, j - start, j, count};
         for (int64_t head = 0; head < p.heads; ++head) {
-          store_head<Whole, Tail, Padded>(p, group, head, steps, inverse);
+          store_head<Whole, Tail, Padded>(p, group, head, q_of, k_of, inverse);
         }
         j += count;
       }

@@ -13,20 +13,12 @@ template <int W>
 __device__ inline void load_columns(const FloatMatrix& from, int64_t index, float* out) {
   if constexpr (W == 1) {
     out[0] = load_float(from.data, from.dtype, index);
-  } else if (from.dtype == DType::f32) {
-    const float4* data = reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + index);
-#pragma unroll
-    for (int i = 0; i < W / 4; ++i) *reinterpret_cast<float4*>(out + 4 * i) = data[i];
+  } else if (W == 8 && from.dtype != DType::f32) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from.data) + index);
+    if (from.dtype == DType::bf16) widen<DType::bf16>(raw, out);
+    else widen<DType::f16>(raw, out);
   } else {
-    const uint16_t* data = static_cast<const uint16_t*>(from.data) + index;
-    uint4 raw = {};
-    if constexpr (W == 8) raw = *reinterpret_cast<const uint4*>(data);
-    else raw.x = reinterpret_cast<const uint2*>(data)->x, raw.y = reinterpret_cast<const uint2*>(data)->y;
-    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < W / 2; ++i) {
-      out[2 * i] = to_float(pairs[i] & 0xffffu, from.dtype), out[2 * i + 1] = to_float(pairs[i] >> 16, from.dtype);
-    }
+    load_fours<W / 4>(from, index, 4, true, [](int) { return true; }, reinterpret_cast<float(*)[4]>(out));
   }
 }
 

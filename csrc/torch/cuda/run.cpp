@@ -98,22 +98,22 @@ cudaError_t start(const AttentionProblem& p, Call& call) {
 }  // namespace
 
 template <class Problem>
-Run<Problem> runner(const char* op, const Tensor& lead) {
+Run<Problem> Device::runner(const char* op, const Tensor& lead) {
   return [op, &lead](const Problem& problem) {
     Call call(op, lead);
     call.run([&] { return start(problem, call); });
   };
 }
 
-template Run<GemmProblem> runner(const char*, const Tensor&);
-template Run<GemmFloatProblem> runner(const char*, const Tensor&);
-template Run<QuantizeProblem> runner(const char*, const Tensor&);
-template Run<NormQuantizeProblem> runner(const char*, const Tensor&);
-template Run<StoreKvProblem> runner(const char*, const Tensor&);
-template Run<AttentionProblem> runner(const char*, const Tensor&);
+template Run<GemmProblem> Device::runner(const char*, const Tensor&);
+template Run<GemmFloatProblem> Device::runner(const char*, const Tensor&);
+template Run<QuantizeProblem> Device::runner(const char*, const Tensor&);
+template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&);
+template Run<StoreKvProblem> Device::runner(const char*, const Tensor&);
+template Run<AttentionProblem> Device::runner(const char*, const Tensor&);
 
 // On the host: it is done once for each weight, and checks every code.
-Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {
+Tensor Device::pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {
   Arguments args("pack_weight", "codes", codes);
   const int checked_bits = args.bits("bits", bits);
   args.require(codes.dim() == 2, "codes has shape ", shape_text(codes), ", wanted [N, K]");
@@ -126,7 +126,7 @@ Tensor pack_weight_cuda(const Tensor& codes, const OptionalTensor& zero, int64_t
   return torch::stable::to(packed, codes.device());
 }
 
-Tensor unpack_weight_cuda(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k) {
+Tensor Device::unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k) {
   return call_unpack_weight(packed, zero, bits, n, k,
                             [&](const PackProblem& problem, const uint8_t* data, int8_t* codes) {
                               Call call("unpack_weight", packed);
