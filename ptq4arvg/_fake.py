@@ -1,7 +1,7 @@
 """Fake (meta) kernels: shapes and dtypes of the operators' results, for torch.compile and export.
 
 They check what can be known without data, with the texts of the real kernels. Those of attention
-are in `_fake_attention`.
+are in `_fake_attention`, those on maps in `_fake_map`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _check_table(op: str, name: str, scale: Tensor, tokens: int) -> None:
     )
 
 
-def _fake_product(
+def fake_product(
     op: str, a: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor | None, bias: Tensor | None,
     bits: int, activation: str, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
@@ -124,7 +124,7 @@ def _(
     check_dtype("gemm", "a", a, torch.int8)
     _check_table("gemm", "a_scale", a_scale, tokens)
     check_out_dtype("gemm", out_dtype)
-    return _fake_product("gemm", a, w, w_scale, w_zero, bias, bits, activation, out_dtype)
+    return fake_product("gemm", a, w, w_scale, w_zero, bias, bits, activation, out_dtype)
 
 
 @torch.library.register_fake("ptq4arvg::gemm_quantize")
@@ -145,7 +145,7 @@ def _(
     _check_table(op, "out_inv_scale", out_inv_scale, tokens)
     n = w_scale.shape[0]
     check_rotation(op, out_rotation, n, "out_rotation", "N", MAX_EPILOGUE_ROTATION)
-    return _fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
+    return fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
 
 
 @torch.library.register_fake("ptq4arvg::norm_quantize")
@@ -177,4 +177,4 @@ def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_d
     check_device("gemm_float", x=x, w=w, w_scale=w_scale, w_zero=w_zero, bias=bias)
     check_dtype("gemm_float", "x", x, *FLOATS)
     check_out_dtype("gemm_float", out_dtype)
-    return _fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)
+    return fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)

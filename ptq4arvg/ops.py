@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference, reference_attention
+from . import reference, reference_attention, reference_map
 from .reference_attention import empty_kv_cache, kv_cache_shapes, unpack_kv
 
 __all__ = [
     "ACTIVATIONS",
     "attention",
     "build_info",
+    "conv2d",
     "cuda_kernel",
     "empty_kv_cache",
     "gemm",
@@ -39,8 +40,10 @@ __all__ = [
     "pack_weight",
     "packed_bytes",
     "quantize",
+    "quantize_map",
     "reference",
     "reference_attention",
+    "reference_map",
     "set_isa",
     "store_kv",
     "store_qkv",
@@ -78,7 +81,7 @@ _info = _load()
 _OPS = torch.ops.ptq4arvg
 
 # Registers the fake kernels of the operators just loaded.
-from . import _fake, _fake_attention  # noqa: E402, F401
+from . import _fake, _fake_attention, _fake_map  # noqa: E402, F401
 
 
 def _call(name: str, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -205,6 +208,43 @@ def gemm_float(
     return _call(
         "gemm_float", _OPS.gemm_float.default, x, w, w_scale, w_zero, bias, bits=bits,
         activation=activation, out_dtype=None if out_dtype == torch.float32 else out_dtype,
+    )  # fmt: skip
+
+
+def quantize_map(
+    x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int, *, groups: int = 0,
+    weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6,
+    activation: str = "none", scale: int = 1, border: int = 0,
+) -> Tensor:  # fmt: skip
+    """Codes int8 of a map x [B, H, W, C] for `conv2d`, [B, s H + 2 b, s W + 2 b, C].
+
+    GroupNorm over ``groups`` groups of channels with weight and bias [C] (0 groups: none), then
+    ``activation``, then `quantize` by inv_scale float32 [1] and zero int32 [1]; every pixel is
+    repeated ``scale`` (s) times both ways, up to 8, and ``border`` (b, up to 8) pixels around have
+    the code of zero. x, weight and bias are float32, float16 or bfloat16, each its own.
+    """
+    return _call(
+        "quantize_map", _OPS.quantize_map.default, x, inv_scale, zero, bits, groups=groups,
+        weight=weight, bias=bias, eps=eps, activation=activation, scale=scale, border=border,
+    )  # fmt: skip
+
+
+def conv2d(
+    a: Tensor, w: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None = None,
+    w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
+    bits: int = 8, kernel: int = 3, activation: str = "none", residual: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """Convolution of codes a int8 [B, H + k - 1, W + k - 1, C], border and all -> [B, H, W, N].
+
+    `gemm` of the patches of ``kernel`` (k) by k pixels with the packed weight [N, k k C], whose
+    columns are in the order of `reference_map.conv_columns`; stride 1. a_scale [1], a_zero [1],
+    residual [B, H, W, N]; the rest as for `gemm`.
+    """
+    return _call(
+        "conv2d", _OPS.conv2d.default, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,
+        bits=bits, kernel=kernel, activation=activation, residual=residual,
+        out_dtype=None if out_dtype == torch.float32 else out_dtype,
     )  # fmt: skip
 
 

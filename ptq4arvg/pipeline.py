@@ -15,6 +15,7 @@ from .block_parts import BlockParts
 from .calibration import Calibration, calibrate
 from .collected import Collected
 from .compat import quantize_like_research_
+from .decoder import check_decoder, quantize_decoder_
 from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
 from .hadamard import turn_of
@@ -44,6 +45,7 @@ def quantize_(
     ignore: Iterable[str] = (),
     overrides: Mapping[str, str | Scheme] | None = None,
     target_bits: float | None = None,
+    decoder: str | Scheme | None = None,
     pack: bool | None = None,
     compat: str | None = None,
     seed: int = 0,
@@ -62,7 +64,9 @@ def quantize_(
     ``seed``). ignore: patterns of linears that stay in float; overrides: pattern -> scheme.
     target_bits: 4 to 8, in place of ``scheme``: every linear without an override gets a scheme, so
     that the quantized weights have at most so many bits on average and the outputs suffer least;
-    measuring that takes about as long as quantizing three times. pack: replace the linears by
+    measuring that takes about as long as quantizing three times. decoder: the scheme of the
+    convolutions of the tokenizer's decoder, which then are in integers, too; None leaves them in
+    float, as published. pack: replace the linears by
     integer ones (False: by their simulation in floating point; None: by integer ones if the method
     has an integer path). parts: folder in which a method that learns block by block ("omniquant")
     keeps finished blocks; a run that ended early goes on from it, to the same bits, and
@@ -92,12 +96,26 @@ def quantize_(
         budget = Budget.of(model, target_bits, ignore, overrides)
         scheme = budget.scheme
     scheme = get_scheme(scheme)
+    if decoder is not None:
+        decoder = get_scheme(decoder)
+        if compat is not None or pack is False:
+            what = "pack=False" if compat is None else f"compat={compat!r}"
+            raise ValueError(
+                f"quantize_: decoder={decoder.name!r} is computed in integers, and {what} "
+                "simulates; wanted decoder=None"
+            )
+        check_decoder(model)
     if compat is None:  # what can be wrong with the method is found before any work
         method = get_method(method, **options)
         if pack and not method.integer:
             raise ValueError(
                 f"quantize_: method {method.name!r} has no integer path ({method.no_integer}); "
                 "wanted pack=False, or None"
+            )
+        if decoder and not method.integer:
+            raise ValueError(
+                f"quantize_: method {method.name!r} has no integer path ({method.no_integer}); "
+                "wanted decoder=None"
             )
         check_attention(model, method.attention)
         pack = method.integer if pack is None else pack
@@ -147,6 +165,7 @@ def quantize_(
             if progress:
                 progress("pack", len(layers), len(active))
         return_freed_memory()
+    drawn = None if decoder is None else quantize_decoder_(model, decoder, calibration, progress)
     if pack:
         _verify(model, layers, calibration)
         fuse_(model)
@@ -154,8 +173,11 @@ def quantize_(
     report = QuantReport(
         model.name, scheme.name, method.name, method.options(), calibration.seed,
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
+        decoder=drawn,
     )  # fmt: skip
     model.recipe = make_recipe(report, calibration, list(ignore), overrides)
+    if decoder is not None:
+        model.recipe["decoder"] = decoder.name
     if allocation is not None:
         model.recipe |= allocation.record()
         report.allocation = allocation.record() | {"harm": allocation.harm}

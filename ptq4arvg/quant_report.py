@@ -31,7 +31,8 @@ class LayerReport:
 @dataclass
 class QuantReport:
     """What ``quantize_`` did, layer by layer; ``kept`` names the linears left in float; allocation:
-    of mixed precision, the target, the mean bits reached, the scheme and the harms of each linear.
+    of mixed precision, the target, the mean bits reached, the scheme and the harms of each linear;
+    decoder: of a tokenizer's decoder in integers, what `decoder.quantize_decoder_` returned.
     """
 
     model: str
@@ -44,6 +45,7 @@ class QuantReport:
     layers: list[LayerReport]
     kept: list[str]
     allocation: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
 
     @property
     def sqnr_db(self) -> float:

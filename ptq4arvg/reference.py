@@ -16,6 +16,7 @@ __all__ = [
     "MAX_EPILOGUE_ROTATION",
     "MAX_ROTATION",
     "activate",
+    "dequantize",
     "gemm",
     "gemm_float",
     "gemm_quantize",
@@ -216,18 +217,27 @@ def _gemm_rows(
     t = _position_of_rows(len(rows), position, tokens, a_scale)
     # float64 holds these sums exactly (below 2^53).
     acc = (rows.double() @ weight.double().T).to(torch.int32)
-    if a_zero is not None:
-        sums = weight.sum(1, dtype=torch.int32) if w_sum is None else w_sum
-        acc = acc - a_zero[t, None] * sums
-    y = a_scale[t, None] * (w_scale * acc.float())
-    if bias is not None:
-        y = y + bias.float()
-    y = activate(activation, y)
+    y = dequantize(acc, weight, a_scale[t, None], w_scale, a_zero, w_sum, bias, activation, t)
     if gate is not None:
         y = _image_rows(gate, len(rows), tokens or len(a_scale)) * y
     if residual is not None:
         y = _rows(residual).float() + y
     return y, t
+
+
+def dequantize(
+    acc: Tensor, weight: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None,
+    w_sum: Tensor | None, bias: Tensor | None, activation: str, t: Tensor,
+) -> Tensor:  # fmt: skip
+    """activation(y) in float32 of sums int32 [M, N] by a weight [N, K]; a_scale [M, 1], and t [M]:
+    the entry of a_zero that each row takes."""
+    if a_zero is not None:
+        sums = weight.sum(1, dtype=torch.int32) if w_sum is None else w_sum
+        acc = acc - a_zero[t, None] * sums
+    y = a_scale * (w_scale * acc.float())
+    if bias is not None:
+        y = y + bias.float()
+    return activate(activation, y)
 
 
 def gemm(

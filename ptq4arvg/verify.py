@@ -1,5 +1,5 @@
 """Checking a quantized model: every integer layer against its simulation in double precision, and
-attention in integers against its specification."""
+attention and convolutions in integers against their specifications."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .nn import IntAttention, PackedLinear, QuantLinear
+from .models.convolutions import decoder_convolutions
+from .nn import IntAttention, PackedConv2d, PackedLinear, QuantLinear
 
 __all__ = ["LayerCheck", "check_integer_path"]
 
@@ -40,7 +41,8 @@ class LayerCheck:
 
 
 class _Compared:
-    """The operators of attention, each of which has to give what its specification gives."""
+    """Operators of attention and of convolutions, each of which has to give what its specification
+    gives."""
 
     def __init__(self, name: str, note: Callable[..., None]) -> None:
         self._name, self._note = name, note
@@ -66,11 +68,30 @@ class _Compared:
     def attention(self, *args: Tensor, **options: Any) -> Tensor:
         return self._compare("attention", args, options, slice(1, 1))
 
+    def quantize_map(self, *args: Any, **options: Any) -> Tensor:
+        found, kernel = ops.quantize_map(*args, **options), ops.last_kernel()
+        wanted = ops.reference_map.quantize_map(*args, **options)
+        self._note(self._name, kernel, found, wanted.double(), 0.0)
+        return found
+
+    def conv2d(self, a: Tensor, w: Tensor, a_scale: Tensor, *rest: Any, **options: Any) -> Tensor:
+        found, kernel = ops.conv2d(a, w, a_scale, *rest, **options), ops.last_kernel()
+        w_scale, _, _, w_zero, _ = rest
+        k, bits = options["kernel"] ** 2 * a.shape[3], options["bits"]
+        codes = ops.unpack_weight(w, w_zero, bits, len(w_scale), k)
+        plain = ops.reference.pack_weight(codes, w_zero, bits)
+        wanted = ops.reference_map.conv2d(a, plain, a_scale, *rest, **options)
+        self._note(self._name, kernel, found, wanted.double(), 0.0)
+        return found
+
 
 @torch.inference_mode()
 def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> list[LayerCheck]:
     """Replay ids [n, T] with labels [n] and compare all integer linears, each on its own input, and
-    attention in integers, whose outputs have to be equal.
+    attention in integers, whose outputs have to be equal; so do those of convolutions in integers,
+    for the first of the images.
+
+    ids: as ``sample_rows`` gives them.
 
     A layer whose output is not finite fails with an infinite error. ValueError if ``model`` has
     no integer linears, or if they are fused with their neighbours.
@@ -79,6 +100,12 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
         {n: module for n, module in model.transformer.named_modules() if isinstance(module, kind)}
         for kind in (PackedLinear, IntAttention)
     )
+    convolutions = {
+        f"tokenizer.{name}": module
+        for name, module in decoder_convolutions(model.tokenizer).items()
+        if isinstance(module, PackedConv2d)
+    }
+    cores |= convolutions
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
     checks: dict[str, LayerCheck] = {}
@@ -118,6 +145,8 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
         core.operators = _Compared(name, note)
     try:
         model.replay(ids, labels)
+        if convolutions:
+            model.decode_rows(ids[:1].to(model.cursor.position.device))
     finally:
         for handle in handles:
             handle.remove()

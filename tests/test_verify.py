@@ -25,6 +25,8 @@ class Model(nn.Module):
         self.often = visits
         self.cursor = Cursor()
         self.transformer = nn.Sequential(*(make(self.cursor) for make in layers))
+        self.tokenizer = nn.Module()
+        self.tokenizer.decoder = nn.Identity()
 
     def visits(self, name):
         return self.often

@@ -5,6 +5,7 @@
 //   y = residual + gate * activation(y)                    then a cast, or rotated and the next layer's codes
 #pragma once
 
+#include "kernels/patches.h"
 #include "kernels/quantize.h"
 
 namespace ptq4arvg {
@@ -32,6 +33,7 @@ struct GemmProblem {
   int64_t m = 0, n = 0, k = 0;
   const int8_t* a = nullptr;
   int64_t a_stride = 0;          // elements from row to row
+  Patches patches;               // of a, where its rows are such
   const uint8_t* w = nullptr;    // packed
   int bits = 8;                  // of the weights
   const int32_t* w_zero = nullptr;

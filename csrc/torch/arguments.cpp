@@ -223,6 +223,15 @@ const int32_t* Arguments::integers(const char* name, const OptionalTensor& tenso
   return data;
 }
 
+QuantizeTable Arguments::table(const char* scale_name, const char* zero_name, const Tensor& inv_scale,
+                               const Tensor& zero, int bits) {
+  QuantizeTable table;
+  table.bits = bits;
+  table.inv_scale = scales(scale_name, inv_scale);
+  table.zero = integers(zero_name, zero, inv_scale.numel(), 0, levels(bits) - 1, "one for each scale");
+  return table;
+}
+
 const int32_t* Arguments::weight_zeros(const char* name, const OptionalTensor& tensor, int64_t n, int bits) {
   require(!tensor || bits != 8, name, " is given, wanted None: 8-bit weights are symmetric");
   return integers(name, tensor, n, 0, levels(bits) - 1, "N");

@@ -65,6 +65,9 @@ class Arguments {
   // int32 [length] with values in [low, high]; null where absent.
   const int32_t* integers(const char* name, const OptionalTensor& tensor, int64_t length, int64_t low, int64_t high,
                           const char* length_name);
+  // Scales and zero points of quantization, one for each position.
+  QuantizeTable table(const char* scale_name, const char* zero_name, const Tensor& inv_scale, const Tensor& zero,
+                      int bits);
   // Zero points of a weight's columns, levels of `bits` bits; 8-bit weights are symmetric and have none.
   const int32_t* weight_zeros(const char* name, const OptionalTensor& tensor, int64_t n, int bits);
   const uint8_t* packed(const char* name, const Tensor& tensor, int64_t n, int64_t k, int bits);

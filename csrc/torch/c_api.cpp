@@ -82,8 +82,10 @@ std::string cuda_kernels() {
   for (const cuda::KernelName& each : cuda::kernel_names()) {
     for (int bits : {8, 6, 4}) out += ", " + kernel("gemm", bits, each.name, place(each.sm_min));
   }
-  for (int bits : {8, 6, 4}) out += ", " + kernel("gemm_float", bits, "cuda", place(80));
-  for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv"}) {
+  for (const char* op : {"conv2d", "gemm_float"}) {
+    for (int bits : {8, 6, 4}) out += ", " + kernel(op, bits, "cuda", place(80));
+  }
+  for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
     out += ", " + kernel(op, 0, "cuda", place(80));
   }
   return out;
@@ -113,10 +115,10 @@ PTQ4ARVG_EXPORT const char* ptq4arvg_list_kernels() {
   std::string out;
   for (int i = 0; i < count; ++i) {
     const Place place{"cpu", choices[i].name, choices[i].available()};
-    for (const char* op : {"gemm", "gemm_float"}) {
+    for (const char* op : {"gemm", "conv2d", "gemm_float"}) {
       for (int bits : {8, 6, 4}) out += (out.empty() ? "" : ", ") + kernel(op, bits, choices[i].name, place);
     }
-    for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv"}) {
+    for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
       out += ", " + kernel(op, 0, choices[i].name, place);
     }
   }

@@ -5,24 +5,23 @@
 namespace ptq4arvg {
 namespace {
 
-QuantizeTable table_of(Arguments& args, const char* scale_name, const char* zero_name, const Tensor& inv_scale,
-                       const Tensor& zero, int bits) {
-  QuantizeTable table;
-  table.bits = bits;
-  table.inv_scale = args.scales(scale_name, inv_scale);
-  table.zero = args.integers(zero_name, zero, inv_scale.numel(), 0, levels(bits) - 1, "one for each scale");
-  return table;
-}
-
-// Everything of a GEMM but its output; leaves n, k and the epilogue filled in.
+// Everything of a GEMM but its output.
 GemmProblem gemm_problem(Arguments& args, const GemmArguments& given) {
   GemmProblem p;
-  p.bits = args.bits("bits", given.bits);
   const Rows a = args.codes("a", given.a);
   p.a = static_cast<const int8_t*>(a.data);
   p.a_stride = a.stride;
   p.m = a.count;
   p.k = a.columns;
+  fill_gemm(args, given, &p);
+  return p;
+}
+
+}  // namespace
+
+void fill_gemm(Arguments& args, const GemmArguments& given, GemmProblem* problem) {
+  GemmProblem& p = *problem;
+  p.bits = args.bits("bits", given.bits);
   args.require(p.k <= kMaxDepth, "a has K ", p.k, ", wanted at most ", kMaxDepth, " so that sums fit in int32");
   Epilogue& e = p.epilogue;
   e.w_scale = args.scales("w_scale", given.w_scale);
@@ -42,10 +41,7 @@ GemmProblem gemm_problem(Arguments& args, const GemmArguments& given) {
                  p.rows.tokens);
     e.gate = args.matrix("gate", given.gate, p.m / p.rows.tokens, p.n, "images, N");
   }
-  return p;
 }
-
-}  // namespace
 
 Tensor call_pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits,
                         int64_t (*packed_bytes)(int64_t n, int64_t k, int bits),
@@ -108,7 +104,7 @@ Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, cons
   GemmProblem p = gemm_problem(args, given);
   p.epilogue.requantize = true;
   p.epilogue.out_table =
-      table_of(args, "out_inv_scale", "out_zero", to.inv_scale, to.zero, args.bits("out_bits", to.bits));
+      args.table("out_inv_scale", "out_zero", to.inv_scale, to.zero, args.bits("out_bits", to.bits));
   args.covers("out_inv_scale", to.inv_scale.numel(), p.rows);
   p.epilogue.rotation = args.rotation("out_rotation", to.rotation, "N", p.n, kMaxEpilogueRotation);
   Tensor out = args.empty(given.a, p.n, ScalarType::Char);
@@ -127,7 +123,7 @@ Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zer
   p.m = rows.count;
   p.k = rows.columns;
   p.x = as_matrix(rows);
-  p.table = table_of(args, "inv_scale", "zero", inv_scale, zero, checked_bits);
+  p.table = args.table("inv_scale", "zero", inv_scale, zero, checked_bits);
   p.rows = args.positions(position, tokens, "inv_scale", inv_scale.numel());
   p.rotation = args.rotation("rotation", rotation, "K", p.k, kMaxRotation);
   Tensor out = args.empty(x, p.k, ScalarType::Char);
@@ -144,7 +140,7 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
   p.m = rows.count;
   p.k = rows.columns;
   p.x = as_matrix(rows);
-  p.table = table_of(args, "inv_scale", "zero", given.inv_scale, given.zero, bits);
+  p.table = args.table("inv_scale", "zero", given.inv_scale, given.zero, bits);
   p.rows = args.positions(given.position, given.tokens, "inv_scale", given.inv_scale.numel());
   p.weight = args.any_vector("weight", given.weight, p.k);
   p.bias = args.any_vector("bias", given.bias, p.k);

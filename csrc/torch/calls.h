@@ -9,6 +9,7 @@
 #include "kernels/norm_quantize.h"
 #include "kernels/pack.h"
 #include "kernels/quantize.h"
+#include "kernels/quantize_map.h"
 #include "kernels/store_kv.h"
 #include "torch/arguments.h"
 
@@ -34,6 +35,9 @@ struct GemmArguments {
   const std::string& activation;
   const OptionalTensor &residual, &gate;
 };
+
+// Of a problem whose a, m and k are filled in: everything else but the output.
+void fill_gemm(Arguments& args, const GemmArguments& given, GemmProblem* problem);
 
 struct Requantize {
   const Tensor &inv_scale, &zero;
@@ -62,6 +66,19 @@ Tensor call_norm_quantize(const NormArguments& given, const Run<NormQuantizeProb
 Tensor call_gemm_float(const Tensor& x, const Tensor& w, const Tensor& w_scale, const OptionalTensor& w_zero,
                        const OptionalTensor& bias, int64_t bits, const std::string& activation, ScalarType out_dtype,
                        const Run<GemmFloatProblem>& run);
+
+struct QuantizeMapArguments {
+  const Tensor &x, &inv_scale, &zero;
+  int64_t bits, groups;
+  const OptionalTensor &weight, &bias;
+  double eps;
+  const std::string& activation;
+  int64_t scale, border;
+};
+
+Tensor call_quantize_map(const QuantizeMapArguments& given, const Run<QuantizeMapProblem>& run);
+
+Tensor call_conv2d(const GemmArguments& given, int64_t kernel, ScalarType out_dtype, const Run<GemmProblem>& run);
 
 struct StoreKvArguments {
   const Tensor &k, &v, &k_cache, &v_cache, &k_scale, &k_shift, &v_scale, &v_shift;

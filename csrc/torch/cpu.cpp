@@ -11,6 +11,7 @@ void run(const QuantizeProblem& problem) { cpu::quantize(problem); }
 void run(const NormQuantizeProblem& problem) { cpu::norm_quantize(problem); }
 void run(const StoreKvProblem& problem) { cpu::store_kv(problem); }
 void run(const AttentionProblem& problem) { cpu::attention(problem); }
+void run(const QuantizeMapProblem& problem) { cpu::quantize_map(problem); }
 
 struct Device {
   template <class Problem>

@@ -31,6 +31,7 @@ template Run<QuantizeProblem> Device::runner(const char*, const Tensor&);
 template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&);
 template Run<StoreKvProblem> Device::runner(const char*, const Tensor&);
 template Run<AttentionProblem> Device::runner(const char*, const Tensor&);
+template Run<QuantizeMapProblem> Device::runner(const char*, const Tensor&);
 
 Tensor Device::pack_weight(const Tensor& codes, const OptionalTensor&, int64_t) { fail("pack_weight", "codes", codes); }
 

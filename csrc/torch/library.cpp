@@ -27,6 +27,13 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
       "gemm_float(Tensor x, Tensor w, Tensor w_scale, Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, "
       "str activation=\"none\", ScalarType out_dtype=6) -> Tensor");
   m.def(
+      "quantize_map(Tensor x, Tensor inv_scale, Tensor zero, int bits, *, int groups=0, Tensor? weight=None, "
+      "Tensor? bias=None, float eps=1e-6, str activation=\"none\", int scale=1, int border=0) -> Tensor");
+  m.def(
+      "conv2d(Tensor a, Tensor w, Tensor a_scale, Tensor w_scale, Tensor? a_zero=None, Tensor? w_sum=None, "
+      "Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, int kernel=3, str activation=\"none\", "
+      "Tensor? residual=None, ScalarType out_dtype=6) -> Tensor");
+  m.def(
       "store_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_scale, Tensor k_shift, "
       "Tensor v_scale, Tensor v_shift, Tensor? position=None) -> ()");
   m.def(

@@ -83,6 +83,22 @@ struct Operators {
                           runner<AttentionProblem>("attention", q));
   }
 
+  static Tensor quantize_map(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits, int64_t groups,
+                             const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                             const std::string& activation, int64_t scale, int64_t border) {
+    return call_quantize_map({x, inv_scale, zero, bits, groups, weight, bias, eps, activation, scale, border},
+                             runner<QuantizeMapProblem>("quantize_map", x));
+  }
+
+  static Tensor conv2d(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
+                       const OptionalTensor& a_zero, const OptionalTensor& w_sum, const OptionalTensor& w_zero,
+                       const OptionalTensor& bias, int64_t bits, int64_t kernel, const std::string& activation,
+                       const OptionalTensor& residual, ScalarType out_dtype) {
+    const OptionalTensor none;
+    return call_conv2d({a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, none, 0, activation, residual, none},
+                       kernel, out_dtype, runner<GemmProblem>("conv2d", a));
+  }
+
   template <class Library>
   static void implement(Library& m) {
     m.impl("pack_weight", TORCH_BOX(&Device::pack_weight));
@@ -94,6 +110,8 @@ struct Operators {
     m.impl("gemm_float", TORCH_BOX(&Operators::gemm_float));
     m.impl("store_kv", TORCH_BOX(&Operators::store_kv));
     m.impl("store_qkv", TORCH_BOX(&Operators::store_qkv));
+    m.impl("quantize_map", TORCH_BOX(&Operators::quantize_map));
+    m.impl("conv2d", TORCH_BOX(&Operators::conv2d));
     m.impl("attention", TORCH_BOX(&Operators::attention));
   }
 };

@@ -15,7 +15,7 @@ tags: [quantization, image-generation, autoregressive]
 
 {linears} linear layers in integers{kept}, by the method `{method}` of ptq4arvg {version}.
 Their weights take {after:.2f} MB ({before:.2f} MB in half precision); all tensors together take
-{size:.2f} MB. {attention}
+{size:.2f} MB. {attention}{decoder}
 
 | | |
 |---|---|
@@ -47,6 +47,17 @@ def _attention(settings: dict[str, dict[str, Any]]) -> str:
     return f"Attention products are a simulation of {bits} bits in floating point."
 
 
+def _decoder(record: dict[str, Any] | None) -> str:
+    """What a report says of the decoder, as a sentence."""
+    if not record:
+        return ""
+    return (
+        f" {record['convolutions']} convolutions of the tokenizer's decoder are in integers "
+        f"({record['scheme']}); images differ from the float decoder's by "
+        f"{record['psnr_db']:.1f} dB PSNR."
+    )
+
+
 def model_card(config: dict[str, Any], report: Any, size: int) -> str:
     """Markdown for the README.md of a checkpoint; size: bytes of all tensors."""
     recipe = config["recipe"]
@@ -66,6 +77,7 @@ def model_card(config: dict[str, Any], report: Any, size: int) -> str:
         after=sum(layer.bytes_before * layer.w_bits / 16 for layer in report.layers) / 1e6,
         size=size / 1e6,
         attention=_attention(config["quantization_config"]["attention"]),
+        decoder=_decoder(report.decoder),
         sqnr=report.sqnr_db,
         worst=report.worst.sqnr_db,
         worst_name=report.worst.name,

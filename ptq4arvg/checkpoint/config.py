@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..nn import IntAttention, PackedLinear, QuantAttention
+from ..nn import IntAttention, PackedConv2d, PackedLinear, PackedWeight, QuantAttention
 
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "layer_settings", "quantization_config"]
 
 QUANT_METHOD = "ptq4arvg"
-# 2: inputs may be rotated; 3: attention may be in integers. What has neither is written as 1.
-FORMAT_VERSION = 3
+# 2: inputs may be rotated; 3: attention may be in integers; 4: the tokenizer's decoder may be. What
+# has none of these is written as 1.
+FORMAT_VERSION = 4
 
 
-def _group(module: PackedLinear) -> dict[str, Any]:
-    """What a config group says of a linear, without its targets."""
+def _group(module: PackedWeight) -> dict[str, Any]:
+    """What a config group says of a layer, without its targets."""
     return {
         # At 4 bits the words are compressed-tensors' own; at 6 they are denser than its.
         "format": {8: "int-quantized", 6: "dense-pack-quantized", 4: "pack-quantized"}[
@@ -26,15 +27,20 @@ def _group(module: PackedLinear) -> dict[str, Any]:
             "strategy": "channel", "dynamic": False,
         },
         "input_activations": {
-            "num_bits": module.a_bits, "type": "int", "symmetric": False, "strategy": "token",
+            "num_bits": module.a_bits, "type": "int", "symmetric": False,
+            "strategy": "tensor" if isinstance(module, PackedConv2d) else "token",
             "dynamic": False, "num_positions": len(module.position_group),
             "float_positions": list(module.sink),
         } | ({"rotation": module.rotation} if module.rotation else {}),
     }  # fmt: skip
 
 
-def _version(linears: Mapping[str, PackedLinear], attention: Mapping[str, Any]) -> int:
+def _version(
+    linears: Mapping[str, PackedLinear], attention: Mapping[str, Any], decoder: Mapping[str, Any]
+) -> int:
     """The oldest version of the format that says all of it."""
+    if decoder:
+        return 4
     if any(isinstance(module, IntAttention) for module in attention.values()):
         return 3
     return 2 if any(module.rotation for module in linears.values()) else 1
@@ -43,28 +49,22 @@ def _version(linears: Mapping[str, PackedLinear], attention: Mapping[str, Any]) 
 def quantization_config(
     linears: Mapping[str, PackedLinear],
     attention: Mapping[str, QuantAttention | IntAttention],
+    decoder: Mapping[str, PackedConv2d],
     recipe: Mapping[str, Any],
     ignore: list[str],
 ) -> dict[str, Any]:
-    """The config of these integer linears (name -> module); alike ones share a group."""
-    groups: list[dict[str, Any]] = []
-    for name, module in linears.items():
-        settings = _group(module)
-        for group in groups:
-            if {k: v for k, v in group.items() if k != "targets"} == settings:
-                group["targets"].append(name)
-                break
-        else:
-            groups.append({"targets": [name], **settings})
-    formats = {group["format"] for group in groups}
-    return {
+    """The config of these integer layers (name -> module), those of ``decoder`` by their paths
+    inside the tokenizer; alike ones share a group."""
+    groups = _groups(linears)
+    formats = {group["format"] for group in groups.values()}
+    config = {
         "quant_method": QUANT_METHOD,
-        "version": _version(linears, attention),
+        "version": _version(linears, attention, decoder),
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "scheme": recipe["scheme"],
         "method": recipe["method"],
         "calibration_hash": recipe["calibration"]["hash"],
-        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
+        "config_groups": groups,
         "attention": {
             name: {"num_bits": 8, "type": "int"}
             if isinstance(module, IntAttention)
@@ -73,16 +73,32 @@ def quantization_config(
         },
         "ignore": ignore,
     }
+    return config | ({"decoder_groups": _groups(decoder)} if decoder else {})
 
 
-def layer_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Linear -> {w_bits, a_bits, positions, sink, rotation} of a quantization config.
+def _groups(layers: Mapping[str, PackedWeight]) -> dict[str, dict[str, Any]]:
+    groups: list[dict[str, Any]] = []
+    for name, module in layers.items():
+        settings = _group(module)
+        for group in groups:
+            if {k: v for k, v in group.items() if k != "targets"} == settings:
+                group["targets"].append(name)
+                break
+        else:
+            groups.append({"targets": [name], **settings})
+    return {f"group_{i}": group for i, group in enumerate(groups)}
+
+
+def layer_settings(
+    config: Mapping[str, Any], groups: str = "config_groups"
+) -> dict[str, dict[str, Any]]:
+    """Layer -> {w_bits, a_bits, positions, sink, rotation} of a quantization config's ``groups``.
 
     ValueError if a field is absent or has a value that this version does not know.
     """
     layers: dict[str, dict[str, Any]] = {}
     try:
-        for group in config["config_groups"].values():
+        for group in config[groups].values():
             weights, inputs = group["weights"], group["input_activations"]
             settings = {
                 "w_bits": weights["num_bits"],

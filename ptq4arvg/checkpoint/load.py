@@ -15,7 +15,9 @@ from ..attention import check_attention
 from ..fuse import fuse_
 from ..memory import return_freed_memory
 from ..models import build_model
-from ..nn import IntAttention, PackedLinear, QuantAttention
+from ..models.convolutions import decoder_convolutions, replace_convolution_
+from ..nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention
+from ..numerics import LinearQuantization
 from ..quant_report import LayerReport, QuantReport
 from .architecture import compute_dtype
 from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
@@ -108,19 +110,24 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> An
 def _assemble(
     folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], device: torch.device
 ) -> Any:
-    settings = layer_settings(config["quantization_config"])
+    quantization = config["quantization_config"]
+    settings, decoder = layer_settings(quantization), {}
+    if "decoder_groups" in quantization:
+        decoder = layer_settings(quantization, "decoder_groups")
     model, dtype = _build(config), compute_dtype(config)
-    _install_attention(model, config["quantization_config"], tensors)
+    _install_attention(model, quantization, tensors)
     left = set(tensors)
     for name, setting in settings.items():
         left -= _install_linear(model, name, setting, tensors, device, dtype)
         return_freed_memory()
+    for name, setting in decoder.items():
+        left -= _install_convolution(model, name, setting, tensors, device, dtype)
     parts = {part: Section(tensors, f"{part}.", left) for part in ("transformer", "tokenizer")}
     lost = sorted(n for n in left if n.partition(".")[0] not in parts)
     if lost:
         raise ValueError(f"{lost[0]} belongs to no part of a model")
     fill(model.transformer, parts["transformer"], set(settings), dtype, device)
-    fill(model.tokenizer, parts["tokenizer"], set(), dtype, device)
+    fill(model.tokenizer, parts["tokenizer"], set(decoder), dtype, device)
     model.to(device)
     return_freed_memory()
     fuse_(model)
@@ -144,21 +151,51 @@ def _install_linear(
         raise ValueError(f"{name} is no layer of this architecture") from None
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{name} is a {type(linear).__name__}; wanted a linear layer")
+    shape = (linear.out_features, linear.in_features)
+    q, taken = _read(f"transformer.{name}", shape, setting, tensors, device)
+    model.replace_(name, PackedLinear(q, model.cursor_of(name), dtype))
+    return taken
+
+
+def _install_convolution(
+    model: Any,
+    name: str,
+    setting: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> set[str]:
+    """The same for a convolution of the tokenizer's decoder."""
+    conv = decoder_convolutions(model.tokenizer).get(name)
+    if conv is None:
+        raise ValueError(f"tokenizer.{name} is no convolution that can be in integers")
+    shape = (conv.out_channels, conv.weight[0].numel())
+    q, taken = _read(f"tokenizer.{name}", shape, setting, tensors, device)
+    replace_convolution_(model.tokenizer, name, PackedConv2d(q, conv.in_channels, dtype))
+    return taken
+
+
+def _read(
+    name: str,
+    shape: tuple[int, int],
+    setting: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+) -> tuple[LinearQuantization, set[str]]:
+    """Layer ``name`` of ``shape`` (N, K) on ``device``, and the names of the tensors it took."""
     needed, optional = linear_names(setting["w_bits"])
-    prefix = f"transformer.{name}."
+    prefix = f"{name}."
     own = {k: tensors[prefix + k] for k in sorted(needed | optional) if prefix + k in tensors}
     missing = sorted(needed - set(own))
     if missing:
         raise ValueError(f"tensors missing: {', '.join(prefix + m for m in missing)}")
-    shape = (linear.out_features, linear.in_features)
-    q = unpack_linear(name, own, shape, **setting)
+    q = unpack_linear(name.partition(".")[2], own, shape, **setting)
     moved = {
         f.name: getattr(q, f.name).to(device)
         for f in fields(q)
         if isinstance(getattr(q, f.name), Tensor)
     }
-    model.replace_(name, PackedLinear(replace(q, **moved), model.cursor_of(name), dtype))
-    return {prefix + key for key in own}
+    return replace(q, **moved), {prefix + key for key in own}
 
 
 def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..nn import IntAttention, PackedLinear, QuantAttention, QuantLinear
+from ..models.convolutions import decoder_convolutions
+from ..nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
 from ..serialize import plain, pretty_json
 from .architecture import architecture
 from .card import model_card
@@ -69,18 +70,26 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     linears = _modules(model, PackedLinear)
     attention = _modules(model, QuantAttention, IntAttention)
+    decoder = {
+        name: module
+        for name, module in decoder_convolutions(model.tokenizer).items()
+        if isinstance(module, PackedConv2d)
+    }
     tensors = {}
-    for name, module in linears.items():
-        for key, tensor in pack_linear(module.canonical()).items():
-            tensors[f"transformer.{name}.{key}"] = tensor
+    for part, layers in (("transformer", linears), ("tokenizer", decoder)):
+        for name, module in layers.items():
+            for key, tensor in pack_linear(module.canonical()).items():
+                tensors[f"{part}.{name}.{key}"] = tensor
     kept = kept_tensors(model.transformer, skip=set(linears))
     tensors |= {f"transformer.{name}": shrink(t) for name, t in kept.items()}
-    kept = kept_tensors(model.tokenizer, skip=set())
+    kept = kept_tensors(model.tokenizer, skip=set(decoder))
     tensors |= {f"tokenizer.{name}": shrink(t) for name, t in kept.items()}
     recipe = plain(model.recipe)
     ignore = [s.name for s in model.linears() if s.name not in linears]
     config = architecture(model) | {
-        "quantization_config": plain(quantization_config(linears, attention, recipe, ignore)),
+        "quantization_config": plain(
+            quantization_config(linears, attention, decoder, recipe, ignore)
+        ),
         "recipe": recipe,
     }
     return config, tensors

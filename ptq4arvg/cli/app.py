@@ -122,6 +122,10 @@ def quantize(
         float | None,
         typer.Option(help="Choose a scheme per linear: mean bits of the weights, 4 to 8."),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="Scheme of the tokenizer's decoder; default: it stays in float."),
+    ] = None,
     method: Annotated[str, typer.Option(help="See `ptq4arvg methods`.")] = "ptq4arvg",
     out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint.")] = None,
     weights: Weights = None,
@@ -158,7 +162,7 @@ def quantize(
     run_quantize(
         Request(
             source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
-            method=method, out=out,
+            decoder=decoder, method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
             calibration=calibration, parts=parts, samples=samples, keep=keep, select=select,
             seed=seed, dry_run=dry_run, overwrite=overwrite, quiet=quiet,

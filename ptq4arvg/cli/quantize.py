@@ -19,6 +19,7 @@ class Request:
     source: Source
     scheme: str | None
     target_bits: float | None
+    decoder: str | None
     method: str
     out: Path | None
     ignore: list[str]
@@ -165,8 +166,10 @@ def run_quantize(request: Request) -> None:
     from ..block_parts import BlockParts
     from ..calibration import calibrate
     from ..checkpoint.save import check_target
+    from ..decoder import check_decoder
     from ..distributed import current
     from ..methods import get_method
+    from ..numerics import get_scheme
     from ..pipeline import quantize_
     from ..plan import make_plan
 
@@ -186,8 +189,10 @@ def run_quantize(request: Request) -> None:
     overrides = _pairs(r.overrides, "--override")
     if r.out is not None:
         check_target(r.out, r.overwrite)
+    decoder = None if r.decoder is None else get_scheme(r.decoder)
     model = load(r.source)
     check_attention(model, method.attention)
+    convolutions = {} if decoder is None else check_decoder(model)
     budget = None
     if r.target_bits is None:
         plan = make_plan(model.linears(), r.goal, r.ignore, overrides)
@@ -195,7 +200,14 @@ def run_quantize(request: Request) -> None:
         budget = Budget.of(model, r.target_bits, r.ignore, overrides)
         plan = budget.plan
     if r.dry_run:
-        return _print_plan(model, plan, budget)
+        _print_plan(model, plan, budget)
+        if decoder is not None:
+            half = 2 * sum(conv.weight.numel() for conv in convolutions.values())
+            print(
+                f"{len(convolutions)} convolutions of the tokenizer's decoder to {decoder.name}: "
+                f"{half / 1e6:.2f} MB -> {half * decoder.w_bits / 16e6:.2f} MB"
+            )
+        return None
     with make_progress(r.quiet) as progress:
         if r.calibration is None:
             rows = calibrate(model, r.samples, r.keep, r.seed, r.select, progress=progress)
@@ -206,7 +218,7 @@ def run_quantize(request: Request) -> None:
         report = quantize_(
             model, "W6A6" if budget else r.goal, method, rows, ignore=r.ignore,
             overrides=overrides, target_bits=r.target_bits, progress=progress,
-            parts=r.parts,
+            decoder=decoder, parts=r.parts,
         )  # fmt: skip
     if current().rank:  # all processes have the same model
         return None
@@ -220,12 +232,18 @@ def run_quantize(request: Request) -> None:
         schemes = list(report.allocation["schemes"].values())
         counts = ", ".join(f"{schemes.count(name)} {name}" for name in sorted(set(schemes)))
         print(f"schemes {counts}: {report.allocation['mean_bits']:.2f} bits a weight on average")
+    drawn = ""
+    if report.decoder:
+        drawn = (
+            f", decoder {report.decoder['scheme']}: images within "
+            f"{report.decoder['psnr_db']:.1f} dB PSNR of the float decoder's"
+        )
     return closing(
         f"{r.out}   hash {digest[:12]}   {len(report.layers)} linears in integers, "
         f"{len(report.kept)} in float, {_ATTENTION[method.attention]}"
         f"weights {before / 1e6:.2f} MB -> "
         f"{report.weight_bytes / 1e6:.2f} MB",
         f"SQNR {report.sqnr_db:.1f} dB on average, worst {report.worst.sqnr_db:.1f} dB in "
-        f"{report.worst.name}",
+        f"{report.worst.name}{drawn}",
         f"ptq4arvg generate {r.out} --classes 0-7 --out images",
     )

@@ -196,6 +196,10 @@ class ARVGModel(nn.Module):
         """Images [n, 3, H, W] in [0, 1] of token ids [n, T]."""
         raise NotImplementedError
 
+    def decode_rows(self, rows: Tensor) -> Tensor:
+        """Images as ``decode_ids`` makes them, of what ``sample_rows`` gives."""
+        return self.decode_ids(rows)
+
     def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
         """Labels as an int64 tensor [n]. ValueError if one is not a class."""
         labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)

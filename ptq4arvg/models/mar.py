@@ -314,6 +314,9 @@ class MARModel(ARVGModel):
         weight = self.tokenizer.post_quant_conv.weight
         return self.tokenizer.decode_scaled(self.latents(ids.to(weight))).add(1).mul(0.5)
 
+    def decode_rows(self, rows: Tensor) -> Tensor:
+        return self.decode_ids(rows[..., :-1])  # without the places in the order
+
 
 def _size(
     width: int, depth: int, heads: int, head: tuple[int, int], cfg: float

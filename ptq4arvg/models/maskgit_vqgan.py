@@ -6,9 +6,12 @@ Names in the state dict are those of the published file. Images are in [0, 1] he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .convolutions import convolve_normalized, convolve_upsampled
 
 __all__ = ["MaskGITVQGAN", "MaskGITVQGANConfig"]
 
@@ -41,6 +44,8 @@ class ResnetBlock(nn.Module):
     that is what the published weights were trained with.
     """
 
+    integer_convolutions: ClassVar = ("conv1", "conv2")
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = _norm(inputs)
@@ -51,13 +56,17 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = None if same else nn.Conv2d(outputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
+        h = convolve_normalized(self.norm1, self.conv1, x)
+        if self.nin_shortcut is None:
+            return convolve_normalized(self.norm2, self.conv2, h, residual=x)
+        h = convolve_normalized(self.norm2, self.conv2, h)
+        return h + self.nin_shortcut(h)
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution, and the convolution after upsampling, if any."""
+
+    integer_convolutions: ClassVar = ("upsample_conv",)
 
     def __init__(self, inputs: int, outputs: int, blocks: int, upsample: bool = False) -> None:
         super().__init__()
@@ -70,7 +79,7 @@ class Level(nn.Module):
         x = self.block(x)
         if self.upsample_conv is None:
             return x
-        return self.upsample_conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return convolve_upsampled(self.upsample_conv, x)
 
 
 class Encoder(nn.Module):
@@ -92,7 +101,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for i, level in enumerate(self.down):
             x = level(x if i == 0 else F.avg_pool2d(x, 2))
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return convolve_normalized(self.norm_out, self.conv_out, self.mid(x))
 
 
 class Decoder(nn.Module):
@@ -114,7 +123,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return convolve_normalized(self.norm_out, self.conv_out, x)
 
 
 class Codebook(nn.Module):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .convolutions import convolve_normalized
 from .vqvae_blocks import Downsample, ResnetBlock, Upsample
 
 __all__ = ["VQ16", "VQ16Config"]
@@ -96,7 +97,7 @@ class _Coder(nn.Module):
         self.conv_out = nn.Conv2d(channels, outputs, 3, padding=1)
 
     def _out(self, x: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return convolve_normalized(self.norm_out, self.conv_out, x)
 
 
 class Encoder(_Coder):

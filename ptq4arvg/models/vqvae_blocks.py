@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .convolutions import convolve_normalized, convolve_upsampled
 
 __all__ = ["Decoder", "Encoder"]
 
@@ -16,13 +18,10 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
-def _silu(x: Tensor) -> Tensor:
-    """SiLU of a temporary: in place, unless a gradient is wanted."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with norm and SiLU before each, and a shortcut."""
+
+    integer_convolutions: ClassVar = ("conv1", "conv2")
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -32,10 +31,8 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_silu(self.norm1(x)))
-        h = self.conv2(_silu(self.norm2(h)))
-        x = self.nin_shortcut(x)
-        return x + h if torch.is_grad_enabled() else h.add_(x)
+        h = convolve_normalized(self.norm1, self.conv1, x)
+        return convolve_normalized(self.norm2, self.conv2, h, residual=self.nin_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -75,12 +72,14 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double both sides: nearest neighbour, then a convolution."""
 
+    integer_convolutions: ClassVar = ("conv",)
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return convolve_upsampled(self.conv, x)
 
 
 class Level(nn.Module):
@@ -144,7 +143,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(_silu(self.norm_out(self.mid(x))))
+        return convolve_normalized(self.norm_out, self.conv_out, self.mid(x))
 
 
 class Decoder(nn.Module):
@@ -171,4 +170,4 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(_silu(self.norm_out(x)))
+        return convolve_normalized(self.norm_out, self.conv_out, x)

@@ -12,13 +12,13 @@ from .. import ops, reference
 from ..numerics import LinearQuantization, expand_groups
 from .cursor import Cursor
 
-__all__ = ["PackedLinear", "QuantLinear"]
+__all__ = ["PackedLinear", "PackedWeight", "QuantLinear"]
 
 
 class _StaticInput(nn.Module):
     """Static per-position input grid of a linear: tables over the positions, read at the cursor."""
 
-    def __init__(self, q: LinearQuantization, cursor: Cursor) -> None:
+    def __init__(self, q: LinearQuantization, cursor: Cursor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = q.codes.shape
         self.w_bits, self.a_bits, self.sink = q.w_bits, q.a_bits, tuple(sorted(q.sink))
@@ -139,22 +139,18 @@ class QuantLinear(_StaticInput):
         return y + F.linear(F.linear(turned, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
-class PackedLinear(_StaticInput):
-    """A quantized linear computed in integers: x [..., K] float, or int8 codes, -> [..., N].
+class PackedWeight(_StaticInput):
+    """What computes in integers from a packed weight.
 
     Buffers: ``packed`` uint8, the weight in this device's kernel layout, ``w_scale`` [N],
     ``w_zero`` int32 [N] or None, ``w_sum`` int32 [N], ``bias`` [N] or None, ``input_scale`` and
-    ``input_zero`` [G], ``position_group`` [T]. ``activation`` is applied in the GEMM's epilogue.
-    dtype: of the output where the input, being codes, does not tell it.
+    ``input_zero`` [G], ``position_group`` [T]. dtype: of the output where the input does not tell
+    it.
     """
 
-    def __init__(
-        self, q: LinearQuantization, cursor: Cursor, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, q: LinearQuantization, cursor: Cursor | None, dtype: torch.dtype) -> None:
         super().__init__(q, cursor)
         self.dtype = dtype
-        self.activation = "none"
-        self._next: tuple[PackedLinear, ...] = ()  # a tuple, so that it is not a submodule
         self.register_buffer("w_sum", q.codes.sum(1, dtype=torch.int32))
         self.register_buffer("packed", ops.pack_weight(q.codes.contiguous(), q.w_zero, q.w_bits))
 
@@ -182,6 +178,28 @@ class PackedLinear(_StaticInput):
     def weight_bytes(self) -> int:
         """Bytes that the packed weight takes in memory."""
         return self.packed.numel()
+
+    def _weight(self) -> tuple[Tensor | None, ...]:
+        """What products take after their codes, up to the bias."""
+        own = self._buffers  # many times faster than attributes
+        return (
+            own["packed"], own["a_scale"], own["w_scale"], own["a_zero"], own["w_sum"],
+            own["w_zero"], own["bias"],
+        )  # fmt: skip
+
+
+class PackedLinear(PackedWeight):
+    """A quantized linear computed in integers: x [..., K] float, or int8 codes, -> [..., N].
+
+    ``activation`` is applied in the GEMM's epilogue. dtype: of the output where the input is codes.
+    """
+
+    def __init__(
+        self, q: LinearQuantization, cursor: Cursor, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(q, cursor, dtype)
+        self.activation = "none"
+        self._next: tuple[PackedLinear, ...] = ()  # a tuple, so that it is not a submodule
 
     def _float_rows(self, x: Tensor) -> Tensor:
         return ops.gemm_float(
@@ -220,23 +238,18 @@ class PackedLinear(_StaticInput):
     ) -> Tensor:
         """The linear of x; with ``residual`` [..., N] (and ``gate`` [images, N]) in its dtype,
         ``residual + gate * linear(x)`` in the same op."""
-        own = self._buffers  # many times faster than attributes
         codes = x if x.dtype == torch.int8 else self.quantize(x)
         position, tokens = self._where()
-        weight = (
-            own["packed"], own["a_scale"], own["w_scale"], own["a_zero"], own["w_sum"],
-            own["w_zero"], own["bias"],
-        )  # fmt: skip
         if self._next:
             to = self._next[0]
             return ops.gemm_quantize(
-                codes, *weight, out_inv_scale=to.a_inv_scale, out_zero=to.a_level_zero,
+                codes, *self._weight(), out_inv_scale=to.a_inv_scale, out_zero=to.a_level_zero,
                 out_bits=to.a_bits, bits=self.w_bits, position=position, tokens=tokens,
                 activation=self.activation, out_rotation=to.rotation,
             )  # fmt: skip
         like = x if residual is None else residual
         y = ops.gemm(
-            codes, *weight, bits=self.w_bits, position=position, tokens=tokens,
+            codes, *self._weight(), bits=self.w_bits, position=position, tokens=tokens,
             activation=self.activation, residual=residual, gate=gate,
             out_dtype=self.dtype if like.dtype == torch.int8 else like.dtype,
         )  # fmt: skip

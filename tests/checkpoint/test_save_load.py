@@ -359,9 +359,9 @@ def test_a_tensor_of_another_shape_is_refused(copy):
 
 def test_a_newer_format_is_refused(copy):
     config = read_config(copy)
-    config["quantization_config"]["version"] = 4
+    config["quantization_config"]["version"] = 5
     reseal(copy, config=config)
-    refuse(copy, "format version 4; this ptq4arvg reads versions up to 3")
+    refuse(copy, "format version 5; this ptq4arvg reads versions up to 4")
 
 
 def test_other_folders_are_refused(copy, tmp_path):

@@ -12,7 +12,7 @@ const KernelTable& choose(const GemmProblem& problem);
 const KernelTable& amx_int8_table() {
   const KernelTable& other = avx512_vnni_table();
   static const KernelTable table{"amx_int8", gemm_amx_int8, other.gemm_float, other.quantize, other.norm_quantize,
-                                 other.attention, other.store_kv, choose};
+                                 other.attention, other.store_kv, other.quantize_map, choose};
   return table;
 }
 

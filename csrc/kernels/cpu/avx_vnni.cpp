@@ -6,7 +6,7 @@ namespace ptq4arvg::cpu {
 const KernelTable& avx_vnni_table() {
   const KernelTable& other = avx2_table();
   static const KernelTable table{"avx_vnni", gemm_avx_vnni, other.gemm_float, other.quantize, other.norm_quantize,
-                                 other.attention, other.store_kv};
+                                 other.attention, other.store_kv, other.quantize_map};
   return table;
 }
 

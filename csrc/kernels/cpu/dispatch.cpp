@@ -119,17 +119,19 @@ std::atomic<const KernelTable*> current{nullptr};
 
 // Names are literals, so that reporting costs a store.
 struct Names {
-  const char *isa, *gemm[3], *gemm_float[3], *quantize, *norm_quantize, *attention, *store_kv;
+  const char *isa, *gemm[3], *conv2d[3], *gemm_float[3], *quantize, *norm_quantize, *attention, *store_kv, *quantize_map;
 };
 
 #define PTQ4ARVG_NAMES(isa)                                                                    \
   {#isa,                                                                                       \
    {"gemm.w4." #isa, "gemm.w6." #isa, "gemm.w8." #isa},                                        \
+   {"conv2d.w4." #isa, "conv2d.w6." #isa, "conv2d.w8." #isa},                                  \
    {"gemm_float.w4." #isa, "gemm_float.w6." #isa, "gemm_float.w8." #isa},                      \
    "quantize." #isa,                                                                           \
    "norm_quantize." #isa,                                                                      \
    "attention." #isa,                                                                          \
-   "store_kv." #isa}
+   "store_kv." #isa,                                                                           \
+   "quantize_map." #isa}
 
 const Names kNames[] = {PTQ4ARVG_NAMES(scalar), PTQ4ARVG_NAMES(avx2), PTQ4ARVG_NAMES(avx_vnni),
                         PTQ4ARVG_NAMES(avx512_vnni), PTQ4ARVG_NAMES(amx_int8), PTQ4ARVG_NAMES(neon_dotprod)};
@@ -164,7 +166,8 @@ void set_isa(const char* name) {
 void gemm(const GemmProblem& problem) {
   const KernelTable& chosen = kernels();
   const KernelTable& table = chosen.gemm_table ? chosen.gemm_table(problem) : chosen;
-  set_last_kernel(names_of(table).gemm[problem.bits / 2 - 2]);
+  const Names& names = names_of(table);
+  set_last_kernel((problem.patches.height ? names.conv2d : names.gemm)[problem.bits / 2 - 2]);
   table.gemm(problem);
 }
 
@@ -196,6 +199,12 @@ void store_kv(const StoreKvProblem& problem) {
   const KernelTable& table = kernels();
   set_last_kernel(names_of(table).store_kv);
   table.store_kv(problem);
+}
+
+void quantize_map(const QuantizeMapProblem& problem) {
+  const KernelTable& table = kernels();
+  set_last_kernel(names_of(table).quantize_map);
+  table.quantize_map(problem);
 }
 
 }  // namespace ptq4arvg::cpu

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/layout.h"
 #include "kernels/cpu/rotate.h"
+#include "kernels/cpu/with_activation.h"
 #include "kernels/gemm.h"
 
 namespace ptq4arvg::cpu {
@@ -71,21 +72,6 @@ PTQ4ARVG_FN void epilogue_lanes(const L& lanes, const GemmProblem& p, const Epil
   F y = dequantize(L::to_float(sum), lanes.load(e.w_scale + n), F(r.a_scale));
   if (e.bias) y = add(y, lanes.load(e.bias + n));
   finish_lanes<kind, output, Mixed>(lanes, p, r, n, y, signed_values);
-}
-
-// body(constant) where constant.value is `kind`: one copy of the code for each activation, none in its loops.
-template <class Body>
-PTQ4ARVG_FN void with_activation(Activation kind, const Body& body) {
-  switch (kind) {
-    case Activation::gelu:
-      return body(std::integral_constant<Activation, Activation::gelu>{});
-    case Activation::gelu_tanh:
-      return body(std::integral_constant<Activation, Activation::gelu_tanh>{});
-    case Activation::silu:
-      return body(std::integral_constant<Activation, Activation::silu>{});
-    case Activation::none:
-      return body(std::integral_constant<Activation, Activation::none>{});
-  }
 }
 
 // body(output, mixed), constants both.

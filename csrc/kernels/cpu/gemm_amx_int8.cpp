@@ -79,7 +79,8 @@ struct AmxInt8 {
 }  // namespace
 
 void gemm_amx_int8(const GemmProblem& problem) {
-  problem.m <= kTileRows ? gemm_decode_amx_int8(problem) : gemm_tiles<AmxInt8>(problem);
+  const bool few = problem.m <= kTileRows && !problem.patches.height;
+  few ? gemm_decode_amx_int8(problem) : gemm_tiles<AmxInt8>(problem);
 }
 
 }  // namespace ptq4arvg::cpu

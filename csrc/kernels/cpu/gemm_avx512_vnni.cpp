@@ -64,7 +64,8 @@ struct Avx512Vnni {
 }  // namespace
 
 void gemm_avx512_vnni(const GemmProblem& problem) {
-  problem.m <= kDecodeRows ? gemm_decode_avx512_vnni(problem) : gemm_tiles<Avx512Vnni>(problem);
+  const bool few = problem.m <= kDecodeRows && !problem.patches.height;
+  few ? gemm_decode_avx512_vnni(problem) : gemm_tiles<Avx512Vnni>(problem);
 }
 
 }  // namespace ptq4arvg::cpu

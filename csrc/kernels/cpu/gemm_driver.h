@@ -19,6 +19,7 @@
 
 #include "kernels/cpu/epilogue_tile.h"
 #include "kernels/cpu/panel_bytes.h"
+#include "kernels/cpu/patch_rows.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/parallel.h"
 
@@ -65,11 +66,11 @@ static inline GemmPlan plan_gemm(const GemmProblem& p) {
 
 // Rows [begin, end) of a, and what the epilogue has to know of them.
 template <class Isa>
-static inline void pack_rows(const GemmProblem& p, int64_t tile_bytes, int64_t begin, int64_t end, uint8_t* out,
-                             EpilogueRow* rows) {
+static inline void pack_rows(const GemmProblem& p, int64_t tile_bytes, int64_t begin, int64_t end, int8_t* room,
+                             uint8_t* out, EpilogueRow* rows) {
   constexpr int kBytes = kChunk * Isa::kCodeBytes;
   for (int64_t m = begin; m < end; ++m) {
-    const int8_t* a = p.a + m * p.a_stride;
+    const int8_t* a = row_codes(p, m, room);
     uint8_t* to = out + (m - begin) / Isa::kRows * tile_bytes + (m - begin) % Isa::kRows * kBytes;
     EpilogueRow row = epilogue_row(p, m);
     int64_t k = 0;
@@ -96,16 +97,17 @@ static inline void run_tasks(const GemmProblem& p, const GemmPlan& plan, int64_t
   constexpr Excess kKind = Isa::kBits == 8 ? Excess::columns : Excess::levels;
   using Whole = typename Isa::Whole;
   using Tail = typename Isa::Tail;
-  uint8_t* a = static_cast<uint8_t*>(thread_scratch(plan.a_bytes + plan.w_bytes + plan.row_bytes));
+  uint8_t* a = static_cast<uint8_t*>(thread_scratch(plan.a_bytes + plan.w_bytes + row_room(p) + plan.row_bytes));
   int8_t* levels = reinterpret_cast<int8_t*>(a + plan.a_bytes);
-  EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(a + plan.a_bytes + plan.w_bytes);
+  int8_t* room = levels + plan.w_bytes;
+  EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(room + row_room(p));
   const FinishTile<1> finish = finish_of<Whole, Tail, 1, kKind>(p.epilogue);
   const int64_t groups = plan.layout.groups;
   int64_t packed_block = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / plan.layout.panels, first = block * plan.block_rows, panel = task % plan.layout.panels;
     const int64_t last = first + plan.block_rows < p.m ? first + plan.block_rows : p.m;
-    if (block != packed_block) pack_rows<Isa>(p, plan.tile_bytes, first, last, a, rows);
+    if (block != packed_block) pack_rows<Isa>(p, plan.tile_bytes, first, last, room, a, rows);
     packed_block = block;
     const uint8_t* bytes = p.w + panel * plan.layout.panel_bytes;
     StripColumns<1> columns;

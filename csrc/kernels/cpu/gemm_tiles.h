@@ -19,6 +19,7 @@
 
 #include "kernels/cpu/epilogue_tile.h"
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/patch_rows.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/unpack_avx512.h"
 #include "kernels/parallel.h"
@@ -58,8 +59,8 @@ struct TilePlan {
   int64_t block_rows, blocks;
   int64_t depths;      // goes over k, of kDepth chunks
   int64_t tile_bytes;  // of packed a
-  int64_t a_bytes, w_bytes, row_bytes, sum_bytes;
-  int64_t scratch() const { return a_bytes + w_bytes + row_bytes + sum_bytes; }
+  int64_t a_bytes, w_bytes, row_bytes, sum_bytes, room_bytes;
+  int64_t scratch() const { return a_bytes + w_bytes + sum_bytes + room_bytes + row_bytes; }
 };
 
 template <class Isa>
@@ -86,18 +87,20 @@ static inline TilePlan plan_tiles(const GemmProblem& p) {
   // Of all tiles of a block that wait for more k; else of the one being made and the one before it.
   const int64_t waiting = plan.depths > 1 ? divide_up(plan.block_rows, plan.tile_rows) : 2;
   plan.sum_bytes = waiting * Isa::kRows * kStripColumns * sizeof(int32_t);
+  plan.room_bytes = row_room(p);
   return plan;
 }
 
 // Rows [begin, end) of a as tiles [chunk][row][64 k].
 template <class Isa>
-static inline void pack_tiles(const GemmProblem& p, const TilePlan& plan, int64_t begin, int64_t end, uint8_t* out) {
+static inline void pack_tiles(const GemmProblem& p, const TilePlan& plan, int64_t begin, int64_t end, int8_t* room,
+                              uint8_t* out) {
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(Isa::kFlip));
   const int64_t whole = p.k / kChunk;
   const int rest = static_cast<int>(p.k % kChunk);
   const __mmask64 mask = (1ull << rest) - 1;
   for (int64_t m = begin; m < end; ++m) {
-    const int8_t* a = p.a + m * p.a_stride;
+    const int8_t* a = row_codes(p, m, room);
     const int64_t row = m - begin;
     uint8_t* to = out + row / plan.tile_rows * plan.tile_bytes + row % plan.tile_rows * kChunk;
     for (int64_t c = 0; c < whole; ++c, to += Isa::kRows * kChunk) {
@@ -173,6 +176,7 @@ static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t
   int8_t* unpacked = reinterpret_cast<int8_t*>(a + plan.a_bytes);
   int32_t* sums = reinterpret_cast<int32_t*>(unpacked + plan.w_bytes);
   EpilogueRow* rows = reinterpret_cast<EpilogueRow*>(a + plan.scratch() - plan.row_bytes);
+  int8_t* room = reinterpret_cast<int8_t*>(rows) - plan.room_bytes;
   StripColumns<kStrip> columns[2];
   Pending pending;
   Prefetch prefetch;
@@ -191,7 +195,7 @@ static inline void run_tasks(const GemmProblem& p, const TilePlan& plan, int64_t
     if (block != packed_block) {
       work(0, 1);
       pending.count = 0;
-      pack_tiles<Isa>(p, plan, first, last, a);
+      pack_tiles<Isa>(p, plan, first, last, room, a);
       for (int64_t m = first; m < last; ++m) rows[m - first] = epilogue_row(p, m);
       packed_block = block;
     }

@@ -6,6 +6,7 @@
 #include "kernels/gemm_float.h"
 #include "kernels/norm_quantize.h"
 #include "kernels/quantize.h"
+#include "kernels/quantize_map.h"
 #include "kernels/store_kv.h"
 
 namespace ptq4arvg::cpu {
@@ -18,6 +19,7 @@ struct KernelTable {
   void (*norm_quantize)(const NormQuantizeProblem&);
   void (*attention)(const AttentionProblem&);
   void (*store_kv)(const StoreKvProblem&);
+  void (*quantize_map)(const QuantizeMapProblem&);
   const KernelTable& (*gemm_table)(const GemmProblem&) = nullptr;  // whose gemm is best; null: always its own
 };
 

@@ -3,6 +3,7 @@
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/layout.h"
+#include "kernels/cpu/quantize_map.h"
 #include "kernels/cpu/rowwise.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/store_kv.h"
@@ -41,13 +42,16 @@ void for_each_panel(const Problem& p, const Body& body) {
 }
 
 void gemm_scalar(const GemmProblem& p) {
-  for_each_panel(p, [&p](const uint8_t* packed_sums, const int8_t* w, int64_t first, int64_t end) {
+  // A row in pieces: of a patch its lines.
+  const int64_t pieces = p.patches.height ? p.patches.kernel : 1, piece = p.k / pieces, line = p.patches.line();
+  for_each_panel(p, [&](const uint8_t* packed_sums, const int8_t* w, int64_t first, int64_t end) {
     int32_t column_sums[kPanel];
     memcpy(column_sums, packed_sums, sizeof column_sums);
     for (int64_t m = 0; m < p.m; ++m) {
       int32_t sums[kPanel] = {};
+      const int8_t* row = p.a + (p.patches.height ? p.patches.start(m) : m * p.a_stride);
       for (int64_t k = 0; k < p.k; ++k) {
-        const int32_t a = p.a[m * p.a_stride + k];
+        const int32_t a = row[k / piece * line + k % piece];
         for (int c = 0; c < kPanel; ++c) sums[c] += a * w[k * kPanel + c];
       }
       epilogue<Lanes, Lanes>(p, m, first, end, sums, column_sums);
@@ -77,7 +81,7 @@ void gemm_float_scalar(const GemmFloatProblem& p) {
 const KernelTable& scalar_table() {
   static const KernelTable table{"scalar", gemm_scalar, gemm_float_scalar, quantize_rows<Lanes, Lanes>,
                                  norm_quantize_rows<Lanes, Lanes>, attention_heads<PlainDots, Lanes, Lanes>,
-                                 store_kv_heads<Lanes, Lanes>};
+                                 store_kv_heads<Lanes, Lanes>, quantize_map_lines<Lanes, Lanes>};
   return table;
 }
 

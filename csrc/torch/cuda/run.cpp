@@ -86,6 +86,10 @@ cudaError_t start(const NormQuantizeProblem& p, Call& call) {
   return cuda::norm_quantize(p, call.launch);
 }
 
+cudaError_t start(const QuantizeMapProblem& p, Call& call) {
+  set_last_kernel("quantize_map.cuda");
+  return cuda::quantize_map(p, call.launch, call.scratch());
+}
 cudaError_t start(const StoreKvProblem& p, Call& call) {
   set_last_kernel("store_kv.cuda");
   return cuda::store_kv(p, call.launch);
@@ -111,6 +115,7 @@ template Run<QuantizeProblem> Device::runner(const char*, const Tensor&);
 template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&);
 template Run<StoreKvProblem> Device::runner(const char*, const Tensor&);
 template Run<AttentionProblem> Device::runner(const char*, const Tensor&);
+template Run<QuantizeMapProblem> Device::runner(const char*, const Tensor&);
 
 // On the host: it is done once for each weight, and checks every code.
 Tensor Device::pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {

@@ -1,0 +1,165 @@
+"""The tokenizer's decoder in integers: observe its convolutions, fit grids, install.
+
+The decoder draws pixels from tokens with convolutions alone, and takes about as long as a quantized
+transformer. Pixels have no positions in a sequence, so that every convolution has one static grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .calibration import Calibration
+from .memory import release_mapped
+from .models.convolutions import decoder_convolutions, replace_convolution_
+from .nn import PackedConv2d
+from .numerics import (
+    LinearQuantization,
+    Scheme,
+    affine_grid,
+    round_weight,
+    search_range,
+    weight_grid,
+    weight_range,
+)
+from .reference_map import conv_columns
+
+__all__ = ["check_decoder", "quantize_decoder_"]
+
+IMAGES = 16  # decoded for the ranges; an image has tens of thousands of pixels
+
+Progress = Callable[[str, int, int], None]
+
+
+def check_decoder(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of ``model``'s decoder that can be in integers, by their paths inside
+    ``tokenizer``. ValueError if they are already, or compute in float64."""
+    convolutions = decoder_convolutions(model.tokenizer)
+    for name, conv in convolutions.items():
+        if isinstance(conv, PackedConv2d):
+            raise ValueError(f"{model.name}: tokenizer.{name} is in integers already")
+        if conv.weight.dtype == torch.float64:
+            raise ValueError(
+                f"{model.name}: its tokenizer is in float64, and integer convolutions take "
+                "float32, bfloat16 and float16"
+            )
+    return convolutions
+
+
+class _Inputs:
+    """What a convolution reads: range, mean and mean square of every channel, and a histogram."""
+
+    def __init__(self) -> None:
+        self.lo = self.hi = self.mean = self.square = self.histogram = None
+
+    def note_range(self, x: Tensor) -> None:
+        lo, hi = x.amin().float().clamp(max=0.0), x.amax().float().clamp(min=0.0)
+        self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
+        self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
+
+    def note_values(self, x: Tensor, bins: int, share: float) -> None:
+        x = x.float()
+        found = {
+            "mean": x.mean((0, 2, 3)) * share,
+            "square": x.square().mean((0, 2, 3)) * share,
+            "histogram": torch.histc(x, bins, float(self.lo), float(self.hi)),
+        }
+        for name, value in found.items():
+            old = getattr(self, name)
+            setattr(self, name, value if old is None else old + value)
+
+
+@contextmanager
+def _watched(convolutions: Mapping[str, nn.Module], note: Callable[[str, Tensor], None]):
+    """Within it ``note(name, input)`` is called whenever one of the convolutions runs."""
+
+    def hook(name: str):
+        return lambda _module, args: note(name, args[0])
+
+    handles = [conv.register_forward_pre_hook(hook(name)) for name, conv in convolutions.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(model: nn.Module, calibration: Calibration) -> Tensor:
+    """At most ``IMAGES`` of the calibration rows, spread evenly over the conditional ones; an image
+    has two rows with the same tokens."""
+    rows = calibration.ids[calibration.labels != model.null_label]
+    rows = rows if len(rows) else calibration.ids
+    chosen = torch.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).round().long()
+    return rows[chosen].to(model.cursor.position.device)
+
+
+def _quantized(conv: nn.Conv2d, seen: _Inputs, scheme: Scheme) -> LinearQuantization:
+    lo, hi = (v[None] for v in (seen.lo, seen.hi))
+    lo, hi = search_range(seen.histogram[None], lo, hi, scheme.a_bits)
+    input_scale, input_zero = affine_grid(lo, hi, scheme.a_bits)
+    weight = conv_columns(conv.weight.detach().float())  # [N, k k C]
+    pixels = weight.shape[1] // len(seen.mean)
+    mean, square = (v.repeat(pixels) for v in (seen.mean, seen.square))  # [k k C]
+    bits = scheme.w_bits
+    w_scale, w_zero = weight_grid(*weight_range(weight, bits, square), bits)
+    codes = round_weight(weight, w_scale, w_zero, bits)
+    # What rounding the weight adds to the mean of an output comes off with the bias.
+    error = (codes.float() * w_scale[:, None] - weight).double() @ mean.double()
+    bias = torch.zeros_like(error) if conv.bias is None else conv.bias.detach().double()
+    group = torch.zeros(1, dtype=torch.int64, device=weight.device)
+    return LinearQuantization(
+        codes, w_scale, w_zero, (bias - error).float(), input_scale, input_zero, group, bits,
+        scheme.a_bits,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def quantize_decoder_(
+    model: nn.Module, scheme: Scheme, calibration: Calibration, progress: Progress | None = None
+) -> dict[str, float | int | str]:
+    """Replace the convolutions of the tokenizer's decoder by ones in integers.
+
+    Ranges, the error that the search for them weighs, and the mean that comes off with the bias are
+    those of up to 16 images of the calibration rows. Returns what a report says of it: scheme,
+    convolutions, images, psnr_db (of these images against those of the float decoder),
+    bytes_before (of the weights in half precision) and bytes_after. ValueError as `check_decoder`.
+    """
+    convolutions = check_decoder(model)
+    rows, bins = _rows(model, calibration), 4 * 2**scheme.a_bits
+    seen = {name: _Inputs() for name in convolutions}
+    total = 3 * len(rows)
+
+    def decode(done: int) -> list[Tensor]:
+        images = []
+        for number, row in enumerate(rows.split(1)):
+            images.append(model.decode_rows(row).float())
+            if progress:
+                progress("decoder", done + number + 1, total)
+        return images
+
+    with _watched(convolutions, lambda name, x: seen[name].note_range(x)):
+        wanted = decode(0)
+    with _watched(
+        convolutions, lambda name, x: seen[name].note_values(x, bins, x.shape[0] / len(rows))
+    ):
+        decode(len(rows))
+    before = after = 0
+    for name, conv in convolutions.items():
+        q = _quantized(conv, seen.pop(name), scheme)
+        packed = PackedConv2d(q, conv.in_channels, conv.weight.dtype)
+        replace_convolution_(model.tokenizer, name, packed)
+        release_mapped(conv.parameters())
+        before += 2 * conv.weight.numel()
+        after += packed.weight_bytes()
+    errors = [
+        (a - b).double().square().mean() for a, b in zip(decode(2 * len(rows)), wanted, strict=True)
+    ]
+    # Pixels are in [0, 1].
+    psnr = -10 * torch.log10(torch.stack(errors).mean().clamp_min(1e-20))
+    return {
+        "scheme": scheme.name, "convolutions": len(convolutions), "images": len(rows),
+        "psnr_db": psnr.item(), "bytes_before": before, "bytes_after": after,
+    }  # fmt: skip
