@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time whole models: quantized against the same float model in float32 and bfloat16.
 
-    python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W8A8KV8 \\
+    python bench/generate.py --model var-d16 --images 1 --schemes W8A8,W8A8KV8,W8A8KV8D8 \\
         --out bench/results/generate.csv
     python bench/generate.py --model var-d16 --images 1,8,64 --device cuda
 
@@ -11,10 +11,11 @@ quantized weight. Published sizes get random weights: speed and memory do not de
 values, images do, and mean nothing here. All inputs are rotated that can be, which is as much to do
 as with the default method, or more (``--rotation none``: as with most others).
 
-Norms, embeddings, the tokenizer and, but for the schemes that end in KV8, attention products of
-quantized variants are in ``--rest``: bfloat16 by default, as in the stronger of the two float
-variants. On a GPU the float variants are bfloat16 as it is (eager), under the CUDA graphs that
-quantized variants run under, and with blocks by torch.compile under these graphs.
+Norms, embeddings, the tokenizer (in schemes that end in D8 its encoder alone) and, in schemes
+without KV8, attention products of quantized variants are in ``--rest``: bfloat16 by default, as in
+the stronger of the two float variants. On a GPU the float variants are bfloat16 as it is (eager),
+under the CUDA graphs that quantized variants run under, and with blocks by torch.compile under
+these graphs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from options import choices
 from record import stamp, write_csv
 from tables import show
-from variants import BASES, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
+from variants import BASES, ENDS, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
 
 from ptq4arvg.models.registry import FAMILIES, model_config
 from ptq4arvg.numerics import SCHEMES
@@ -182,8 +183,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", default="var-d16")
     add("--images", default="1", help="labels of one call of generate; several numbers by commas")
     add("--schemes",
-        help="KV8: attention, too, is in integers, over a KV cache of 8 bits; by default "
-        "W8A8,W8A8KV8,W6A6,W6A6KV8,W4A8,W4A8KV8, or what the model can have")  # fmt: skip
+        help="KV8: attention, too, is in integers, over a KV cache of 8 bits; D8, at the very end: "
+        "so is the tokenizer's decoder; by default W8A8,W8A8KV8,W6A6,W6A6KV8,W4A8,W4A8KV8, or "
+        "what the model can have")  # fmt: skip
     add("--floats", help=f"float variants to compare with, of {', '.join(BASES)}")
     add("--rest", default="bfloat16", choices=FLOATS,
         help="dtype of what is not quantized in a quantized model")  # fmt: skip
@@ -199,9 +201,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     gpu = arguments.device.startswith("cuda")
     family = model_config(arguments.model)["family"]  # an unknown name ends here
     why = FAMILIES[family].model.no_integer_attention
-    ends = ("",) if why else ("", INTEGER_ATTENTION)
+    ends = [end for end in ENDS if not why or INTEGER_ATTENTION not in end]
     if arguments.schemes is None:
-        arguments.schemes = ",".join(f"{s}{end}" for s in DEFAULT_SCHEMES for end in ends)
+        kinds = ("",) if why else ("", INTEGER_ATTENTION)
+        arguments.schemes = ",".join(f"{s}{kind}" for s in DEFAULT_SCHEMES for kind in kinds)
     known = tuple(f"{scheme}{end}" for end in ends for scheme in SCHEMES)
     try:
         arguments.schemes = choices("--schemes", arguments.schemes.upper(), known)

@@ -18,6 +18,7 @@ from typing import Any
 
 __all__ = [
     "BASES",
+    "ENDS",
     "FLOATS",
     "INTEGER_ATTENTION",
     "Variant",
@@ -33,6 +34,9 @@ FLOATS = ("float32", "bfloat16")
 BASES = (*FLOATS, "bfloat16_graphs", "bfloat16_compiled")
 # What a scheme's name ends in where attention is in integers, over a KV cache of 8 bits.
 INTEGER_ATTENTION = "KV8"
+# And after that, where the tokenizer's decoder is in integers, too: W8A8.
+INTEGER_DECODER = "D8"
+ENDS = ("", INTEGER_ATTENTION, INTEGER_DECODER, INTEGER_ATTENTION + INTEGER_DECODER)
 # Enough for ranges; random weights give nothing that more would improve.
 CALIBRATION_ROWS = 2
 PROMPTS = 9  # of a text-to-image model, the empty one among them
@@ -163,13 +167,15 @@ def _prepare(
 
         progress("build", 0, 1)
         model = float_model(name, rest)
+        linears = scheme.removesuffix(INTEGER_DECODER)
         rows = rows or ptq4arvg.calibrate(
             model, CALIBRATION_ROWS, CALIBRATION_ROWS, select="first", progress=progress
         )
         ptq4arvg.quantize_(
-            model, scheme.removesuffix(INTEGER_ATTENTION), "rtn", rows, batch_size=1,
+            model, linears.removesuffix(INTEGER_ATTENTION), "rtn", rows, batch_size=1,
             progress=progress, rotation=rotation,
-            attention="int8" if scheme.endswith(INTEGER_ATTENTION) else "float",
+            attention="int8" if linears.endswith(INTEGER_ATTENTION) else "float",
+            decoder=None if linears == scheme else "W8A8",
         )  # fmt: skip
         model.save_pretrained(Path(folder) / _checkpoint_name(name, scheme, rest, rotation))
     _answer({})

@@ -239,7 +239,7 @@ def conv2d(
 
     `gemm` of the patches of ``kernel`` (k) by k pixels with the packed weight [N, k k C], whose
     columns are in the order of `reference_map.conv_columns`; stride 1. a_scale [1], a_zero [1],
-    residual [B, H, W, N]; the rest as for `gemm`.
+    residual [B, H, W, N]; the rest as for `gemm`, whose kernels run where k is 1.
     """
     return _call(
         "conv2d", _OPS.conv2d.default, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,

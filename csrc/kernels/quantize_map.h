@@ -18,14 +18,14 @@ constexpr int kMapLanes = 16;
 
 struct QuantizeMapProblem {
   int64_t images = 0, height = 0, width = 0, channels = 0;
-  FloatMatrix x;  // [images * height * width, channels]
-  int64_t groups = 0;  // of channels; 0: no norm
+  FloatMatrix x;             // [images * height * width, channels]
+  int64_t groups = 0;        // of channels; 0: no norm
   FloatMatrix weight, bias;  // [channels], or without data
   double eps = 1e-6;
   Activation activation = Activation::none;
-  QuantizeTable table;  // one position
-  int64_t scale = 1;    // pixels of the output for each of x, both ways
-  int64_t border = 0;   // pixels around that hold the code of 0
+  QuantizeTable table;    // one position
+  int64_t scale = 1;      // pixels of the output for each of x, both ways
+  int64_t border = 0;     // pixels around that hold the code of 0
   int8_t* out = nullptr;  // [images, scale * height + 2 * border, scale * width + 2 * border, channels]
 
   PTQ4ARVG_HOST_DEVICE int64_t pixels() const { return height * width; }

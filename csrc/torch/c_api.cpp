@@ -80,11 +80,12 @@ std::string cuda_kernels() {
   };
   std::string out;
   for (const cuda::KernelName& each : cuda::kernel_names()) {
-    for (int bits : {8, 6, 4}) out += ", " + kernel("gemm", bits, each.name, place(each.sm_min));
+    for (int bits : {8, 6, 4}) {
+      if (each.rows) out += ", " + kernel("gemm", bits, each.name, place(each.sm_min));
+      if (each.patches) out += ", " + kernel("conv2d", bits, each.name, place(each.sm_min));
+    }
   }
-  for (const char* op : {"conv2d", "gemm_float"}) {
-    for (int bits : {8, 6, 4}) out += ", " + kernel(op, bits, "cuda", place(80));
-  }
+  for (int bits : {8, 6, 4}) out += ", " + kernel("gemm_float", bits, "cuda", place(80));
   for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
     out += ", " + kernel(op, 0, "cuda", place(80));
   }

@@ -38,11 +38,12 @@ Tensor call_quantize_map(const QuantizeMapArguments& given, const Run<QuantizeMa
   args.require(given.groups >= 0 && (given.groups == 0 || p.channels % given.groups == 0), "groups is ", given.groups,
                " and C ", p.channels, "; wanted 0 (no norm), or a number that divides C");
   p.groups = given.groups;
-  args.require(p.groups || (!given.weight && !given.bias), "weight or bias is given, but groups is 0 (no norm); wanted ",
-               "both None, or groups of 1 or more");
+  args.require(p.groups || (!given.weight && !given.bias),
+               "weight or bias is given, but groups is 0 (no norm); wanted ", "both None, or groups of 1 or more");
   p.weight = args.any_vector("weight", given.weight, p.channels);
   p.bias = args.any_vector("bias", given.bias, p.channels);
-  args.require(given.eps >= 0.0 && std::isfinite(given.eps), "eps is ", given.eps, ", wanted a finite number, 0 or more");
+  args.require(given.eps >= 0.0 && std::isfinite(given.eps), "eps is ", given.eps,
+               ", wanted a finite number, 0 or more");
   p.eps = given.eps;
   p.activation = args.activation(given.activation);
   args.require(given.scale >= 1 && given.scale <= 8, "scale is ", given.scale, ", wanted 1 to 8");
@@ -62,8 +63,8 @@ Tensor call_conv2d(const GemmArguments& given, int64_t kernel, ScalarType out_dt
   args.require(given.a.scalar_type() == ScalarType::Char, "a has dtype ", dtype_name(given.a.scalar_type()),
                ", wanted int8");
   const int64_t height = given.a.size(1) - kernel + 1, width = given.a.size(2) - kernel + 1;
-  args.require(kernel >= 1 && height >= 1 && width >= 1, "kernel is ", kernel, " and a has shape ",
-               shape_text(given.a), "; wanted a kernel from 1 to H and W");
+  args.require(kernel >= 1 && height >= 1 && width >= 1, "kernel is ", kernel, " and a has shape ", shape_text(given.a),
+               "; wanted a kernel from 1 to H and W");
   require_one(args, "a_scale", given.a_scale);
   const Tensor a = given.a.is_contiguous() ? given.a : torch::stable::contiguous(given.a);
   p.a = static_cast<const int8_t*>(a.const_data_ptr());

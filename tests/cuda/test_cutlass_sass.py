@@ -17,8 +17,9 @@ CSRC = HERE.parents[1] / "csrc"
 CXX = os.environ.get("CXX") or "g++"
 NVCC_FLAGS = ("-O3", "-std=c++20", "--expt-relaxed-constexpr", "--fmad=false", "-Xptxas", "-v")
 
-# Of each kind one configuration, with codes as output: name -> (architecture, header, its settings,
-# configuration, instruction). The first two are those of the base set.
+# Of each kind one configuration, with codes as output, or floats of 16 bits where there are none:
+# name -> (architecture, header, its settings, configuration, instruction). The first two are those
+# of the base set.
 KERNELS = {
     "sm80": (
         "80", "sm80_gemm.h", "", "Sm80Gemm<128, 128, 64, 64, 64, 5>", r"\bIMMA\.16832\.S8\.S8",
@@ -30,6 +31,10 @@ KERNELS = {
     "sm90 swapped, stream-K": (
         "90a", "sm90_gemm.h", "#define PTQ4ARVG_NO_EARLY_START\n",
         "Sm90Gemm<128, 32, 128, 1, StreamK, true>", r"\bIGMMA\.64x32x32\.S8\.S8",
+    ),
+    "sm90 patches": (
+        "90a", "sm90_gemm.h", "#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED\n",
+        "Sm90Gemm<128, 160, 64, 2, Cooperative, false, true>", r"\bIGMMA\.64x160x32\.S8\.S8",
     ),
 }  # fmt: skip
 
@@ -63,13 +68,14 @@ def kernel(request, tmp_path_factory) -> tuple[str, str, str]:
     if not nvcc or not disassembler:
         pytest.skip("needs nvcc and cuobjdump")
     arch, header, settings, config, _ = KERNELS[request.param]
+    output = "bf16" if "patches" in request.param else "codes"
     folder = tmp_path_factory.mktemp("kernel")
     source = folder / "kernel.cu"
     source.write_text(
         f'{settings}#include "kernels/cuda/cutlass/{header}"\n'
         "namespace ptq4arvg::cuda {\n"
         "cudaError_t one(const CodesGemm& g) {\n"
-        f"  return {config}::Launch<Output::codes>::run(g);\n"
+        f"  return {config}::Launch<Output::{output}>::run(g);\n"
         "}\n}\n",
         encoding="utf-8",
     )
@@ -98,6 +104,12 @@ def test_tensor_core_instructions(kernel):
 
 
 @pytest.mark.slow
+def test_patches_are_found_by_tma(kernel):
+    name, sass, _ = kernel
+    assert bool(re.search(r"\bUTMALDG\.4D\.IM2COL\b", sass)) == (name == "sm90 patches")
+
+
+@pytest.mark.slow
 def test_registers_suffice(kernel):
     _, sass, said = kernel
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
@@ -119,7 +131,7 @@ def test_no_calls(kernel):
 def test_waits_for_earlier_kernels_where_it_may_start_early(kernel):
     name, sass, _ = kernel
     for instruction in ("ACQBULK", "PREEXIT"):
-        assert bool(re.search(rf"\b{instruction}\b", sass)) == (name == "sm90")
+        assert bool(re.search(rf"\b{instruction}\b", sass)) == (name in ("sm90", "sm90 patches"))
 
 
 def test_epilogue_arithmetic(tmp_path):
@@ -170,7 +182,12 @@ def test_configurations_are_listed():
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     assert sorted(declared) == sorted(listed) == sorted(names)
     outputs = {(row["config"], row["output"]) for row in rows}
-    assert outputs == {(name, out) for name in names for out in ("codes", "f32", "f16", "bf16")}
+    floats = ("f32", "f16", "bf16")
+    assert outputs == {
+        (name, out)
+        for name in names
+        for out in (floats if "patches" in name else ("codes", *floats))
+    }
     assert all(row["spill_stores"] == row["spill_loads"] == "0" for row in rows)
     shared = {"sm80": 99 << 10, "sm90": 227 << 10}
     assert all(int(row["shared_bytes"]) <= shared[row["config"][:4]] for row in rows)

@@ -167,7 +167,31 @@ def test_attention(builder):
     assert bank_conflicts(said) < 0.01
 
 
-@pytest.mark.parametrize("source", [*TILES, CUDA / "tiled.cu"], ids=lambda path: path.stem)
+def test_maps(builder):
+    said = builder.run("maps", HERE / "interpreted" / "maps.cpp", ours("quantize_map"))
+    assert "60 maps agree" in said
+    assert bank_conflicts(said) < 0.1
+
+
+@pytest.mark.parametrize(
+    "source", [*(path for path in TILES if "patches" in path.stem), CUDA / "tiled.cu"],
+    ids=lambda path: path.stem,
+)  # fmt: skip
+def test_patches(builder, source):
+    name = source.stem.removesuffix("_base")
+    plain = name == "tiled"
+    kernels = [CUDA / "tiled.cu"] if plain else [CUDA / "tiled.cu", source]
+    function = "tiled_config" if plain else name
+    main = HERE / "interpreted" / "patches.cpp"
+    said = builder.run(f"patches_{name}", main, kernels, f"-DPTQ4ARVG_TILE={function}")
+    assert f"{64 if plain else 52} products agree" in said
+    assert bank_conflicts(said) < (0.1 if plain else 0.35)  # see test_tile
+
+
+@pytest.mark.parametrize(
+    "source", [*(path for path in TILES if "patches" not in path.stem), CUDA / "tiled.cu"],
+    ids=lambda path: path.stem,
+)  # fmt: skip
 def test_tile(builder, source):
     name = source.stem.removesuffix("_base")
     function = "tiled_config" if name == "tiled" else name

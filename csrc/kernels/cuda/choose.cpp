@@ -5,7 +5,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/layout.h"
@@ -35,12 +35,13 @@ const TileConfig* find_tile(const std::string& name) {
 }
 
 // "gemm.w6.decode", made once and never freed.
-const char* full_name(int bits, const char* kernel) {
+const char* full_name(const GemmProblem& p, const char* kernel) {
   static std::mutex mutex;
-  static auto& names = *new std::map<std::pair<int, const char*>, std::string>;
+  static auto& names = *new std::map<std::tuple<bool, int, const char*>, std::string>;
   const std::lock_guard<std::mutex> lock(mutex);
-  std::string& name = names[{bits, kernel}];
-  if (name.empty()) name = "gemm.w" + std::to_string(bits) + "." + kernel;
+  const bool patched = p.patches.height != 0;
+  std::string& name = names[{patched, p.bits, kernel}];
+  if (name.empty()) name = (patched ? "conv2d.w" : "gemm.w") + std::to_string(p.bits) + "." + kernel;
   return name.c_str();
 }
 
@@ -56,35 +57,57 @@ CodesGemm as_codes(const GemmProblem& p, const Device& device) {
 
 int output_bytes(const Epilogue& e) { return e.requantize ? 1 : e.out_dtype == DType::f32 ? 4 : 2; }
 
-GemmChoice forced(const std::string& name, const GemmProblem& p, const CodesGemm& g) {
-  const std::string said = "PTQ4ARVG_CUDA_KERNEL is '" + name + "', ";
-  if (name == kDecodeName) {
-    if (p.m > kDecodeRows) {
-      throw std::invalid_argument(said + "which takes " + std::to_string(kDecodeRows) + " rows at most, but a has " +
-                                  std::to_string(p.m) + "; wanted another kernel, or nothing for the best");
-    }
-    return {nullptr, full_name(p.bits, kDecodeName), "PTQ4ARVG_CUDA_KERNEL"};
+std::string known_names(bool patches) {
+  std::string known;
+  for (const KernelName& each : kernel_names()) {
+    if (patches ? each.patches : each.rows) known += (known.empty() ? "" : ", ") + std::string(each.name);
   }
+  return known;
+}
+
+// What the variable names, which is not the decode kernel.
+GemmChoice forced(const char* variable, const std::string& name, const GemmProblem& p, const CodesGemm& g) {
+  const std::string said = std::string(variable) + " is '" + name + "', ";
   const TileConfig* tile = find_tile(name);
   if (!tile) {
-    std::string known;
-    for (const KernelName& each : kernel_names()) known += (known.empty() ? "" : ", ") + std::string(each.name);
-    throw std::invalid_argument(said + "wanted one of " + known + ", or nothing for the best");
+    throw std::invalid_argument(said + "wanted one of " + known_names(p.patches.height > 0) +
+                                ", or nothing for the best");
   }
-  if (!tile->can_run(g)) {
+  const bool takes = p.patches.height ? tile->patches || tile == &tiled_config() : !tile->patches;
+  if (!takes || !tile->can_run(g)) {
     throw std::invalid_argument(said + "which cannot take M " + std::to_string(p.m) + ", N " + std::to_string(p.n) +
                                 ", K " + std::to_string(p.k) + " with these alignments on sm_" +
                                 std::to_string(g.sm) + "; wanted another kernel, or nothing for the best");
   }
-  return {tile, full_name(p.bits, tile->name), "PTQ4ARVG_CUDA_KERNEL"};
+  return {tile, full_name(p, tile->name), variable};
+}
+
+// The kernel whose tiles have the fewest empty columns; of equals, the one with the widest.
+GemmChoice choose_patches(const GemmProblem& p, const CodesGemm& g) {
+  constexpr const char* kVariable = "PTQ4ARVG_CUDA_CONV_KERNEL";
+  const char* name = std::getenv(kVariable);
+  if (name && *name) return forced(kVariable, name, p, g);
+  const auto columns = [&](const TileConfig* tile) { return (p.n + tile->tile_n - 1) / tile->tile_n * tile->tile_n; };
+  const TileConfig* best = nullptr;
+  for (const TileConfig* each : tiles()) {
+    if (!each->patches || !each->can_run(g)) continue;
+    if (!best || columns(each) < columns(best) || (columns(each) == columns(best) && each->tile_n > best->tile_n)) {
+      best = each;
+    }
+  }
+  if (best) return {best, full_name(p, best->name), "patches by TMA, fewest empty columns"};
+  return {&tiled_config(), full_name(p, tiled_config().name), "gathers patches of any alignment"};
 }
 
 }  // namespace
 
 const std::vector<KernelName>& kernel_names() {
   static const std::vector<KernelName> names = [] {
-    std::vector<KernelName> list{{kDecodeName, 80}};
-    for (const TileConfig* each : tiles()) list.push_back({each->name, each->sm_min});
+    std::vector<KernelName> list{{kDecodeName, 80, true, false}};
+    for (const TileConfig* each : tiles()) {
+      const bool any = each == &tiled_config();
+      list.push_back({each->name, each->sm_min, any || !each->patches, any || each->patches});
+    }
     return list;
   }();
   return names;
@@ -92,21 +115,29 @@ const std::vector<KernelName>& kernel_names() {
 
 GemmChoice choose_gemm(const GemmProblem& p, const Device& device) {
   const CodesGemm g = as_codes(p, device);
-  const char* name = std::getenv("PTQ4ARVG_CUDA_KERNEL");
-  if (name && *name) return forced(name, p, g);
+  if (p.patches.height) return choose_patches(p, g);
+  constexpr const char* kVariable = "PTQ4ARVG_CUDA_KERNEL";
+  const char* name = std::getenv(kVariable);
+  if (name && std::strcmp(name, kDecodeName) == 0) {
+    if (p.m <= kDecodeRows) return {nullptr, full_name(p, kDecodeName), kVariable};
+    throw std::invalid_argument(std::string(kVariable) + " is '" + name + "', which takes " +
+                                std::to_string(kDecodeRows) + " rows at most, but a has " + std::to_string(p.m) +
+                                "; wanted another kernel, or nothing for the best");
+  }
+  if (name && *name) return forced(kVariable, name, p, g);
   const ProductSize size{device.sm, p.m, p.n, p.k, p.bits, output_bytes(p.epilogue)};
   int count = 0;
   const TileChoice* table = tile_table(&count);
   for (int i = 0; i < count; ++i) {
     if (!fits(table[i], size)) continue;
     if (std::strcmp(table[i].kernel, kDecodeName) == 0) {
-      if (p.m <= kDecodeRows) return {nullptr, full_name(p.bits, kDecodeName), table[i].reason};
+      if (p.m <= kDecodeRows) return {nullptr, full_name(p, kDecodeName), table[i].reason};
       continue;
     }
     const TileConfig* tile = find_tile(table[i].kernel);
-    if (tile && tile->can_run(g)) return {tile, full_name(p.bits, tile->name), table[i].reason};
+    if (tile && tile->can_run(g)) return {tile, full_name(p, tile->name), table[i].reason};
   }
-  return {&tiled_config(), full_name(p.bits, tiled_config().name), "no row of the table fits"};
+  return {&tiled_config(), full_name(p, tiled_config().name), "no row of the table fits"};
 }
 
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, int bits, int sm) {

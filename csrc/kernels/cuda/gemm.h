@@ -10,12 +10,6 @@
 
 namespace ptq4arvg::cuda {
 
-// Device memory that lives until the call returns, ordered by the call's stream. 256-byte aligned.
-struct Scratch {
-  void* (*allocate)(void* context, size_t bytes);
-  void* context;
-};
-
 struct GemmChoice {
   const TileConfig* tile = nullptr;  // null: the decode kernel
   const char* name = nullptr;        // as last_kernel() reports it: "gemm.w6.decode", "gemm.w8.sm80_128x128x64"
@@ -24,7 +18,8 @@ struct GemmChoice {
 
 constexpr char kDecodeName[] = "decode";
 
-// By the tile table, or by PTQ4ARVG_CUDA_KERNEL, which names one of kernel_names(). Reads sizes and the alignment of
+// By the tile table, or by PTQ4ARVG_CUDA_KERNEL, which names one of kernel_names(); products of patches by their columns,
+// or by PTQ4ARVG_CUDA_CONV_KERNEL. Reads sizes and the alignment of
 // pointers only. Throws std::invalid_argument for a name that is unknown or cannot take the call.
 GemmChoice choose_gemm(const GemmProblem& problem, const Device& device);
 
@@ -34,6 +29,7 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, int bits, int sm);
 struct KernelName {
   const char* name;
   int sm_min;
+  bool rows, patches;  // what it takes
 };
 
 // What choose_gemm can choose in this build: "decode", then the tiled kernels.

@@ -41,6 +41,7 @@ struct TileConfig {
   size_t (*workspace)(const CodesGemm&);  // bytes; reads sizes only
   bool (*can_run)(const CodesGemm&);      // alignment and sizes; reads no memory
   GemmLauncher launch;
+  bool patches = false;  // for rows that are patches, and no others
 };
 
 // Every CUTLASS configuration of this build, each once.

@@ -21,6 +21,12 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
+// Device memory that lives until the call returns, ordered by the call's stream. 256-byte aligned.
+struct Scratch {
+  void* (*allocate)(void* context, size_t bytes);
+  void* context;
+};
+
 // Properties of a device, asked for once. cudaErrorInvalidDevice where there is none of that index.
 cudaError_t device_of(int index, Device* device);
 

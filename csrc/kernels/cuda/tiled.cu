@@ -1,5 +1,5 @@
-// 64 x 64 outputs a block, 64 k a step, four warps of 32 x 32, three stages of cp.async. Rows of activations are the A
-// operand here, weights the B operand.
+// 64 x 64 outputs a block, 64 k a step, four warps of 32 x 32, three stages of cp.async. Rows of activations, or patches
+// of maps, are the A operand here, weights the B operand.
 #include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/launch.h"
@@ -20,18 +20,45 @@ struct Tiled {
   bool aligned;
 };
 
-__device__ inline void fill(const Tiled& t, uint32_t to, int64_t m, int64_t n, int64_t step) {
+constexpr int kCopies = kTile * kChunks / kThreads;  // of 16 bytes of an operand, a thread and a stage
+
+// The row that a thread's copy is of, and which 16 bytes of its 64.
+__device__ inline int copied_row(int copy) { return copy * (kThreads / kChunks) + threadIdx.x / kChunks; }
+__device__ inline int copied_chunk() { return threadIdx.x % kChunks; }
+
+// Where code k of a patch lies behind its first. Whole chunks lie together where lines of patches are aligned.
+__device__ inline int64_t within(const Patches& patches, int64_t k) {
+  const uint32_t piece = static_cast<uint32_t>(patches.piece()), at = static_cast<uint32_t>(k);
+  return at / piece * patches.line() + at % piece;
+}
+
+// 16 codes of a patch from k on, zeros past the depth.
+__device__ inline void copy_patch(const Tiled& t, uint32_t to, const int8_t* patch, int64_t k) {
+  if (t.aligned) return copy_async(to, patch + (k < t.p.k ? within(t.p.patches, k) : 0), k < t.p.k ? 16 : 0);
+  uint32_t words[4] = {};
+  for (int i = 0; i < 16 && k + i < t.p.k; ++i) {
+    words[i / 4] |= (static_cast<uint32_t>(patch[within(t.p.patches, k + i)]) & 0xffu) << (8 * (i % 4));
+  }
+  store_words(to, words);
+}
+
+// rows: where the rows of a that this thread copies begin; null past the last.
+template <bool patched>
+__device__ inline void fill(const Tiled& t, uint32_t to, const int8_t* const (&rows)[kCopies], int64_t n,
+                            int64_t step) {
 #pragma unroll
-  for (int i = 0; i < kTile * kChunks / kThreads; ++i) {
-    const int row = i * (kThreads / kChunks) + threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+  for (int i = 0; i < kCopies; ++i) {
+    const int row = copied_row(i), chunk = copied_chunk();
     const int64_t k = step * kDepth + chunk * 16;
-    const bool a = m + row < t.p.m && k < t.p.k, b = n + row < t.p.n && k < t.ldc;
     const uint32_t at = to + swizzled<kChunks>(row, chunk);
-    copy_codes(at, a ? t.p.a + (m + row) * t.p.a_stride + k : t.p.a, a ? t.p.k - k : 0, t.aligned);
+    const bool a = rows[i] && k < t.p.k, b = n + row < t.p.n && k < t.ldc;
+    if constexpr (patched) copy_patch(t, at, a ? rows[i] : t.p.a, a ? k : t.p.k);
+    else copy_codes(at, a ? rows[i] + k : t.p.a, a ? t.p.k - k : 0, t.aligned);
     copy_async(at + kOperandBytes, b ? t.codes + (n + row) * t.ldc + k : t.codes, b ? 16 : 0);
   }
 }
 
+template <bool patched>
 __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__ Tiled t) {
   __shared__ OutputRow rows[kTile];
   __shared__ OutputColumn columns[kTile];
@@ -40,10 +67,16 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
   const int warp_m = warp % 2 * 32, warp_n = warp / 2 * 32;
   const int64_t m = static_cast<int64_t>(blockIdx.x) * kTile, n = static_cast<int64_t>(blockIdx.y) * kTile;
   const int64_t steps = (t.p.k + kDepth - 1) / kDepth;
+  const int8_t* copied[kCopies];
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int64_t row = m + copied_row(i);
+    copied[i] = row < t.p.m ? t.p.a + (patched ? t.p.patches.start(row) : row * t.p.a_stride) : nullptr;
+  }
   int64_t filling = 0;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s, ++filling) {
-    if (filling < steps) fill(t, ring + s * kStageBytes, m, n, filling);
+    if (filling < steps) fill<patched>(t, ring + s * kStageBytes, copied, n, filling);
     commit_copies();
   }
   if (threadIdx.x < kTile) {
@@ -59,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
   for (int64_t step = 0; step < steps; ++step, ++filling) {
     wait_copies<kStages - 2>();
     __syncthreads();  // all copies of this stage are in, and all have read the one that is filled next
-    if (filling < steps) fill(t, ring + (stage + kStages - 1) % kStages * kStageBytes, m, n, filling);
+    if (filling < steps) fill<patched>(t, ring + (stage + kStages - 1) % kStages * kStageBytes, copied, n, filling);
     commit_copies();
     const uint32_t from = ring + stage * kStageBytes;
 #pragma unroll
@@ -114,9 +147,10 @@ cudaError_t launch_tiled(const CodesGemm& g) {
   const int64_t tiles_m = (g.problem.m + kTile - 1) / kTile, tiles_n = (g.problem.n + kTile - 1) / kTile;
   if (tiles_m > 0x7fffffff || tiles_n > 65535) return cudaErrorInvalidConfiguration;
   const bool aligned = reinterpret_cast<uintptr_t>(g.problem.a) % 16 == 0 && g.problem.a_stride % 16 == 0;
+  const auto kernel = g.problem.patches.height ? tiled_kernel<true> : tiled_kernel<false>;
   const Tiled t{g.problem, g.codes, g.ldc, g.w_sum, aligned};
   const dim3 grid(static_cast<unsigned>(tiles_m), static_cast<unsigned>(tiles_n));
-  return launch_kernel(tiled_kernel, grid, kThreads, kStages * kStageBytes, g.stream, t);
+  return launch_kernel(kernel, grid, kThreads, kStages * kStageBytes, g.stream, t);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "../ptx/runtime.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/format.h"
 
 namespace ptq4arvg {
 
@@ -46,6 +47,17 @@ struct DeviceArray {
 inline DeviceArray<float> floats(size_t count, float low, float high) {
   return DeviceArray<float>(count, [=] { return uniform_float(low, high); });
 }
+
+// Numbers of any type.
+struct Floats {
+  DType type = DType(uniform(0, 2));
+  DeviceArray<uint8_t> data;
+
+  explicit Floats(int64_t count, int reach = 100) : data(count * (type == DType::f32 ? 4 : 2)) {
+    for (int64_t i = 0; i < count; ++i) store_float(data.data, type, i, 0.01f * uniform(-reach, reach));
+  }
+  FloatMatrix all(int64_t row_stride) const { return {data.data, type, row_stride}; }
+};
 
 template <class... Rest>
 [[noreturn]] void fail(const char* what, Rest... sizes) {

@@ -40,6 +40,7 @@ struct Options {
   bool residual = uniform(0, 1), requantize = uniform(0, 2) == 0;
   Activation activation = Activation(uniform(0, 3));
   DType operand = DType(uniform(0, 2)), out_dtype = DType(uniform(0, 2));
+  Patches patches;  // of `a`, if its rows are such
 
   explicit Options(bool aligned) : aligned(aligned) {}
   int64_t out_bytes() const { return requantize ? 1 : out_dtype == DType::f32 ? 4 : 2; }
@@ -67,14 +68,19 @@ struct Product {
     return made;
   }
 
+  int64_t codes_of(int64_t m, const Options& o) const {
+    if (!o.patches.height) return m * stride;
+    return m / (o.patches.height * o.patches.width) * o.patches.map();
+  }
+
   Product(int64_t m, int64_t n, int64_t k, int bits, Options o)
       : m(m),
         n(n),
         k(k),
-        stride(o.aligned ? cuda::round_up(k, 16) : k + uniform(1, 3)),
+        stride(o.patches.height ? o.patches.channels : o.aligned ? cuda::round_up(k, 16) : k + uniform(1, 3)),
         tokens(uniform(1, 5)),
         weight(n, k, bits),
-        a(m * stride + !o.aligned, [] { return uniform(0, 255); }),
+        a(codes_of(m, o) + !o.aligned, [] { return uniform(0, 255); }),
         a_scale(floats(kPositions, 0.01f, 0.1f)),
         w_scale(floats(n, 1e-3f, 1e-2f)),
         bias(floats(n, -1, 1)),
@@ -90,6 +96,7 @@ struct Product {
     GemmProblem& p = problem;
     p.m = m, p.n = n, p.k = k, p.bits = bits;
     p.a = reinterpret_cast<const int8_t*>(a.data) + !o.aligned, p.a_stride = stride;
+    p.patches = o.patches;
     p.w_zero = weight.problem().zero;
     p.rows = {tokens, o.position ? position.data : nullptr};
     Epilogue& e = p.epilogue;

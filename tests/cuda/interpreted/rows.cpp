@@ -11,17 +11,6 @@ namespace {
 
 constexpr int kPositions = 11;
 
-// Numbers of any type.
-struct Floats {
-  DType type = DType(uniform(0, 2));
-  DeviceArray<uint8_t> data;
-
-  explicit Floats(int64_t count) : data(count * (type == DType::f32 ? 4 : 2)) {
-    for (int64_t i = 0; i < count; ++i) store_float(data.data, type, i, 0.01f * uniform(-100, 100));
-  }
-  FloatMatrix all(int64_t row_stride) const { return {data.data, type, row_stride}; }
-};
-
 void check(int64_t m, int64_t k, int bits, DType dtype) {
   const int64_t stride = cuda::round_up(k, 8) + (uniform(0, 2) ? 0 : 1);
   const DeviceArray<uint8_t> x(m * stride * (dtype == DType::f32 ? 4 : 2));

@@ -83,25 +83,30 @@ std::array<int32_t, 5> coordinates(const Warp& w, const Argument& at, int lane) 
   return first;
 }
 
-// cp.async.bulk.tensor [to], [map, {first}], [barrier]{, blocks}: a box of a tensor to the same place in each of the
-// blocks, and its bytes to the barrier at the same place there.
-Handler load_box(bool multicast) {
-  return [multicast](Warp& w, const Instruction& i, uint32_t lanes) {
+// cp.async.bulk.tensor [to], [map, {first}], [barrier]{, {offsets}}{, blocks}: a box of a tensor to the same place in each
+// of the blocks, and its bytes to the barrier at the same place there.
+Handler load_box(bool multicast, bool im2col) {
+  return [multicast, im2col](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
       Block& block = *w.block;
       const TensorMap& map = map_of(w, i.arguments[1], l);
       if (map.rank + 1u != i.arguments[1].slots.size())
         throw std::runtime_error("a bulk copy of another rank than its map");
+      if (map.im2col != im2col) throw std::runtime_error("a bulk copy of another mode than its map");
       const auto first = coordinates(w, i.arguments[1], l);
+      std::array<uint16_t, 3> offsets{};
+      for (size_t d = 0; im2col && d < i.arguments[3].slots.size(); ++d) {
+        offsets.at(d) = w.get<uint16_t>(i.arguments[3].slots[d], l);
+      }
       const uint32_t to = address_of(w, i.arguments[0], l), barrier = address_of(w, i.arguments[2], l);
       if (to % 128) throw std::runtime_error("a bulk copy off its alignment");
       const uint32_t own = to / kSharedWindow - 1;
-      const uint32_t blocks = multicast ? w.get<uint32_t>(i.slot(3), l) & 0xffff : 1u << own;
+      const uint32_t blocks = multicast ? w.get<uint32_t>(i.slot(im2col ? 4 : 3), l) & 0xffff : 1u << own;
       for_each_lane(blocks, [&](int rank) {
         const uint32_t there = shared_base(rank) + to % kSharedWindow,
                        bell = shared_base(rank) + barrier % kSharedWindow;
-        auto copy = [&block, &map, first, there, bell] {
-          map.for_each_piece(first.data(), there, [&](uint8_t* from, uint32_t at, int bytes) {
+        auto copy = [&block, &map, first, offsets, there, bell] {
+          map.for_each_piece(first.data(), offsets.data(), there, [&](uint8_t* from, uint32_t at, int bytes) {
             uint8_t* piece = shared_at(block, at, 16, 16);
             if (bytes) check_global(block, from, bytes, "a bulk load");
             memset(piece, 0, 16);
@@ -130,7 +135,7 @@ Handler store_box() {
         throw std::runtime_error("a bulk copy of another rank than its map");
       if (from % 128) throw std::runtime_error("a bulk copy off its alignment");
       now_or_later(w, w.bulk_copies[l], [&block, &map, first, from] {
-        map.for_each_piece(first.data(), from, [&](uint8_t* to, uint32_t at, int bytes) {
+        map.for_each_piece(first.data(), nullptr, from, [&](uint8_t* to, uint32_t at, int bytes) {
           if (!bytes) return;
           check_global(block, to, bytes, "a bulk store");
           memcpy(to, shared_at(block, at, 16, 16), bytes);
@@ -157,7 +162,7 @@ Handler asynchronous(const Instruction& i) {
   if (i.has("wait_group")) return wait(bulk, false);
   if (!i.has("tensor")) return nullptr;
   if (i.has("bulk_group")) return store_box();
-  return i.has("shared::cluster") ? load_box(i.has("multicast::cluster")) : nullptr;
+  return i.has("shared::cluster") ? load_box(i.has("multicast::cluster"), i.has("im2col")) : nullptr;
 }
 
 }  // namespace ptx

@@ -84,22 +84,24 @@ Handler multiply_m16n8k32(bool saturates) {
   };
 }
 
-// An operand of wgmma in shared memory, rows of 32 bytes of depth, in pieces of 16 that are exchanged as bulk copies
-// do.
+// An operand of wgmma in shared memory, 32 bytes of rows of `width`, in pieces of 16 that are exchanged as bulk copies do.
 struct MatrixDescriptor {
   Block& block;
   uint32_t start, stride;  // bytes; from eight rows to the next eight
+  uint32_t width;
 
   MatrixDescriptor(Block& block, uint64_t bits) : block(block) {
     start = static_cast<uint32_t>(bits & 0x3fff) << 4, stride = static_cast<uint32_t>(bits >> 32 & 0x3fff) << 4;
-    if (bits >> 62 != 1) throw std::runtime_error("wgmma with a swizzle that is not known here");
+    width = bits >> 62 == 1 ? 128 : 64;
+    if (bits >> 62 != 1 && bits >> 62 != 2) throw std::runtime_error("wgmma with a swizzle that is not known here");
     if (bits >> 49 & 7) throw std::runtime_error("wgmma with a base offset");
-    if (stride % 1024) throw std::runtime_error("wgmma off its alignment");
+    if (stride % (8 * width)) throw std::runtime_error("wgmma off its alignment");
   }
   void row(int n, int8_t* to) const {
     for (uint32_t byte = 0; byte < 32; byte += 16) {
-      const uint32_t line = start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8) * 128 + byte;
-      memcpy(to + byte, shared_at(block, shared_base(block.rank) + (line ^ (line >> 3 & 0x70)), 16, 16), 16);
+      const uint32_t line = start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8) * width + byte;
+      const uint32_t at = line ^ (line >> 3 & (width - 16));
+      memcpy(to + byte, shared_at(block, shared_base(block.rank) + at, 16, 16), 16);
     }
   }
 };

@@ -265,12 +265,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
   return *flags = 0, *active = 1, CUDA_SUCCESS;
 }
-// Of the driver one function; PyTorch asks for more, and needs none of them.
+// Of the driver two functions; PyTorch asks for more, and needs none of them.
 static CUresult not_supported() { return CUDA_ERROR_NOT_SUPPORTED; }
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
-  const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
-  *function = known ? reinterpret_cast<void*>(&ptx::encode_tiled) : reinterpret_cast<void*>(&not_supported);
+  *function = reinterpret_cast<void*>(&not_supported);
+  if (!std::strcmp(symbol, "cuTensorMapEncodeTiled")) *function = reinterpret_cast<void*>(&ptx::encode_tiled);
+  if (!std::strcmp(symbol, "cuTensorMapEncodeIm2col")) *function = reinterpret_cast<void*>(&ptx::encode_im2col);
   if (result) *result = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }

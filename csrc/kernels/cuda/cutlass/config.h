@@ -38,13 +38,15 @@ inline int padded_depth(const CodesGemm& g) { return static_cast<int>((g.problem
 
 inline size_t no_workspace(const CodesGemm&) { return 0; }
 
-// Launch<output>::run(g) for the output type that the problem asks for; nothing for an empty problem.
-template <template <Output> class Launch>
+// Launch<output>::run(g) for the output type that the problem asks for; nothing for an empty problem. codes: may that be
+// codes?
+template <template <Output> class Launch, bool codes = true>
 cudaError_t launch_by_output(const CodesGemm& g) {
   if (g.problem.m == 0) return cudaSuccess;
   switch (output_of(g.problem.epilogue)) {
     case Output::codes:
-      return Launch<Output::codes>::run(g);
+      if constexpr (codes) return Launch<Output::codes>::run(g);
+      break;
     case Output::f32:
       return Launch<Output::f32>::run(g);
     case Output::f16:

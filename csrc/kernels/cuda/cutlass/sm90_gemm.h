@@ -17,6 +17,7 @@
 
 #include "kernels/cuda/cutlass/config.h"
 #include "kernels/cuda/cutlass/sm90_finish.h"
+#include "kernels/cuda/cutlass/sm90_patches.h"
 
 namespace ptq4arvg::cuda {
 
@@ -42,8 +43,10 @@ struct StreamK : Cooperative {
 };
 
 // swapped: the weights are the left operand, so that the 64 or more rows that wgmma wants are channels, and the
-// columns, 8 at least, are tokens. The block is CUTLASS's: its first size counts channels then.
-template <int block_m, int block_n, int block_k, int cluster_m, class Schedule, bool swapped = false>
+// columns, 8 at least, are tokens. The block is CUTLASS's: its first size counts channels then. patched: rows are patches
+// of maps, for convolutions; their outputs are floats.
+template <int block_m, int block_n, int block_k, int cluster_m, class Schedule, bool swapped = false,
+          bool patched = false>
 struct Sm90Gemm {
   using Block = cute::Shape<cute::Int<block_m>, cute::Int<block_n>, cute::Int<block_k>>;
   using Cluster = cute::Shape<cute::Int<cluster_m>, cute::_1, cute::_1>;
@@ -67,23 +70,30 @@ struct Sm90Gemm {
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
         typename Schedule::Subtile, int32_t, float, void, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
         typename Schedule::Epilogue, Tree>::CollectiveOp;
-    using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+    using RowMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
         Cluster,
         cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
             sizeof(typename CollectiveEpilogue::SharedStorage))>,
         typename Schedule::Mainloop>::CollectiveOp;
+    using CollectiveMainloop = cute::conditional_t<patched, PatchMainloop<RowMainloop>, RowMainloop>;
     using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
                                                         CollectiveEpilogue, typename Schedule::Scheduler>;
     using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-    static typename Gemm::Arguments arguments_of(const CodesGemm& g) {
+    // *described: whether the driver takes the operands; only patches are described to it here.
+    static typename Gemm::Arguments arguments_of(const CodesGemm& g, bool* described) {
       const GemmProblem& p = g.problem;
       const Epilogue& e = p.epilogue;
       typename Gemm::Arguments arguments;
       arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
       const int m = static_cast<int>(p.m), n = static_cast<int>(p.n);
-      const int depth = padded_depth(g);
+      int depth = padded_depth(g);
+      *described = true;
+      if constexpr (patched) {
+        *described = CollectiveMainloop::describe(g, &arguments.mainloop) == CUDA_SUCCESS;
+        depth = arguments.mainloop.steps() * block_k;
+      }
       arguments.problem_shape = swapped ? cute::make_shape(n, m, depth, 1) : cute::make_shape(m, n, depth, 1);
       if constexpr (swapped) {
         arguments.mainloop.ptr_A = g.codes;
@@ -92,10 +102,12 @@ struct Sm90Gemm {
         arguments.mainloop.dB = {p.a_stride, cute::_1{}, 0};
         arguments.epilogue.dD = {cute::_1{}, p.n, 0};
       } else {
-        arguments.mainloop.ptr_A = p.a;
-        arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
-        arguments.mainloop.ptr_B = g.codes;
-        arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+        if constexpr (!patched) {
+          arguments.mainloop.ptr_A = p.a;
+          arguments.mainloop.dA = {p.a_stride, cute::_1{}, 0};
+          arguments.mainloop.ptr_B = g.codes;
+          arguments.mainloop.dB = {g.ldc, cute::_1{}, 0};
+        }
         arguments.epilogue.dD = {p.n, cute::_1{}, 0};
       }
       arguments.epilogue.thread = {{e.w_scale},
@@ -108,12 +120,16 @@ struct Sm90Gemm {
       return arguments;
     }
 
-    static size_t workspace(const CodesGemm& g) { return Gemm::get_workspace_size(arguments_of(g)); }
+    static size_t workspace(const CodesGemm& g) {
+      bool described;
+      return Gemm::get_workspace_size(arguments_of(g, &described));
+    }
 
     static cudaError_t run(const CodesGemm& g) {
-      const typename Gemm::Arguments arguments = arguments_of(g);
+      bool described;
+      const typename Gemm::Arguments arguments = arguments_of(g, &described);
       Gemm gemm;
-      if (Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
+      if (!described || Gemm::can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
       if (gemm.initialize(arguments, g.workspace, g.stream) != cutlass::Status::kSuccess) return failure();
       const bool early = g.early && !kStreamK;
       return gemm.run(g.stream, nullptr, early) == cutlass::Status::kSuccess ? cudaSuccess : failure();
@@ -128,8 +144,9 @@ struct Sm90Gemm {
   // sm_90a code runs on compute capability 9.0 alone.
   static bool can_run(const CodesGemm& g) {
     const int64_t width = 16 / output_bytes(output_of(g.problem.epilogue));
-    return g.sm == 90 && operands_fit(g) && epilogue_fits(g, 2) && g.problem.n % width == 0 &&
-           aligned(g.problem.epilogue.out, 16);
+    if (patched && (!patches_fit(g.problem.patches) || g.problem.epilogue.requantize)) return false;
+    return g.sm == 90 && patched == (g.problem.patches.height > 0) && operands_fit(g) && epilogue_fits(g, 2) &&
+           g.problem.n % width == 0 && aligned(g.problem.epilogue.out, 16);
   }
 
   // The partial sums and their barriers, which do not depend on the type of the output.
@@ -138,10 +155,11 @@ struct Sm90Gemm {
     return 0;
   }
 
-  static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch>(g); }
+  static cudaError_t launch(const CodesGemm& g) { return launch_by_output<Launch, !patched>(g); }
 
   static TileConfig config(const char* name) {
-    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, workspace, can_run, launch};
+    return {name, 90, swapped ? block_n : block_m, swapped ? block_m : block_n, block_k, workspace, can_run, launch,
+            patched};
   }
 };
 

@@ -18,6 +18,7 @@ const TileConfig* cutlass_configs(int* count) {
 #endif
 #if defined(PTQ4ARVG_HAS_SM90A)
       sm90_128x128x128(),
+      sm90_patches_128x128x64(),
 #if !defined(PTQ4ARVG_CUDA_REDUCED)
       sm90_64x64x128(),
       sm90_64x128x128(),
@@ -26,6 +27,7 @@ const TileConfig* cutlass_configs(int* count) {
       sm90_swap_32x128x128(),
       sm90_swap_32x128x128_streamk(),
       sm90_swap_64x128x128(),
+      sm90_patches_128x160x64(),
 #endif
 #endif
   };

@@ -19,5 +19,7 @@ TileConfig sm90_128x128x128_streamk();
 TileConfig sm90_swap_32x128x128();
 TileConfig sm90_swap_32x128x128_streamk();
 TileConfig sm90_swap_64x128x128();
+TileConfig sm90_patches_128x128x64();
+TileConfig sm90_patches_128x160x64();
 
 }  // namespace ptq4arvg::cuda

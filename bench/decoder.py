@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Time the tokenizers' decoders, from tokens to pixels: in integers, and in floats.
+
+    python bench/decoder.py --models var-d16,rar-b,llamagen-b,mar-b --images 1,8 \\
+        --out bench/results/decoder.csv
+
+Integer convolutions are W8A8; what else a decoder does is in ``--rest``. Weights are random: time
+does not depend on their values. All candidates of a batch run in turn; ratios are medians over the
+rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from options import choices
+from record import stamp, write_csv
+from tables import show
+from timing import measure
+from variants import float_model
+
+from ptq4arvg import ops
+from ptq4arvg.calibration import Calibration
+from ptq4arvg.decoder import quantize_decoder_
+from ptq4arvg.models.convolutions import decoder_convolutions
+from ptq4arvg.models.registry import model_config
+from ptq4arvg.numerics import get_scheme
+from ptq4arvg.progress import make_progress
+
+FLOATS = ("float32", "bfloat16")
+MODELS = "var-d16,rar-b,llamagen-b,mar-b"
+COLUMNS = (
+    "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "candidate",
+    "kernel", "median_ms", "p10_ms", "p90_ms", "repeats", "disturbed", "gop", "gops",
+    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")),
+)  # fmt: skip
+
+
+def random_rows(model: Any, images: int) -> torch.Tensor:
+    """Tokens at random, as ``decode_ids`` takes them."""
+    g = torch.Generator().manual_seed(0)
+    if model.continuous:
+        channels = model.config.channels
+        return torch.randn(images, model.tokens, channels, generator=g)
+    size = model.tokenizer.config.vocab_size
+    return torch.randint(0, size, (images, model.tokens), generator=g)
+
+
+def operations(model: Any, rows: torch.Tensor) -> float:
+    """10^9 operations of the convolutions that can be in integers, for these rows."""
+    total = 0
+
+    def count(conv: torch.nn.Conv2d, _args: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * output.numel() * conv.weight[0].numel()
+
+    convolutions = decoder_convolutions(model.tokenizer).values()
+    handles = [conv.register_forward_hook(count) for conv in convolutions]
+    model.decode_ids(rows)
+    for handle in handles:
+        handle.remove()
+    return total / 1e9
+
+
+class _Kernels:
+    """The operators of convolutions, and which kernels they ran."""
+
+    quantize_map = staticmethod(ops.quantize_map)
+
+    def __init__(self) -> None:
+        self.ran: dict[str, None] = {}
+
+    def conv2d(self, *args: Any, **options: Any) -> torch.Tensor:
+        result = ops.conv2d(*args, **options)
+        self.ran[ops.last_kernel()] = None
+        return result
+
+
+class Decoders:
+    """The decoder of one model in the numbers of every candidate."""
+
+    def __init__(self, name: str, floats: list[str], rest: str, device: str) -> None:
+        self.name, self.floats, self.rest, self.device = name, floats, rest, device
+        self.models = {f: float_model(name, f).to(device) for f in dict.fromkeys([*floats, rest])}
+        # A model of its own tokenizer, as nothing else decodes.
+        self.models["int8"] = ours = copy.copy(self.models[rest])
+        ours._modules = ours._modules | {"tokenizer": copy.deepcopy(ours.tokenizer)}
+        ours.decode_rows = ours.decode_ids
+        labels = torch.zeros(2, dtype=torch.int64)
+        quantize_decoder_(ours, get_scheme("W8A8"), Calibration(random_rows(ours, 2), labels))
+
+    def kernels(self, rows: torch.Tensor) -> str:
+        """Those that the convolutions run, each once."""
+        convolutions = decoder_convolutions(self.models["int8"].tokenizer).values()
+        kernels = _Kernels()
+        for conv in convolutions:
+            conv.operators = kernels
+        self.models["int8"].decode_ids(rows)
+        for conv in convolutions:
+            del conv.operators
+        return "+".join(kernels.ran)
+
+    def measured(
+        self, images: int, budget: float, tick: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
+        """One row per candidate."""
+        rows = random_rows(self.models["int8"], images).to(self.device)
+        gop = operations(self.models[self.rest], rows)
+        kernels = self.kernels(rows)
+        calls = {
+            name: [lambda m=self.models[name]: m.decode_ids(rows)]
+            for name in (*self.floats, "int8")
+        }
+        synchronize = torch.cuda.synchronize if self.device.startswith("cuda") else lambda: None
+        timings = measure(calls, budget, min_repeats=3, synchronize=synchronize, tick=tick)
+        for name in calls:
+            row = {
+                "model": self.name, "images": images, "rest": self.rest, "candidate": name,
+                "kernel": kernels if name == "int8" else "",
+                "median_ms": timings.quantile(name) * 1e3,
+                "p10_ms": timings.quantile(name, 0.1) * 1e3,
+                "p90_ms": timings.quantile(name, 0.9) * 1e3, "repeats": timings.repeats,
+                "disturbed": timings.disturbed(name), "gop": gop,
+                "gops": gop / timings.quantile(name),
+            }  # fmt: skip
+            if name == "int8":
+                for other in self.floats:
+                    for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
+                        row[f"x_{other}{part}"] = timings.ratio(other, name, q)
+            yield row
+
+
+def print_table(rows: list[dict[str, Any]], floats: list[str]) -> None:
+    """Times, and how many times faster the integers are."""
+    lines = [
+        [row["model"], str(row["images"]), row["candidate"], f"{row['median_ms']:.0f}",
+         f"{row['gops']:.0f}",
+         *(f"{row[f'x_{name}']:.2f}" if f"x_{name}" in row else "" for name in floats)]
+        for row in rows
+    ]  # fmt: skip
+    head = ["model", "images", "numbers", "ms", "GOP/s", *(f"x {name}" for name in floats)]
+    show("tokens to pixels; times faster than in floats", head, lines)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--models", default=MODELS)
+    add("--images", default="1,8", help="images of a batch; several numbers by commas")
+    add("--floats", default=",".join(FLOATS), help="to compare with")
+    add("--rest", default="bfloat16", choices=FLOATS, help="dtype of what is not in integers")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--budget", type=float, default=120.0, help="seconds of timing, all batches together")
+    add("--out", type=Path, help="CSV file")
+    add("--quiet", action="store_true", help="no progress")
+    arguments = parser.parse_args(argv)
+    arguments.floats = choices("--floats", arguments.floats, FLOATS)
+    try:
+        arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
+    except ValueError:
+        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,8") from None
+    if min(*arguments.images, arguments.threads) < 1 or not arguments.budget > 0:
+        raise ValueError("--images, --threads and --budget want numbers above 0")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+    arguments.models = arguments.models.split(",")
+    for name in arguments.models:
+        model_config(name)  # an unknown name ends here
+    return arguments
+
+
+@torch.inference_mode()
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write the file. 2 for bad arguments, 130 when interrupted."""
+    try:
+        arguments = _parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"decoder.py: {error}\n")
+        return 2
+    torch.set_num_threads(arguments.threads)
+    shared, rows, status = stamp(arguments.device, arguments.threads), [], 0
+    todo = [(name, images) for name in arguments.models for images in arguments.images]
+    with make_progress(arguments.quiet) as display:
+        try:
+            made: Decoders | None = None
+            for number, (name, images) in enumerate(todo):
+                display(name, number, len(todo))
+                if made is None or made.name != name:
+                    made = None  # before the next one takes its memory
+                    made = Decoders(name, arguments.floats, arguments.rest, arguments.device)
+                rows += [
+                    shared | row
+                    for row in made.measured(
+                        images, arguments.budget / len(todo),
+                        lambda number=number, name=name: display(name, number, len(todo)),
+                    )
+                ]  # fmt: skip
+            display(todo[-1][0], len(todo), len(todo))
+        except KeyboardInterrupt:
+            display.say("interrupted; this is what was measured until then")
+            status = 130
+    print_table(rows, arguments.floats)
+    if arguments.out:
+        write_csv(arguments.out, COLUMNS, rows)
+        sys.stdout.write(f"wrote {arguments.out}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
