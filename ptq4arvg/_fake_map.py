@@ -67,7 +67,8 @@ def _(
 
 @torch.library.register_fake("ptq4arvg::conv2d")
 def _(
-    a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, bits=8, kernel=3,
+    a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, bits=8,
+    kernel_size=3,
     activation="none", residual=None, out_dtype=torch.float32,
 ):  # fmt: skip
     op = "conv2d"
@@ -78,13 +79,14 @@ def _(
     _check_map(op, "a", a)
     check_dtype(op, "a", a, torch.int8)
     b, height, width, c = a.shape
-    if not 1 <= kernel <= min(height, width):
+    k = kernel_size
+    if k < 1 or k > height or k > width:  # not by min, which would ask which of them it is
         raise RuntimeError(
-            f"{op}: kernel is {kernel} and a has shape {list(a.shape)}; wanted a kernel from 1 to "
-            "H and W"
+            f"{op}: kernel_size is {k} and a has shape {list(a.shape)}; wanted one from 1 to H and "
+            "W"
         )
     _check_one(op, "a_scale", a_scale)
     check_out_dtype(op, out_dtype)
-    sides = (side - kernel + 1 for side in (height, width))
-    rows = a.new_empty((b, *sides, kernel * kernel * c))
+    sides = (side - k + 1 for side in (height, width))
+    rows = a.new_empty((b, *sides, k * k * c))
     return fake_product(op, rows, w, w_scale, w_zero, bias, bits, activation, out_dtype)

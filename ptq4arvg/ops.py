@@ -232,18 +232,18 @@ def quantize_map(
 def conv2d(
     a: Tensor, w: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None = None,
     w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
-    bits: int = 8, kernel: int = 3, activation: str = "none", residual: Tensor | None = None,
+    bits: int = 8, kernel_size: int = 3, activation: str = "none", residual: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """Convolution of codes a int8 [B, H + k - 1, W + k - 1, C], border and all -> [B, H, W, N].
 
-    `gemm` of the patches of ``kernel`` (k) by k pixels with the packed weight [N, k k C], whose
-    columns are in the order of `reference_map.conv_columns`; stride 1. a_scale [1], a_zero [1],
-    residual [B, H, W, N]; the rest as for `gemm`, whose kernels run where k is 1.
+    `gemm` of the patches of ``kernel_size`` (k) by k pixels with the packed weight [N, k k C],
+    whose columns are in the order of `reference_map.conv_columns`; stride 1. a_scale [1], a_zero
+    [1], residual [B, H, W, N]; the rest as for `gemm`, whose kernels run where k is 1.
     """
     return _call(
         "conv2d", _OPS.conv2d.default, a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias,
-        bits=bits, kernel=kernel, activation=activation, residual=residual,
+        bits=bits, kernel_size=kernel_size, activation=activation, residual=residual,
         out_dtype=None if out_dtype == torch.float32 else out_dtype,
     )  # fmt: skip
 

@@ -81,20 +81,20 @@ def conv_columns(weight: Tensor) -> Tensor:
 def conv2d(
     a: Tensor, w: Tensor, a_scale: Tensor, w_scale: Tensor, a_zero: Tensor | None = None,
     w_sum: Tensor | None = None, w_zero: Tensor | None = None, bias: Tensor | None = None, *,
-    bits: int = 8, kernel: int = 3, activation: str = "none", residual: Tensor | None = None,
+    bits: int = 8, kernel_size: int = 3, activation: str = "none", residual: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """Convolution of codes with their border, a product of patches; see `ptq4arvg.ops.conv2d`."""
-    images, height, width, channels = a.shape
-    height, width, n = height - kernel + 1, width - kernel + 1, len(w_scale)
-    weight = unpack_weight(w, w_zero, bits, n, kernel * kernel * channels)
+    k, (images, height, width, channels) = kernel_size, a.shape
+    height, width, n = height - k + 1, width - k + 1, len(w_scale)
+    weight = unpack_weight(w, w_zero, bits, n, k * k * channels)
     columns = weight.double().split(channels, 1)  # a pixel of the patch each
     acc = torch.zeros(images * height * width, n, dtype=torch.float64, device=a.device)
-    for i in range(kernel):
-        for j in range(kernel):
+    for i in range(k):
+        for j in range(k):
             pixels = a[:, i : i + height, j : j + width].reshape(-1, channels)  # [B H W, C]
             # float64 holds these sums exactly (below 2^53).
-            acc += pixels.double() @ columns[i * kernel + j].T
+            acc += pixels.double() @ columns[i * k + j].T
     first = torch.zeros(len(acc), dtype=torch.int64, device=a.device)
     acc = acc.to(torch.int32)
     y = dequantize(acc, weight, a_scale, w_scale, a_zero, w_sum, bias, activation, first)

@@ -41,8 +41,7 @@ class LayerCheck:
 
 
 class _Compared:
-    """Operators of attention and of convolutions, each of which has to give what its specification
-    gives."""
+    """The operators of attention, each of which has to give what its specification gives."""
 
     def __init__(self, name: str, note: Callable[..., None]) -> None:
         self._name, self._note = name, note
@@ -68,19 +67,31 @@ class _Compared:
     def attention(self, *args: Tensor, **options: Any) -> Tensor:
         return self._compare("attention", args, options, slice(1, 1))
 
-    def quantize_map(self, *args: Any, **options: Any) -> Tensor:
-        found, kernel = ops.quantize_map(*args, **options), ops.last_kernel()
-        wanted = ops.reference_map.quantize_map(*args, **options)
+
+class _ComparedConvolution:
+    """The operators of one convolution, likewise; what its specification reads is made anew from
+    the convolution's canonical form."""
+
+    def __init__(self, name: str, module: PackedConv2d, note: Callable[..., None]) -> None:
+        self._name, self._note, self._q = name, note, module.canonical()
+
+    def quantize_map(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        found, kernel = ops.quantize_map(x, *args, **options), ops.last_kernel()
+        q = self._q
+        wanted = ops.reference_map.quantize_map(
+            x, 1.0 / q.input_scale, q.input_zero, q.a_bits, **options
+        )
         self._note(self._name, kernel, found, wanted.double(), 0.0)
         return found
 
-    def conv2d(self, a: Tensor, w: Tensor, a_scale: Tensor, *rest: Any, **options: Any) -> Tensor:
-        found, kernel = ops.conv2d(a, w, a_scale, *rest, **options), ops.last_kernel()
-        w_scale, _, _, w_zero, _ = rest
-        k, bits = options["kernel"] ** 2 * a.shape[3], options["bits"]
-        codes = ops.unpack_weight(w, w_zero, bits, len(w_scale), k)
-        plain = ops.reference.pack_weight(codes, w_zero, bits)
-        wanted = ops.reference_map.conv2d(a, plain, a_scale, *rest, **options)
+    def conv2d(self, a: Tensor, *args: Any, **options: Any) -> Tensor:
+        found, kernel = ops.conv2d(a, *args, **options), ops.last_kernel()
+        q = self._q
+        weight = ops.reference.pack_weight(q.codes, q.w_zero, q.w_bits)
+        zero = q.input_zero - 128 if q.a_bits == 8 else None
+        wanted = ops.reference_map.conv2d(
+            a, weight, q.input_scale, q.w_scale, zero, None, q.w_zero, q.bias, **options
+        )
         self._note(self._name, kernel, found, wanted.double(), 0.0)
         return found
 
@@ -105,7 +116,6 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
         for name, module in decoder_convolutions(model.tokenizer).items()
         if isinstance(module, PackedConv2d)
     }
-    cores |= convolutions
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")
     checks: dict[str, LayerCheck] = {}
@@ -143,6 +153,8 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     handles = [module.register_forward_hook(compare(n, module)) for n, module in layers.items()]
     for name, core in cores.items():
         core.operators = _Compared(name, note)
+    for name, conv in convolutions.items():
+        conv.operators = _ComparedConvolution(name, conv, note)
     try:
         model.replay(ids, labels)
         if convolutions:
@@ -150,9 +162,10 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
     finally:
         for handle in handles:
             handle.remove()
-        for core in cores.values():
-            del core.operators
-    never = [name for name in (*layers, *cores) if name not in checks]
+        for module in (*cores.values(), *convolutions.values()):
+            del module.operators
+    names = (*layers, *cores, *convolutions)
+    never = [name for name in names if name not in checks]
     if never:
         raise RuntimeError(f"check_integer_path: these layers did not run: {', '.join(never)}")
-    return [checks[name] for name in (*layers, *cores)]
+    return [checks[name] for name in names]

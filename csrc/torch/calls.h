@@ -78,7 +78,7 @@ struct QuantizeMapArguments {
 
 Tensor call_quantize_map(const QuantizeMapArguments& given, const Run<QuantizeMapProblem>& run);
 
-Tensor call_conv2d(const GemmArguments& given, int64_t kernel, ScalarType out_dtype, const Run<GemmProblem>& run);
+Tensor call_conv2d(const GemmArguments& given, int64_t kernel_size, ScalarType out_dtype, const Run<GemmProblem>& run);
 
 struct StoreKvArguments {
   const Tensor &k, &v, &k_cache, &v_cache, &k_scale, &k_shift, &v_scale, &v_shift;

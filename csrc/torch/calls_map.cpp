@@ -56,23 +56,30 @@ Tensor call_quantize_map(const QuantizeMapArguments& given, const Run<QuantizeMa
   return out;
 }
 
-Tensor call_conv2d(const GemmArguments& given, int64_t kernel, ScalarType out_dtype, const Run<GemmProblem>& run) {
+Tensor call_conv2d(const GemmArguments& given, int64_t kernel_size, ScalarType out_dtype, const Run<GemmProblem>& run) {
   Arguments args("conv2d", "a", given.a);
   GemmProblem p;
   require_map(args, "a", given.a);
   args.require(given.a.scalar_type() == ScalarType::Char, "a has dtype ", dtype_name(given.a.scalar_type()),
                ", wanted int8");
-  const int64_t height = given.a.size(1) - kernel + 1, width = given.a.size(2) - kernel + 1;
-  args.require(kernel >= 1 && height >= 1 && width >= 1, "kernel is ", kernel, " and a has shape ", shape_text(given.a),
-               "; wanted a kernel from 1 to H and W");
+  const int64_t k = kernel_size, most = given.a.size(1) < given.a.size(2) ? given.a.size(1) : given.a.size(2);
+  args.require(k >= 1 && k <= most, "kernel_size is ", k, " and a has shape ", shape_text(given.a),
+               "; wanted one from 1 to H and W");
+  const int64_t height = given.a.size(1) - k + 1, width = given.a.size(2) - k + 1;
   require_one(args, "a_scale", given.a_scale);
   const Tensor a = given.a.is_contiguous() ? given.a : torch::stable::contiguous(given.a);
   p.a = static_cast<const int8_t*>(a.const_data_ptr());
   p.m = a.size(0) * height * width;
   p.a_stride = a.size(3);
-  p.k = kernel * kernel * a.size(3);
-  if (kernel > 1) p.patches = {height, width, a.size(3), kernel};
+  p.k = k * k * a.size(3);
+  if (k > 1) p.patches = {height, width, a.size(3), k};
   fill_gemm(args, given, &p);
+  if (given.residual) {
+    const Tensor& r = *given.residual;
+    const bool same = r.dim() == 4 && r.size(0) == a.size(0) && r.size(1) == height && r.size(2) == width;
+    args.require(same, "residual has shape ", shape_text(r), ", wanted [", a.size(0), ", ", height, ", ", width, ", ",
+                 p.n, "] (as the output)");
+  }
   p.epilogue.out_dtype = args.out_dtype(out_dtype);
   Tensor out = empty_map(a, height, width, p.n, out_dtype);
   p.epilogue.out = out.mutable_data_ptr();

@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
       "Tensor? bias=None, float eps=1e-6, str activation=\"none\", int scale=1, int border=0) -> Tensor");
   m.def(
       "conv2d(Tensor a, Tensor w, Tensor a_scale, Tensor w_scale, Tensor? a_zero=None, Tensor? w_sum=None, "
-      "Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, int kernel=3, str activation=\"none\", "
+      "Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, int kernel_size=3, str activation=\"none\", "
       "Tensor? residual=None, ScalarType out_dtype=6) -> Tensor");
   m.def(
       "store_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k_scale, Tensor k_shift, "

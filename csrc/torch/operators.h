@@ -92,11 +92,11 @@ struct Operators {
 
   static Tensor conv2d(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
                        const OptionalTensor& a_zero, const OptionalTensor& w_sum, const OptionalTensor& w_zero,
-                       const OptionalTensor& bias, int64_t bits, int64_t kernel, const std::string& activation,
+                       const OptionalTensor& bias, int64_t bits, int64_t kernel_size, const std::string& activation,
                        const OptionalTensor& residual, ScalarType out_dtype) {
     const OptionalTensor none;
     return call_conv2d({a, w, a_scale, w_scale, a_zero, w_sum, w_zero, bias, bits, none, 0, activation, residual, none},
-                       kernel, out_dtype, runner<GemmProblem>("conv2d", a));
+                       kernel_size, out_dtype, runner<GemmProblem>("conv2d", a));
   }
 
   template <class Library>

@@ -169,6 +169,12 @@ def _install_convolution(
     conv = decoder_convolutions(model.tokenizer).get(name)
     if conv is None:
         raise ValueError(f"tokenizer.{name} is no convolution that can be in integers")
+    if (setting["positions"], setting["sink"], setting["rotation"]) != (1, (), 0):
+        raise ValueError(
+            f"tokenizer.{name} has {setting['positions']} positions, {len(setting['sink'])} of "
+            f"them in float, and rotation {setting['rotation']}; wanted one position for all "
+            "pixels, and neither"
+        )
     shape = (conv.out_channels, conv.weight[0].numel())
     q, taken = _read(f"tokenizer.{name}", shape, setting, tensors, device)
     replace_convolution_(model.tokenizer, name, PackedConv2d(q, conv.in_channels, dtype))

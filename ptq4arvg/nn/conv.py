@@ -29,8 +29,8 @@ class PackedConv2d(PackedWeight):
         self, q: LinearQuantization, channels: int, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(q, None, dtype)
-        self.kernel = isqrt(self.in_features // channels)
-        if self.kernel % 2 == 0 or self.kernel**2 * channels != self.in_features:
+        self.kernel_size = isqrt(self.in_features // channels)
+        if self.kernel_size % 2 == 0 or self.kernel_size**2 * channels != self.in_features:
             raise ValueError(
                 f"PackedConv2d: a weight of {self.in_features} columns and {channels} channels; "
                 "wanted the channels times the square of an odd number"
@@ -60,10 +60,10 @@ class PackedConv2d(PackedWeight):
         own = self._buffers
         codes = self.operators.quantize_map(
             _channels_last(x), own["a_inv_scale"], own["a_level_zero"], self.a_bits,
-            border=self.kernel // 2, **preparation,
+            border=self.kernel_size // 2, **preparation,
         )  # fmt: skip
         y = self.operators.conv2d(
-            codes, *self._weight(), bits=self.w_bits, kernel=self.kernel,
+            codes, *self._weight(), bits=self.w_bits, kernel_size=self.kernel_size,
             residual=None if residual is None else _channels_last(residual), out_dtype=x.dtype,
         )  # fmt: skip
         return y.permute(0, 3, 1, 2)  # [B, H, W, N] -> [B, N, H, W]

@@ -32,8 +32,9 @@ def test_kernels_are_listed_once_each():
     for isa in ops.build_info()["compiled_isas"]:
         for bits in (8, 6, 4):
             assert f"gemm.w{bits}.{isa}" in names
+            assert f"conv2d.w{bits}.{isa}" in names
             assert f"gemm_float.w{bits}.{isa}" in names
-        for op in ("quantize", "norm_quantize", "attention", "store_kv"):
+        for op in ("quantize", "norm_quantize", "attention", "store_kv", "quantize_map"):
             assert f"{op}.{isa}" in names
     available = {kernel["isa"] for kernel in kernels if kernel["available"]}
     assert available >= set(ops.build_info()["available_isas"])
@@ -60,6 +61,10 @@ def test_torch_ops_have_the_documented_names():
         assert hasattr(torch.ops.ptq4arvg, name)
         assert hasattr(ops, name)
         assert hasattr(ops.reference_attention, name)
+    for name in ("conv2d", "quantize_map"):
+        assert hasattr(torch.ops.ptq4arvg, name)
+        assert hasattr(ops, name)
+        assert hasattr(ops.reference_map, name)
 
 
 KINDS = {
