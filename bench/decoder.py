@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Time the tokenizers' decoders, from tokens to pixels: in integers, and in floats.
 
-    python bench/decoder.py --models var-d16,rar-b,llamagen-b,mar-b --images 1,8 \\
+    python bench/decoder.py --models var-d16,rar-b,llamagen-b,mar-b \\
         --out bench/results/decoder.csv
+    python bench/decoder.py --models var-tiny,rar-tiny,par-tiny,mar-tiny --images 64 \\
+        --rest float32 --schemes W8A8,W6A6,W4A8 --out bench/results/decoder-images.csv
 
-Integer convolutions are W8A8; what else a decoder does is in ``--rest``. Weights are random: time
-does not depend on their values. All candidates of a batch run in turn; ratios are medians over the
-rounds.
+A scheme is that of the convolutions; what else a decoder does is in ``--rest``. On a CPU large
+images are decoded one by one, as ``generate`` does. All candidates run in turn; ratios are medians
+over the rounds. Published sizes have random weights: time
+does not depend on their values. The bundled models decode tokens that they draw, others than those
+that ranges were taken from, and psnr_db compares the images with those of the float32 decoder.
 """
 
 from __future__ import annotations
@@ -29,25 +33,28 @@ from ptq4arvg import ops
 from ptq4arvg.calibration import Calibration
 from ptq4arvg.decoder import quantize_decoder_
 from ptq4arvg.models.convolutions import decoder_convolutions
-from ptq4arvg.models.registry import model_config
-from ptq4arvg.numerics import get_scheme
+from ptq4arvg.models.registry import BUNDLED, model_config
+from ptq4arvg.numerics import SCHEMES, get_scheme
 from ptq4arvg.progress import make_progress
 
 FLOATS = ("float32", "bfloat16")
+CALIBRATION_IMAGES = 16
 MODELS = "var-d16,rar-b,llamagen-b,mar-b"
 COLUMNS = (
     "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "candidate",
-    "kernel", "median_ms", "p10_ms", "p90_ms", "repeats", "disturbed", "gop", "gops",
+    "kernel", "median_ms", "p10_ms", "p90_ms", "repeats", "disturbed", "gop", "gops", "psnr_db",
     *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")),
 )  # fmt: skip
 
 
-def random_rows(model: Any, images: int) -> torch.Tensor:
-    """Tokens at random, as ``decode_ids`` takes them."""
-    g = torch.Generator().manual_seed(0)
+def tokens_of(model: Any, images: int, seed: int) -> torch.Tensor:
+    """Tokens as ``decode_ids`` takes them: drawn by a bundled model, at random for the others."""
+    if model.name in BUNDLED:
+        labels = torch.arange(images) % model.num_classes
+        return model.sample_ids(labels, seed=seed)
+    g = torch.Generator().manual_seed(seed)
     if model.continuous:
-        channels = model.config.channels
-        return torch.randn(images, model.tokens, channels, generator=g)
+        return torch.randn(images, model.tokens, model.config.channels, generator=g)
     size = model.tokenizer.config.vocab_size
     return torch.randint(0, size, (images, model.tokens), generator=g)
 
@@ -82,54 +89,71 @@ class _Kernels:
         return result
 
 
+def _with_own_tokenizer(model: Any) -> Any:
+    """``model`` with a copy of its tokenizer, which is all that decodes."""
+    other = copy.copy(model)
+    other._modules = model._modules | {"tokenizer": copy.deepcopy(model.tokenizer)}
+    other.decode_rows = other.decode_ids  # its rows are tokens and nothing else
+    return other
+
+
 class Decoders:
     """The decoder of one model in the numbers of every candidate."""
 
-    def __init__(self, name: str, floats: list[str], rest: str, device: str) -> None:
-        self.name, self.floats, self.rest, self.device = name, floats, rest, device
-        self.models = {f: float_model(name, f).to(device) for f in dict.fromkeys([*floats, rest])}
-        # A model of its own tokenizer, as nothing else decodes.
-        self.models["int8"] = ours = copy.copy(self.models[rest])
-        ours._modules = ours._modules | {"tokenizer": copy.deepcopy(ours.tokenizer)}
-        ours.decode_rows = ours.decode_ids
-        labels = torch.zeros(2, dtype=torch.int64)
-        quantize_decoder_(ours, get_scheme("W8A8"), Calibration(random_rows(ours, 2), labels))
+    def __init__(
+        self, name: str, floats: list[str], schemes: list[str], rest: str, device: str
+    ) -> None:
+        self.name, self.floats, self.schemes, self.rest = name, floats, schemes, rest
+        self.device = device
+        wanted = dict.fromkeys([*floats, rest, *(FLOATS[:1] if name in BUNDLED else ())])
+        self.models = {dtype: float_model(name, dtype).to(device) for dtype in wanted}
+        images = CALIBRATION_IMAGES if name in BUNDLED else 2
+        rows = tokens_of(self.models[rest], images, seed=0)
+        calibration = Calibration(rows, torch.zeros(images, dtype=torch.int64))
+        for scheme in schemes:
+            self.models[scheme] = model = _with_own_tokenizer(self.models[rest])
+            quantize_decoder_(model, get_scheme(scheme), calibration)
 
-    def kernels(self, rows: torch.Tensor) -> str:
+    def kernels(self, scheme: str, rows: torch.Tensor) -> str:
         """Those that the convolutions run, each once."""
-        convolutions = decoder_convolutions(self.models["int8"].tokenizer).values()
+        convolutions = decoder_convolutions(self.models[scheme].tokenizer).values()
         kernels = _Kernels()
         for conv in convolutions:
             conv.operators = kernels
-        self.models["int8"].decode_ids(rows)
+        self.models[scheme].decode_ids(rows[:1])
         for conv in convolutions:
             del conv.operators
         return "+".join(kernels.ran)
+
+    def psnr(self, name: str, rows: torch.Tensor) -> float | None:
+        """Of a bundled model's images against the float32 decoder's, in dB."""
+        if self.name not in BUNDLED or name == FLOATS[0]:
+            return None
+        mine, exact = (self.models[n].decode_in_parts(rows) for n in (name, FLOATS[0]))
+        error = (mine - exact).double().square().mean()
+        return -10 * torch.log10(error.clamp_min(1e-20)).item()
 
     def measured(
         self, images: int, budget: float, tick: Callable[[], None]
     ) -> Iterator[dict[str, Any]]:
         """One row per candidate."""
-        rows = random_rows(self.models["int8"], images).to(self.device)
+        rows = tokens_of(self.models[self.rest], images, seed=1).to(self.device)
         gop = operations(self.models[self.rest], rows)
-        kernels = self.kernels(rows)
-        calls = {
-            name: [lambda m=self.models[name]: m.decode_ids(rows)]
-            for name in (*self.floats, "int8")
-        }
+        names = [*self.floats, *self.schemes]
+        calls = {name: [lambda m=self.models[name]: m.decode_in_parts(rows)] for name in names}
         synchronize = torch.cuda.synchronize if self.device.startswith("cuda") else lambda: None
         timings = measure(calls, budget, min_repeats=3, synchronize=synchronize, tick=tick)
-        for name in calls:
+        for name in names:
             row = {
                 "model": self.name, "images": images, "rest": self.rest, "candidate": name,
-                "kernel": kernels if name == "int8" else "",
+                "kernel": self.kernels(name, rows) if name in self.schemes else "",
                 "median_ms": timings.quantile(name) * 1e3,
                 "p10_ms": timings.quantile(name, 0.1) * 1e3,
                 "p90_ms": timings.quantile(name, 0.9) * 1e3, "repeats": timings.repeats,
                 "disturbed": timings.disturbed(name), "gop": gop,
-                "gops": gop / timings.quantile(name),
+                "gops": gop / timings.quantile(name), "psnr_db": self.psnr(name, rows),
             }  # fmt: skip
-            if name == "int8":
+            if name in self.schemes:
                 for other in self.floats:
                     for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
                         row[f"x_{other}{part}"] = timings.ratio(other, name, q)
@@ -140,11 +164,19 @@ def print_table(rows: list[dict[str, Any]], floats: list[str]) -> None:
     """Times, and how many times faster the integers are."""
     lines = [
         [row["model"], str(row["images"]), row["candidate"], f"{row['median_ms']:.0f}",
-         f"{row['gops']:.0f}",
+         f"{row['gops']:.0f}", "" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
          *(f"{row[f'x_{name}']:.2f}" if f"x_{name}" in row else "" for name in floats)]
         for row in rows
     ]  # fmt: skip
-    head = ["model", "images", "numbers", "ms", "GOP/s", *(f"x {name}" for name in floats)]
+    head = [
+        "model",
+        "images",
+        "numbers",
+        "ms",
+        "GOP/s",
+        "PSNR dB",
+        *(f"x {name}" for name in floats),
+    ]
     show("tokens to pixels; times faster than in floats", head, lines)
 
 
@@ -152,8 +184,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--models", default=MODELS)
-    add("--images", default="1,8", help="images of a batch; several numbers by commas")
+    add("--images", default="1", help="images of a call; several numbers by commas")
     add("--floats", default=",".join(FLOATS), help="to compare with")
+    add("--schemes", default="W8A8", help="of the convolutions; several by commas")
     add("--rest", default="bfloat16", choices=FLOATS, help="dtype of what is not in integers")
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())
@@ -162,6 +195,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     arguments.floats = choices("--floats", arguments.floats, FLOATS)
+    arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
+    if not arguments.schemes:
+        raise ValueError("--schemes is empty; wanted one or more of " + ", ".join(SCHEMES))
     try:
         arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
     except ValueError:
@@ -194,7 +230,9 @@ def main(argv: list[str] | None = None) -> int:
                 display(name, number, len(todo))
                 if made is None or made.name != name:
                     made = None  # before the next one takes its memory
-                    made = Decoders(name, arguments.floats, arguments.rest, arguments.device)
+                    made = Decoders(
+                        name, arguments.floats, arguments.schemes, arguments.rest, arguments.device
+                    )
                 rows += [
                     shared | row
                     for row in made.measured(

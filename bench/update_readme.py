@@ -6,6 +6,9 @@
     python bench/update_readme.py bench/results/mixed.csv
     python bench/update_readme.py bench/results/compare.csv
     python bench/update_readme.py bench/results/attention.csv
+    python bench/update_readme.py bench/results/decoder.csv
+    python bench/update_readme.py bench/results/decoder-images.csv
+    python bench/update_readme.py bench/results/generate-var-d16-kv8.csv
 
 A demo's picture goes with its report: grid.png beside it is copied to bench/results/demo/, or to
 bench/results/demo-NAME/ for another model than var-tiny, which has a table of its own, too.
@@ -128,10 +131,57 @@ def attention_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def decoder_table(rows: list[dict[str, str]]) -> str:
+    """Ratios per model and number of images, in Markdown."""
+    ours = [row for row in rows if row["kernel"]]
+    peers = [name for name in ("float32", "bfloat16") if ours[0].get(f"x_{name}")]
+    lines = [
+        "| model | images | ms an image | " + " | ".join(f"times faster than {p}" for p in peers)
+        + " |",
+        "|---|---:|---:" + "|---:" * len(peers) + "|",
+    ]  # fmt: skip
+    for row in ours:
+        each = float(row["median_ms"]) / int(row["images"])
+        ratios = " | ".join(f"{float(row[f'x_{name}']):.1f}" for name in peers)
+        lines.append(f"| {row['model']} | {row['images']} | {each:.0f} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def decoder_images_table(rows: list[dict[str, str]]) -> str:
+    """PSNR per scheme and model, in Markdown."""
+    ours = [row for row in rows if row["kernel"]]
+    models = list(dict.fromkeys(row["model"] for row in ours))
+    lines = [
+        "| PSNR, dB | " + " | ".join(f"`{model}`" for model in models) + " |",
+        "|---" + "|---:" * len(models) + "|",
+    ]
+    for scheme in dict.fromkeys(row["candidate"] for row in ours):
+        found = {row["model"]: row["psnr_db"] for row in ours if row["candidate"] == scheme}
+        cells = " | ".join(f"{float(found[model]):.1f}" for model in models)
+        lines.append(f"| {scheme} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def generate_table(rows: list[dict[str, str]]) -> str:
+    """Seconds of a call and ratios of its variants, in Markdown."""
+    lines = [
+        "| variant | tokens, s | pixels, s | call, s | times faster than bfloat16 | memory |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        seconds = [row[f"seconds_{part}"] for part in ("tokens", "decode", "call")]
+        cells = [f"{float(value):.1f}" for value in seconds]
+        ratios = [f"{float(row[name]):.2f}" for name in ("x_bfloat16", "memory_bfloat16")]
+        lines.append(f"| {row['variant']} | " + " | ".join(cells + ratios) + " |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {  # by the name of the CSV file
     "ablation": ablation_table, "mixed": mixed_table, "compare": compare_table,
     "compare-additions": compare_table, "compare-rotations": compare_table,
     "compare-attention": compare_table, "attention": attention_table,
+    "decoder": decoder_table, "decoder-images": decoder_images_table,
+    "generate-var-d16-kv8": generate_table,
 }  # fmt: skip
 
 

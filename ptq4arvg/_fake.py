@@ -111,6 +111,24 @@ def _(x, inv_scale, zero, bits, position=None, tokens=0, rotation=0):
     return x.new_empty(x.shape, dtype=torch.int8)
 
 
+@torch.library.register_fake("ptq4arvg::gate_quantize")
+def _(x, inv_scale, zero, bits, *, activation="silu", position=None, tokens=0, rotation=0):
+    op = "gate_quantize"
+    check_device(op, x=x, inv_scale=inv_scale, zero=zero, position=position)
+    check_bits(op, "bits", bits)
+    check_dtype(op, "x", x, *FLOATS)
+    if x.shape[-1] % 2:
+        raise RuntimeError(
+            f"{op}: x has shape {list(x.shape)}, wanted [..., 2 K]: gates, then what they gate"
+        )
+    check_activation(op, activation)
+    _check_table(op, "inv_scale", inv_scale, tokens)
+    check_dtype(op, "zero", zero, torch.int32)
+    check_dtype(op, "position", position, torch.int32)
+    check_rotation(op, rotation, x.shape[-1] // 2)
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=torch.int8)
+
+
 @torch.library.register_fake("ptq4arvg::gemm")
 def _(
     a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, bits=8,

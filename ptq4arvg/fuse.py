@@ -1,7 +1,7 @@
 """Fusion of packed linears with what surrounds them, where a family declares that it may be done.
 
-Static scales need no reduction over the values that they quantize, so a norm can emit the codes of
-the one linear that reads it, and a GEMM's epilogue can emit the codes of the next linear.
+Static scales need no reduction over the values that they quantize, so a norm or a gated product can
+emit the codes of the one linear that reads it, and a GEMM's epilogue those of the next linear.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ __all__ = ["fuse_", "unfuse_"]
 
 
 def fuse_(model: nn.Module) -> int:
-    """Fuse norm -> linear and linear -> activation -> linear pairs in place; returns how many.
+    """Fuse norm -> linear, gated product -> linear and linear -> activation -> linear in place;
+    returns how many of them.
 
-    Uses the specs' ``norm`` (the module that feeds only this linear) and ``act`` (the activation
+    Uses the specs' ``norm`` and ``gated`` (what feeds only this linear) and ``act`` (the activation
     between it and the linear ``consumer``). A linear that computes sink positions from float
     inputs, or that stays in float, is not fused.
     """
@@ -29,6 +30,9 @@ def fuse_(model: nn.Module) -> int:
             continue
         if spec.norm:
             root.get_submodule(spec.norm).quantizer = linear.quantize_norm
+            fused += 1
+        if spec.gated:
+            root.get_submodule(spec.gated).quantizer = linear.quantize_gated
             fused += 1
         consumer = root.get_submodule(spec.consumer) if spec.act else None
         if isinstance(consumer, PackedLinear) and not consumer.sink:
@@ -49,7 +53,7 @@ def unfuse_(model: nn.Module) -> None:
         linear = root.get_submodule(spec.name)
         if isinstance(linear, PackedLinear):
             linear.fuse("none", None)
-        if spec.norm:
-            root.get_submodule(spec.norm).quantizer = None
+        for source in filter(None, (spec.norm, spec.gated)):
+            root.get_submodule(source).quantizer = None
         if spec.act:
             root.get_submodule(spec.act).fused = False

@@ -29,6 +29,7 @@ __all__ = [
     "conv2d",
     "cuda_kernel",
     "empty_kv_cache",
+    "gate_quantize",
     "gemm",
     "gemm_float",
     "gemm_quantize",
@@ -128,6 +129,20 @@ def quantize(
     return _call(
         "quantize", _OPS.quantize.default, x, inv_scale, zero, bits, position, tokens,
         rotation=rotation or None,
+    )  # fmt: skip
+
+
+def gate_quantize(
+    x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int, *, activation: str = "silu",
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
+) -> Tensor:  # fmt: skip
+    """`quantize` of a gated product (SwiGLU): int8 [..., K] of x [..., 2 K].
+
+    The product is activation(x[..., :K]) * x[..., K:], in float32.
+    """
+    return _call(
+        "gate_quantize", _OPS.gate_quantize.default, x, inv_scale, zero, bits,
+        activation=activation, position=position, tokens=tokens or None, rotation=rotation or None,
     )  # fmt: skip
 
 

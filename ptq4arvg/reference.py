@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ROTATION",
     "activate",
     "dequantize",
+    "gate_quantize",
     "gemm",
     "gemm_float",
     "gemm_quantize",
@@ -203,6 +204,16 @@ def quantize(
     rows = rotate(_rows(x).float(), rotation)
     t = _position_of_rows(len(rows), position, tokens, inv_scale)
     return _stored_codes(rows, inv_scale[t], zero[t], bits).reshape(x.shape)
+
+
+def gate_quantize(
+    x: Tensor, inv_scale: Tensor, zero: Tensor, bits: int, *, activation: str = "silu",
+    position: Tensor | None = None, tokens: int = 0, rotation: int = 0,
+) -> Tensor:  # fmt: skip
+    """Codes int8 of a gated product, x [..., 2 K]; see `ptq4arvg.ops.gate_quantize`."""
+    gates, values = x.float().chunk(2, -1)
+    y = activate(activation, gates) * values
+    return quantize(y, inv_scale, zero, bits, position, tokens, rotation)
 
 
 def _gemm_rows(

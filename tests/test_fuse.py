@@ -88,3 +88,31 @@ def test_fused_and_separate_results_agree():
 def test_a_float_model_has_nothing_to_fuse():
     model = ptq4arvg.load_model("var-tiny")
     assert fuse_(model) == 0 and state(model) == (0, 0)
+
+
+def test_gated_products_are_quantized_where_they_are_made():
+    model = ptq4arvg.load_model("par-tiny")
+    calibration = rows(model)
+    exact = model.replay(calibration.ids, calibration.labels)
+    quantize_(model, "W8A8", "rtn", calibration)
+    gated = [block.feed_forward for block in model.transformer.layers]
+    assert all(part.quantizer == part.w2.quantize_gated for part in gated)
+    seen = []
+    handle = gated[0].w2.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    fused = model.replay(calibration.ids, calibration.labels)
+    unfuse_(model)
+    assert all(part.quantizer is None for part in gated)
+    separate = model.replay(calibration.ids, calibration.labels)
+    handle.remove()
+    assert seen == [torch.int8, torch.float32]
+    # Codes that rounding moves by one make them differ by less than quantization does.
+    error = (separate - exact).square().mean()
+    assert (fused - separate).square().mean() < error
+    assert (fused - exact).square().mean() < 1.1 * error
+
+
+def test_gated_products_of_sinks_stay_in_float():
+    model = ptq4arvg.load_model("par-tiny")
+    quantize_(model, "W8A8", "rtn", rows(model), sink="float")
+    gated = [block.feed_forward for block in model.transformer.layers]
+    assert all(bool(part.w2.sink) == (part.quantizer is None) for part in gated)

@@ -1,4 +1,5 @@
-// Floats to stored activation codes by a table of scales and zero points, rotated before that if asked for.
+// Floats to stored activation codes by a table of scales and zero points, rotated before that if asked for. Gated ones
+// are activation(x[0 .. k - 1]) * x[k .. 2 k - 1] of rows of 2 k.
 #pragma once
 
 #include "kernels/format.h"
@@ -14,10 +15,12 @@ struct QuantizeTable {
 
 struct QuantizeProblem {
   int64_t m = 0, k = 0;
-  FloatMatrix x;  // [m, k]
+  FloatMatrix x;  // [m, k], or [m, 2 k]
   RowPositions rows;
   QuantizeTable table;
   int rotation = 0;  // columns of a block, 0: none; see rotation.h
+  bool gated = false;
+  Activation activation = Activation::none;  // where gated
   int8_t* out = nullptr;  // [m, k] contiguous
 };
 

@@ -86,7 +86,7 @@ std::string cuda_kernels() {
     }
   }
   for (int bits : {8, 6, 4}) out += ", " + kernel("gemm_float", bits, "cuda", place(80));
-  for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
+  for (const char* op : {"quantize", "gate_quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
     out += ", " + kernel(op, 0, "cuda", place(80));
   }
   return out;
@@ -119,7 +119,7 @@ PTQ4ARVG_EXPORT const char* ptq4arvg_list_kernels() {
     for (const char* op : {"gemm", "conv2d", "gemm_float"}) {
       for (int bits : {8, 6, 4}) out += (out.empty() ? "" : ", ") + kernel(op, bits, choices[i].name, place);
     }
-    for (const char* op : {"quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
+    for (const char* op : {"quantize", "gate_quantize", "norm_quantize", "attention", "store_kv", "quantize_map"}) {
       out += ", " + kernel(op, 0, choices[i].name, place);
     }
   }

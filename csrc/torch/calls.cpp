@@ -113,20 +113,25 @@ Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, cons
   return out;
 }
 
-Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, int64_t rotation,
-                     const Run<QuantizeProblem>& run) {
-  Arguments args("quantize", "x", x);
+Tensor call_quantize(const QuantizeArguments& given, const Run<QuantizeProblem>& run) {
+  const bool gated = given.activation != nullptr;
+  Arguments args(gated ? "gate_quantize" : "quantize", "x", given.x);
   QuantizeProblem p;
-  const int checked_bits = args.bits("bits", bits);
-  const Rows rows = args.floats("x", x);
+  const int bits = args.bits("bits", given.bits);
+  const Rows rows = args.floats("x", given.x);
   p.m = rows.count;
   p.k = rows.columns;
   p.x = as_matrix(rows);
-  p.table = args.table("inv_scale", "zero", inv_scale, zero, checked_bits);
-  p.rows = args.positions(position, tokens, "inv_scale", inv_scale.numel());
-  p.rotation = args.rotation("rotation", rotation, "K", p.k, kMaxRotation);
-  Tensor out = args.empty(x, p.k, ScalarType::Char);
+  if (gated) {
+    args.require(p.k % 2 == 0, "x has shape ", shape_text(given.x), ", wanted [..., 2 K]: gates, then what they gate");
+    p.k /= 2;
+    p.gated = true;
+    p.activation = args.activation(*given.activation);
+  }
+  p.table = args.table("inv_scale", "zero", given.inv_scale, given.zero, bits);
+  p.rows = args.positions(given.position, given.tokens, "inv_scale", given.inv_scale.numel());
+  p.rotation = args.rotation("rotation", given.rotation, "K", p.k, kMaxRotation);
+  Tensor out = args.empty(given.x, p.k, ScalarType::Char);
   p.out = static_cast<int8_t*>(out.mutable_data_ptr());
   if (p.m > 0) run(p);
   return out;

@@ -47,9 +47,15 @@ struct Requantize {
 Tensor call_gemm(const GemmArguments& given, ScalarType out_dtype, const Run<GemmProblem>& run);
 Tensor call_gemm_quantize(const GemmArguments& given, const Requantize& to, const Run<GemmProblem>& run);
 
-Tensor call_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
-                     const OptionalTensor& position, int64_t tokens, int64_t rotation,
-                     const Run<QuantizeProblem>& run);
+struct QuantizeArguments {
+  const Tensor &x, &inv_scale, &zero;
+  int64_t bits;
+  const OptionalTensor& position;
+  int64_t tokens, rotation;
+  const std::string* activation = nullptr;  // of the first half of a row, which then gates the second
+};
+
+Tensor call_quantize(const QuantizeArguments& given, const Run<QuantizeProblem>& run);
 
 struct NormArguments {
   const Tensor &x, &inv_scale, &zero;

@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
       "quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, Tensor? position=None, SymInt tokens=0, "
       "int rotation=0) -> Tensor");
   m.def(
+      "gate_quantize(Tensor x, Tensor inv_scale, Tensor zero, int bits, *, str activation=\"silu\", "
+      "Tensor? position=None, SymInt tokens=0, int rotation=0) -> Tensor");
+  m.def(
       "gemm(Tensor a, Tensor w, Tensor a_scale, Tensor w_scale, Tensor? a_zero=None, Tensor? w_sum=None, "
       "Tensor? w_zero=None, Tensor? bias=None, *, int bits=8, Tensor? position=None, SymInt tokens=0, "
       "str activation=\"none\", Tensor? residual=None, Tensor? gate=None, ScalarType out_dtype=6) -> Tensor");

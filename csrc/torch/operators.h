@@ -18,7 +18,15 @@ struct Operators {
 
   static Tensor quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
                          const OptionalTensor& position, int64_t tokens, int64_t rotation) {
-    return call_quantize(x, inv_scale, zero, bits, position, tokens, rotation, runner<QuantizeProblem>("quantize", x));
+    return call_quantize({x, inv_scale, zero, bits, position, tokens, rotation},
+                         runner<QuantizeProblem>("quantize", x));
+  }
+
+  static Tensor gate_quantize(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits,
+                              const std::string& activation, const OptionalTensor& position, int64_t tokens,
+                              int64_t rotation) {
+    return call_quantize({x, inv_scale, zero, bits, position, tokens, rotation, &activation},
+                         runner<QuantizeProblem>("gate_quantize", x));
   }
 
   static Tensor gemm(const Tensor& a, const Tensor& w, const Tensor& a_scale, const Tensor& w_scale,
@@ -104,6 +112,7 @@ struct Operators {
     m.impl("pack_weight", TORCH_BOX(&Device::pack_weight));
     m.impl("unpack_weight", TORCH_BOX(&Device::unpack_weight));
     m.impl("quantize", TORCH_BOX(&Operators::quantize));
+    m.impl("gate_quantize", TORCH_BOX(&Operators::gate_quantize));
     m.impl("gemm", TORCH_BOX(&Operators::gemm));
     m.impl("gemm_quantize", TORCH_BOX(&Operators::gemm_quantize));
     m.impl("norm_quantize", TORCH_BOX(&Operators::norm_quantize));

@@ -17,7 +17,9 @@ from ..sampling import Sampler
 
 __all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
 
-DECODED = 16  # images that a tokenizer decodes at a time: its activations would outgrow a KV cache
+# What a tokenizer decodes at a time: its activations would outgrow a KV cache; on a CPU they should
+# not outgrow its caches by more than they have to.
+DECODED, DECODED_PIXELS_CPU = 16, 256**2
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class LinearSpec:
     paper calls sinks; finest: positions that no table tells apart, as groups within the steps
     (None: there are none). fold: what ``fold_`` absorbs a transform of the input into, or None with
     a reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
-    ModulatedNorm that feeds only this linear; act: the Activation between this linear and the
-    linear ``consumer``; "" where there is none.
+    ModulatedNorm that feeds only this linear; gated: the GatedFeedForward whose product it reads;
+    act: the Activation between this linear and the linear ``consumer``; "" where there is none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LinearSpec:
     no_fold: str = ""
     shift: bool = True
     norm: str = ""
+    gated: str = ""
     act: str = ""
     consumer: str = ""
     finest: tuple[int, ...] | None = None
@@ -200,6 +203,13 @@ class ARVGModel(nn.Module):
         """Images as ``decode_ids`` makes them, of what ``sample_rows`` gives."""
         return self.decode_ids(rows)
 
+    def decode_in_parts(self, ids: Tensor) -> Tensor:
+        """Images float32, of any number of token ids, some at a time."""
+        count = DECODED
+        if self.cursor.position.device.type == "cpu":
+            count = min(count, max(1, DECODED_PIXELS_CPU // self.tokenizer.config.image_size**2))
+        return torch.cat([self.decode_ids(part).float() for part in ids.split(count)])
+
     def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
         """Labels as an int64 tensor [n]. ValueError if one is not a class."""
         labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
@@ -274,7 +284,7 @@ class ARVGModel(nn.Module):
             part = labels[start : start + batch_size]
             at = index[start : start + batch_size] if isinstance(index, Tensor) else index + start
             ids = self.sample_ids(part, seed=seed, cfg=cfg, index=at, **options)
-            images += [self.decode_ids(part).float() for part in ids.split(DECODED)]
+            images.append(self.decode_in_parts(ids))
             if progress:
                 progress("generate", start + len(part), len(labels))
         return torch.cat(images)

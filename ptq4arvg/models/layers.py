@@ -182,7 +182,8 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """``w2(silu(w1 x) * w3 x)``; w13 holds the rows of w1, then those of w3.
 
-    published: what files call w1, w3 and w2, which have no biases.
+    published: what files call w1, w3 and w2, which have no biases. quantizer: what makes w2's codes
+    of w13's outputs, if the product is not made in floating point.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class GatedFeedForward(nn.Module):
         self.w13 = nn.Linear(width, 2 * hidden, bias=False)
         self.w2 = nn.Linear(hidden, width, bias=False)
         self.published = published
+        self.quantizer: Callable[[Tensor, str], Tensor] | None = None
         self._register_load_state_dict_pre_hook(self._rename)
 
     def _rename(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -204,7 +206,10 @@ class GatedFeedForward(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """What w2 reads."""
-        gate, value = self.w13(x).chunk(2, -1)
+        both = self.w13(x)
+        if self.quantizer is not None:
+            return self.quantizer(both, "silu")
+        gate, value = both.chunk(2, -1)
         return F.silu(gate) * value
 
     def forward(self, x: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ class PARModel(ARVGModel):
                 LinearSpec(f"{feed_forward}.w13", "fc1", i, *shared, f"{block}.ffn_norm",
                            norm=f"{block}.ffn_norm"),
                 LinearSpec(f"{feed_forward}.w2", "fc2", i, *shared, f"{feed_forward}.w13",
-                           shift=False),
+                           shift=False, gated=feed_forward),
             ]  # fmt: skip
         specs.append(LinearSpec("output", "head", self.config.depth, whole, *shared[1:], "norm",
                                 norm="norm"))  # fmt: skip

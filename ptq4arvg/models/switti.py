@@ -348,7 +348,7 @@ class SwittiModel(ARVGModel):
                 LinearSpec(f"{block}.ffn.w13", "fc1", i, step, step, fold=ada,
                            norm=f"{block}.ffn_norm1"),
                 LinearSpec(f"{block}.ffn.w2", "fc2", i, step, step, fold=f"{block}.ffn.w13",
-                           shift=False),
+                           shift=False, gated=f"{block}.ffn"),
             ]  # fmt: skip
         head = "head_nm.ada_lin.1"
         return [

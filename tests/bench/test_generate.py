@@ -47,6 +47,7 @@ def test_a_bundled_model(tmp_path, capsys, model, scheme):
         (["--model", "var-16"], "Closest: 'var-d16'"),
         (["--schemes", "W8A6"], "Closest: 'W8A8'"),
         (["--schemes", "W8A8KV4"], "Closest: 'W8A8KV8'"),
+        (["--schemes", "W8A8KV8D4"], "Closest: 'W8A8KV8D8'"),
         (["--model", "switti-512", "--schemes", "W8A8KV8"], "No KV8: switti-512 has positions"),
         (["--floats", "float16"], "unknown 'float16'"),
         (["--images", "0"], "above 0"),
@@ -73,10 +74,14 @@ def test_schemes_that_a_model_can_have(model, schemes):
     assert generate._parse(["--model", model]).schemes == schemes
 
 
-@pytest.mark.parametrize(("scheme", "attention"), [("W8A8", "float"), ("W4A8KV8", "int8")])
-def test_a_scheme_that_ends_in_kv8_is_one_with_integer_attention(
-    monkeypatch, tmp_path, scheme, attention
-):
+@pytest.mark.parametrize(
+    ("scheme", "attention", "decoder"),
+    [
+        ("W8A8", "float", None), ("W4A8KV8", "int8", None), ("W6A6D8", "float", "W8A8"),
+        ("W8A8KV8D8", "int8", "W8A8"),
+    ],
+)  # fmt: skip
+def test_what_a_scheme_ends_in_is_in_integers(monkeypatch, tmp_path, scheme, attention, decoder):
     """As the worker prepares it, in this process."""
     answers = []
     monkeypatch.setattr(variants, "_answer", answers.append)
@@ -86,6 +91,7 @@ def test_a_scheme_that_ends_in_kv8_is_one_with_integer_attention(
     assert model.report.scheme == scheme[:4] and model.report.options["attention"] == attention
     core = model.transformer.get_submodule(model.attention_cores()[0])
     assert core.integer == (attention == "int8")
+    assert (model.report.decoder or {}).get("scheme") == decoder
     assert answers[-1] == {} and answers[0] == {"progress": [f"prepare {scheme}: build", 0, 1]}
 
 

@@ -87,3 +87,35 @@ def test_the_comparison_has_a_table_per_scheme_with_bytes(script):
     mixed = row("rtn", "5.5 bits") | {"target_bits": "5.5", "mean_bits": "5.4321"}
     head = script.compare_table([mixed]).splitlines()[0]
     assert head == "| 5.5 bits (reached 5.43) | m | bytes |"
+
+
+def test_the_decoders_tables(script):
+    def row(model, candidate, **more):
+        empty = {"kernel": "", "psnr_db": "", "x_float32": "", "x_bfloat16": ""}
+        own = {"model": model, "images": "8", "candidate": candidate, "median_ms": "80"}
+        return empty | own | more
+
+    rows = [
+        row("a", "float32"),
+        row("a", "W8A8", kernel="k", x_float32="4.04", x_bfloat16="1.96", psnr_db="50.04"),
+        row("b", "W8A8", kernel="k", x_float32="3", x_bfloat16="2", psnr_db="46"),
+    ]
+    assert script.decoder_table(rows).splitlines() == [
+        "| model | images | ms an image | times faster than float32 | times faster than bfloat16 |",
+        "|---|---:|---:|---:|---:|",
+        "| a | 8 | 10 | 4.0 | 2.0 |",
+        "| b | 8 | 10 | 3.0 | 2.0 |",
+    ]
+    assert script.decoder_images_table(rows).splitlines() == [
+        "| PSNR, dB | `a` | `b` |",
+        "|---|---:|---:|",
+        "| W8A8 | 50.0 | 46.0 |",
+    ]
+
+
+def test_the_table_of_whole_calls(script):
+    row = {"variant": "W8A8", "seconds_tokens": "8.04", "seconds_decode": "4", "seconds_call": "12",
+           "x_bfloat16": "1.996", "memory_bfloat16": "0.6"}  # fmt: skip
+    assert script.generate_table([row]).splitlines()[2:] == [
+        "| W8A8 | 8.0 | 4.0 | 12.0 | 2.00 | 0.60 |"
+    ]

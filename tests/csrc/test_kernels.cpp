@@ -76,6 +76,15 @@ void check_rows(const cpu::KernelTable& table, int64_t m, int64_t k, int bits, D
   q.out = actual.get();
   table.quantize(q);
   if (m && std::memcmp(expected.get(), actual.get(), m * k)) fail(table.isa, "quantize", m, 0, k, bits);
+  if (k % 2 == 0 && !q.rotation) {  // the rows as gates and what they gate
+    QuantizeProblem gated = q;
+    gated.k = k / 2, gated.gated = true, gated.activation = Activation(uniform(0, 3));
+    gated.out = expected.get();
+    cpu::scalar_table().quantize(gated);
+    gated.out = actual.get();
+    table.quantize(gated);
+    if (m && std::memcmp(expected.get(), actual.get(), m * k / 2)) fail(table.isa, "gate_quantize", m, 0, k, bits);
+  }
 
   NormQuantizeProblem p;
   p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;

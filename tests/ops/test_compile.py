@@ -43,6 +43,13 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
             ((a, *six_args), {**epilogue, "out_dtype": torch.bfloat16}),
             ((a[:, :0], *eight_args), {}),
         ],
+        "gate_quantize": [
+            ((x, a_scale, zero, 6), {}),
+            (
+                (x.half(), a_scale, zero, 8),
+                {"activation": "gelu", "position": position, "tokens": 3},
+            ),
+        ],
         "gemm_quantize": [((a, *eight_args), out), ((a, *six_args), {**epilogue, **out})],
         "norm_quantize": [
             ((x, a_scale, zero, 6), {"rms": True}),
@@ -94,8 +101,8 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
 
 
 NAMES = (
-    "pack_weight", "unpack_weight", "quantize", "gemm", "gemm_quantize", "norm_quantize",
-    "gemm_float", "store_kv", "store_qkv", "attention",
+    "pack_weight", "unpack_weight", "quantize", "gate_quantize", "gemm", "gemm_quantize",
+    "norm_quantize", "gemm_float", "store_kv", "store_qkv", "attention",
 )  # fmt: skip
 
 

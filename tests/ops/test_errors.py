@@ -29,6 +29,7 @@ def _arguments(op: str) -> dict:
         "pack_weight": {"codes": codes, "zero": None, "bits": 6},
         "unpack_weight": {"packed": product["w"], "zero": None, "bits": 6, "n": N, "k": K},
         "quantize": {"x": torch.ones(T, K), **table},
+        "gate_quantize": {"x": torch.ones(T, 2 * K), **table},
         "norm_quantize": {"x": torch.ones(T, K), **table},
         "gemm": gemm,
         "gemm_quantize": {**gemm, **out},
@@ -47,7 +48,7 @@ def _floats(*values: float) -> torch.Tensor:
 NAN, INF = float("nan"), float("inf")
 GEMMS = ("gemm", "gemm_quantize")
 PRODUCTS = (*GEMMS, "gemm_float")
-QUANTIZERS = ("quantize", "norm_quantize")
+QUANTIZERS = ("quantize", "gate_quantize", "norm_quantize")
 ROW_SIZE = "wanted [..., K] with K of 1 or more"
 FLOATS = "wanted float32, float16 or bfloat16"
 POSITIVE = "wanted finite numbers above 0"
@@ -215,6 +216,13 @@ FAKE_CASES = [
     ("gemm_float", {"w_zero": torch.ones(N)}, "w_zero has dtype float32, wanted int32"),
     ("quantize", {"x": torch.ones(T, K, dtype=torch.float64)}, f"x has dtype float64, {FLOATS}"),
     ("quantize", {"rotation": 16}, "rotation is 16 and K 8; wanted 0, or a power of two from 2"),
+    ("gate_quantize", {"rotation": 16}, "rotation is 16 and K 8; wanted 0, or a power of two from"),
+    ("gate_quantize", {"activation": "relu"}, "activation is 'relu', wanted one of none, gelu"),
+    (
+        "gate_quantize",
+        {"x": torch.ones(T, 7)},
+        f"x has shape [{T}, 7], wanted [..., 2 K]: gates, then",
+    ),
     ("norm_quantize", {"rotation": 3}, "rotation is 3 and K 8; wanted 0, or a power of two from 2"),
     ("gemm_quantize", {"out_rotation": 2}, "out_rotation is 2 and N 5; wanted 0, or a power of"),
     ("norm_quantize", {"weight": torch.ones(3)}, "weight has 3 entries, wanted 8"),

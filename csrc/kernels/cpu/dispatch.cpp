@@ -119,7 +119,8 @@ std::atomic<const KernelTable*> current{nullptr};
 
 // Names are literals, so that reporting costs a store.
 struct Names {
-  const char *isa, *gemm[3], *conv2d[3], *gemm_float[3], *quantize, *norm_quantize, *attention, *store_kv, *quantize_map;
+  const char *isa, *gemm[3], *conv2d[3], *gemm_float[3], *quantize, *gate_quantize, *norm_quantize, *attention, *store_kv,
+      *quantize_map;
 };
 
 #define PTQ4ARVG_NAMES(isa)                                                                    \
@@ -128,6 +129,7 @@ struct Names {
    {"conv2d.w4." #isa, "conv2d.w6." #isa, "conv2d.w8." #isa},                                  \
    {"gemm_float.w4." #isa, "gemm_float.w6." #isa, "gemm_float.w8." #isa},                      \
    "quantize." #isa,                                                                           \
+   "gate_quantize." #isa,                                                                      \
    "norm_quantize." #isa,                                                                      \
    "attention." #isa,                                                                          \
    "store_kv." #isa,                                                                           \
@@ -179,7 +181,7 @@ void gemm_float(const GemmFloatProblem& problem) {
 
 void quantize(const QuantizeProblem& problem) {
   const KernelTable& table = kernels();
-  set_last_kernel(names_of(table).quantize);
+  set_last_kernel(problem.gated ? names_of(table).gate_quantize : names_of(table).quantize);
   table.quantize(problem);
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/lanes_scalar.h"
 #include "kernels/cpu/rotate.h"
+#include "kernels/cpu/with_activation.h"
 #include "kernels/norm_quantize.h"
 #include "kernels/parallel.h"
 
@@ -39,17 +40,31 @@ PTQ4ARVG_FN void emit_row(const Problem& p, const QuantizeRow& row, int64_t m, c
   });
 }
 
+// Rows [begin, end); value(lanes, index of element k of the row) is what they hold.
+template <class Whole, class Tail, class Value>
+PTQ4ARVG_FN void quantize_some(const QuantizeProblem& p, int64_t begin, int64_t end, const Value& value) {
+  for (int64_t m = begin; m < end; ++m) {
+    const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
+    emit_row<Whole, Tail>(p, row, m, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
+      return value(lanes, m * p.x.row_stride + k);
+    });
+  }
+}
+
 template <class Whole, class Tail>
 static inline void quantize_rows(const QuantizeProblem& p) {
   parallel_for(p.m, kRowwiseGrain / p.k, [&p](int64_t begin, int64_t end) {
     with_dtype(p.x, [&](FloatMatrix x) __attribute__((always_inline)) {
-      for (int64_t m = begin; m < end; ++m) {
-        const QuantizeRow row = table_row(p.table, position_of(p.rows, m));
-        const auto load = [&](auto lanes, int64_t k) __attribute__((always_inline)) {
-          return lanes.load_any(x, m * x.row_stride + k);
-        };
-        emit_row<Whole, Tail>(p, row, m, load);
+      if (!p.gated) {
+        return quantize_some<Whole, Tail>(p, begin, end, [&](auto lanes, int64_t at) __attribute__((always_inline)) {
+          return lanes.load_any(x, at);
+        });
       }
+      with_activation(p.activation, [&](auto kind) __attribute__((always_inline)) {
+        quantize_some<Whole, Tail>(p, begin, end, [&](auto lanes, int64_t at) __attribute__((always_inline)) {
+          return mul(activate(kind.value, lanes.load_any(x, at)), lanes.load_any(x, at + p.k));
+        });
+      });
     });
   });
 }

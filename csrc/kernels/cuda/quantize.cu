@@ -1,8 +1,10 @@
-// quantize: a warp takes a piece of a row, four 16-byte loads a lane at once. Bound by memory.
+// quantize, gated or not: a warp takes a piece of a row, four 16-byte loads a lane at once. Bound by memory.
 #include "kernels/cuda/rotate.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/rowwise.h"
 #include "kernels/cuda/vector.cuh"
+
+#include <type_traits>
 
 namespace ptq4arvg::cuda {
 namespace {
@@ -31,8 +33,18 @@ __device__ inline void rotate(float (*values)[W], int block, int64_t k) {
   }
 }
 
+template <DType T, int W>
+__device__ inline void load_elements(const FloatMatrix& x, int64_t index, float* out) {
+  if constexpr (W == 1) {
+    out[0] = load_one<T>(x.data, index);
+  } else {
+    const char* from = static_cast<const char*>(x.data) + index * (16 / W);
+    widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), out);
+  }
+}
+
 // W elements at a time: what fills 16 bytes, or 1 where rows are not aligned.
-template <DType T, int W, bool Rotated>
+template <DType T, int W, bool Rotated, bool Gated>
 __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_constant__ QuantizeProblem p) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
@@ -46,11 +58,21 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
   for (int i = 0; i < kLoads; ++i) {
     const int64_t chunk = first + 32 * i;
     if (chunk >= chunks) break;
-    if constexpr (W == 1) {
-      values[i][0] = load_one<T>(p.x.data, start + chunk);
-    } else {
-      const char* from = static_cast<const char*>(p.x.data) + (start + chunk * W) * (16 / W);
-      widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), values[i]);
+    load_elements<T, W>(p.x, start + chunk * W, values[i]);
+  }
+  if constexpr (Gated) {
+    float gated[kLoads][W] = {};
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int64_t chunk = first + 32 * i;
+      if (chunk >= chunks) break;
+      load_elements<T, W>(p.x, start + p.k + chunk * W, gated[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      activate_all<W>(p.activation, values[i]);
+#pragma unroll
+      for (int j = 0; j < W; ++j) values[i][j] = mul(values[i][j], gated[i][j]);
     }
   }
   if constexpr (Rotated) rotate<W>(values, p.rotation, first * W);
@@ -83,8 +105,14 @@ cudaError_t start(const QuantizeProblem& p, const Launch& launch) {
   if (blocks > 0x7fffffff || pieces > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pieces)), block(32, kWarps);
   const auto run = [&](auto* kernel) { return launch_early(kernel, grid, block, 0, launch, p); };
-  if (p.rotation) return run(wide ? quantize_kernel<T, W, true> : quantize_kernel<T, 1, true>);
-  return run(wide ? quantize_kernel<T, W, false> : quantize_kernel<T, 1, false>);
+  const auto choose = [&](auto rotated, auto gated) {
+    constexpr bool kRotated = decltype(rotated)::value, kGated = decltype(gated)::value;
+    return run(wide ? quantize_kernel<T, W, kRotated, kGated> : quantize_kernel<T, 1, kRotated, kGated>);
+  };
+  const std::true_type yes;
+  const std::false_type no;
+  if (p.gated) return p.rotation ? choose(yes, yes) : choose(no, yes);
+  return p.rotation ? choose(yes, no) : choose(no, no);
 }
 
 }  // namespace

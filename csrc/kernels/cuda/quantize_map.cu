@@ -117,24 +117,6 @@ __device__ inline int64_t border_pixel(const QuantizeMapProblem& p, int64_t inde
 }
 
 template <int W>
-__device__ inline void activate_all(Activation kind, float* y) {
-  const auto each = [&](auto function) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) y[i] = function(y[i]);
-  };
-  switch (kind) {
-    case Activation::silu:
-      return each([](float x) { return silu(x); });
-    case Activation::gelu:
-      return each([](float x) { return gelu(x); });
-    case Activation::gelu_tanh:
-      return each([](float x) { return gelu_tanh(x); });
-    case Activation::none:
-      return;
-  }
-}
-
-template <int W>
 __device__ inline void store_codes(int8_t* out, const float* codes) {
   if constexpr (W == 1) {
     *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));

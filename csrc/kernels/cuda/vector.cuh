@@ -98,6 +98,25 @@ __device__ inline void store_four(void* data, DType dtype, int64_t index, const 
   *reinterpret_cast<uint2*>(static_cast<uint16_t*>(data) + index) = pairs;
 }
 
+// One branch for all of them.
+template <int W>
+__device__ inline void activate_all(Activation kind, float* y) {
+  const auto each = [&](auto function) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) y[i] = function(y[i]);
+  };
+  switch (kind) {
+    case Activation::silu:
+      return each([](float x) { return silu(x); });
+    case Activation::gelu:
+      return each([](float x) { return gelu(x); });
+    case Activation::gelu_tanh:
+      return each([](float x) { return gelu_tanh(x); });
+    case Activation::none:
+      return;
+  }
+}
+
 // Codes as floats to one byte each.
 __device__ inline uint32_t pack4(const float* codes) {
   uint32_t out = 0;

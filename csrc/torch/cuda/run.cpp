@@ -78,7 +78,7 @@ class Call {
 cudaError_t start(const GemmProblem& p, Call& call) { return cuda::gemm(p, call.launch, call.scratch()); }
 cudaError_t start(const GemmFloatProblem& p, Call& call) { return cuda::gemm_float(p, call.launch, call.scratch()); }
 cudaError_t start(const QuantizeProblem& p, Call& call) {
-  set_last_kernel("quantize.cuda");
+  set_last_kernel(p.gated ? "gate_quantize.cuda" : "quantize.cuda");
   return cuda::quantize(p, call.launch);
 }
 cudaError_t start(const NormQuantizeProblem& p, Call& call) {

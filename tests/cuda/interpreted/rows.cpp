@@ -39,6 +39,17 @@ void check(int64_t m, int64_t k, int bits, DType dtype) {
   if (cuda::quantize(q, {ptx_device()}) != cudaSuccess) fail("quantize start", m, k);
   compare("quantize");
 
+  // Rows of as many gates and values again, which may be off alignment where the others are not.
+  const int64_t wide = cuda::round_up(2 * k, 8) + (uniform(0, 2) ? 0 : 1);
+  const Floats both(m * wide, 300);
+  QuantizeProblem g = q;
+  g.x = both.all(wide), g.gated = true, g.activation = Activation(uniform(0, 3));
+  g.out = expected.data;
+  cpu::scalar_table().quantize(g);
+  g.out = actual.data;
+  if (cuda::quantize(g, {ptx_device()}) != cudaSuccess) fail("gate_quantize start", m, k);
+  compare("gate_quantize");
+
   NormQuantizeProblem p;
   p.m = m, p.k = k, p.x = q.x, p.rows = q.rows, p.table = q.table;
   if (uniform(0, 1)) p.weight = p.bias = vector.all(k);
