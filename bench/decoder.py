@@ -38,7 +38,7 @@ from ptq4arvg.numerics import SCHEMES, get_scheme
 from ptq4arvg.progress import make_progress
 
 FLOATS = ("float32", "bfloat16")
-CALIBRATION_IMAGES = 16
+CALIBRATION_IMAGES = 64
 MODELS = "var-d16,rar-b,llamagen-b,mar-b"
 COLUMNS = (
     "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "candidate",

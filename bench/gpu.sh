@@ -46,8 +46,8 @@ if wanted sanitizer; then
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
       step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        python -m pytest -q -m gpu tests/cuda/test_gpu.py tests/cuda/test_gpu_attention.py \
-        -k "extremes or pack_and_unpack or requantization or limits"
+        python -m pytest -q -m gpu tests/cuda/test_gpu.py tests/cuda/test_gpu_attention.py tests/cuda/test_gpu_map.py \
+        -k "extremes or pack_and_unpack or requantization or limits or off_alignment or of_patches"
     done
   else
     echo "== sanitizer: no compute-sanitizer here, skipped"
@@ -64,9 +64,10 @@ if wanted bench; then
   done
   step attention python bench/attention.py --device cuda --models var-d16,var-d24,rar-b,par-xl-4x --images 1,8,64 \
     --budget 60 --out "$OUT/attention.csv"
+  step decoder python bench/decoder.py --device cuda --images 1,8,64 --budget 90 --out "$OUT/decoder.csv"
   for model in $GENERATE; do
     step "generate-$model" python bench/generate.py --device cuda --model "$model" --images 1,8,64 \
-      --out "$OUT/generate-$model.csv"
+      --schemes W8A8,W8A8KV8,W8A8KV8D8,W6A6KV8D8,W4A8KV8D8 --out "$OUT/generate-$model.csv"
   done
 fi
 if wanted peers; then

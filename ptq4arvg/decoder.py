@@ -29,7 +29,13 @@ from .reference_map import conv_columns
 
 __all__ = ["check_decoder", "quantize_decoder_"]
 
-IMAGES = 16  # decoded for the ranges; an image has tens of thousands of pixels
+# Images that are decoded for the ranges: up to so many, of so many pixels together, but the last
+# number at least.
+IMAGES, PIXELS, LEAST = 64, 2**21, 16
+
+# What the range of an input is multiplied by: other images go beyond it, and clipping costs a
+# single image far more than finer steps bring to all.
+HEADROOM = 1.2
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,18 +94,19 @@ def _watched(convolutions: Mapping[str, nn.Module], note: Callable[[str, Tensor]
 
 
 def _rows(model: nn.Module, calibration: Calibration) -> Tensor:
-    """At most ``IMAGES`` of the calibration rows, spread evenly over the conditional ones; an image
-    has two rows with the same tokens."""
+    """Some of the calibration rows, spread evenly over the conditional ones; an image has two rows
+    with the same tokens."""
     rows = calibration.ids[calibration.labels != model.null_label]
     rows = rows if len(rows) else calibration.ids
-    chosen = torch.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).round().long()
+    most = min(IMAGES, max(LEAST, PIXELS // model.tokenizer.config.image_size**2))
+    chosen = torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()
     return rows[chosen].to(model.cursor.position.device)
 
 
 def _quantized(conv: nn.Conv2d, seen: _Inputs, scheme: Scheme) -> LinearQuantization:
     lo, hi = (v[None] for v in (seen.lo, seen.hi))
     lo, hi = search_range(seen.histogram[None], lo, hi, scheme.a_bits)
-    input_scale, input_zero = affine_grid(lo, hi, scheme.a_bits)
+    input_scale, input_zero = affine_grid(HEADROOM * lo, HEADROOM * hi, scheme.a_bits)
     weight = conv_columns(conv.weight.detach().float())  # [N, k k C]
     pixels = weight.shape[1] // len(seen.mean)
     mean, square = (v.repeat(pixels) for v in (seen.mean, seen.square))  # [k k C]
@@ -123,9 +130,10 @@ def quantize_decoder_(
     """Replace the convolutions of the tokenizer's decoder by ones in integers.
 
     Ranges, the error that the search for them weighs, and the mean that comes off with the bias are
-    those of up to 16 images of the calibration rows. Returns what a report says of it: scheme,
-    convolutions, images, psnr_db (of these images against those of the float decoder),
-    bytes_before (of the weights in half precision) and bytes_after. ValueError as `check_decoder`.
+    those of up to 64 images of the calibration rows, 32 of 256 pixels a side. Returns what a report
+    says of it: scheme, convolutions, images, psnr_db (of these images against those of the float
+    decoder), bytes_before (of the weights in half precision) and bytes_after. ValueError as
+    `check_decoder`.
     """
     convolutions = check_decoder(model)
     rows, bins = _rows(model, calibration), 4 * 2**scheme.a_bits

@@ -178,9 +178,14 @@ def test_calls_for_progress(made):
     assert calls == [("decoder", done, 9) for done in range(1, 10)]
 
 
-@pytest.mark.parametrize(("labels", "images"), [([7] * 20, 16), ([7, 1, 2], 3), (None, 2)])
-def test_at_most_16_conditional_rows_are_decoded(made, labels, images):
+@pytest.mark.parametrize(
+    ("labels", "pixels", "images"),
+    [([7] * 70, 2**21, 64), ([7] * 70, 20 * 32**2, 20), ([7] * 70, 1, 16), ([7, 1, 2], 2**21, 3),
+     (None, 2**21, 2)],
+)  # fmt: skip
+def test_so_many_conditional_rows_are_decoded(made, monkeypatch, labels, pixels, images):
     """All of them where none is conditional."""
+    monkeypatch.setattr("ptq4arvg.decoder.PIXELS", pixels)
     model = copy.deepcopy(made("rar-tiny")[0])
     labels = torch.tensor([model.null_label] * 2 if labels is None else labels)
     ids = torch.randint(512, (len(labels), model.tokens), generator=torch.Generator())

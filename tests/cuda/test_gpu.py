@@ -199,6 +199,22 @@ def test_quantize(shape, dtype, bits):
     same(strided, reference_quantize(*arguments, tokens=shape[1]))
 
 
+@pytest.mark.parametrize("rotation", [0, 16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 32), (2, 7, 2048), (4, 9, 7168), (1, 2, 4128)], ids=str)
+def test_gate_quantize(shape, dtype, rotation):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=g) * 3).to(dtype)
+    table = torch.rand(9, generator=g) * 9 + 1, torch.randint(0, 64, (9,), generator=g).int()
+    moved = [v.cuda() for v in (x, *table)]
+    for activation in ops.ACTIVATIONS:
+        options = {"activation": activation, "tokens": shape[1], "rotation": rotation}
+        same(ops.gate_quantize(*moved, 6, **options), ops.gate_quantize(x, *table, 6, **options))
+    odd = x[..., :10].contiguous()[..., 1:-1]
+    same(ops.gate_quantize(odd.cuda(), *moved[1:], 6, tokens=shape[1]),
+         ops.gate_quantize(odd, *table, 6, tokens=shape[1]))  # fmt: skip
+
+
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("k", [64, 100, 1024, 2304])

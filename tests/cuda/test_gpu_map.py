@@ -100,7 +100,7 @@ def test_convolutions(size, bits):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_kernel(dtype, monkeypatch):
+def test_every_kernel_of_patches(dtype, monkeypatch):
     case = Case(1, 20, 9, 64, 320, 3, dtype=dtype)
     a = case.map("cpu")
     expected = case.convolve("cpu", a, activation="silu", residual=case.residual)
