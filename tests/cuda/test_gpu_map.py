@@ -57,7 +57,7 @@ class Case:
     def convolve(self, device: str, a: Tensor, **options) -> Tensor:
         scale, zero = 0.01 * torch.ones(1), torch.tensor([-115], dtype=torch.int32)
         packed = ops.pack_weight(self.codes.to(device), None, self.bits)
-        given = {"bits": self.bits, "kernel": self.kernel, "out_dtype": self.dtype} | options
+        given = {"bits": self.bits, "kernel_size": self.kernel, "out_dtype": self.dtype} | options
         return ops.conv2d(
             a, packed, scale.to(device), self.w_scale.to(device), zero.to(device), None, None,
             self.b.to(device), **given,
