@@ -68,8 +68,7 @@ def _(
 @torch.library.register_fake("ptq4arvg::conv2d")
 def _(
     a, w, a_scale, w_scale, a_zero=None, w_sum=None, w_zero=None, bias=None, *, bits=8,
-    kernel_size=3,
-    activation="none", residual=None, out_dtype=torch.float32,
+    kernel_size=3, activation="none", residual=None, out_dtype=torch.float32,
 ):  # fmt: skip
     op = "conv2d"
     check_device(

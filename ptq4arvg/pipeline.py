@@ -66,14 +66,14 @@ def quantize_(
     that the quantized weights have at most so many bits on average and the outputs suffer least;
     measuring that takes about as long as quantizing three times. decoder: the scheme of the
     convolutions of the tokenizer's decoder, which then are in integers, too; None leaves them in
-    float, as published. pack: replace the linears by
-    integer ones (False: by their simulation in floating point; None: by integer ones if the method
-    has an integer path). parts: folder in which a method that learns block by block ("omniquant")
-    keeps finished blocks; a run that ended early goes on from it, to the same bits, and
-    ``BlockParts.remove`` deletes them; ValueError if it holds blocks of another model, other rows
-    or options. collected: keeps what the linears of the float model read, for the next model of
-    the same weights that is quantized over the same rows. compat="research": reproduce the authors'
-    code instead, in simulation only.
+    float, as published. Scripts of an original repository decode by themselves, in float. pack:
+    replace the linears by integer ones (False: by their simulation in floating point; None: by
+    integer ones if the method has an integer path). parts: folder in which a method that learns
+    block by block ("omniquant") keeps finished blocks; a run that ended early goes on from it, to
+    the same bits, and ``BlockParts.remove`` deletes them; ValueError if it holds blocks of another
+    model, other rows or options. collected: keeps what the linears of the float model read, for the
+    next model of the same weights that is quantized over the same rows. compat="research":
+    reproduce the authors' code instead, in simulation only.
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
