@@ -12,6 +12,9 @@ positions:
     X.input_zero_point   uint8 [G, 1]        the unsigned level of zero
     X.position_group     uint16 [T]          position -> group (int32 beyond 65535 groups)
     X.bias               float32 [N]         where there is one
+
+A convolution of the tokenizer's decoder is the linear of its patches: K = k k C columns in the
+order of `reference_map.conv_columns`, one position.
 """
 
 from __future__ import annotations
