@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from options import choices
+from options import choices, numbers
 from record import stamp, write_csv
 from tables import show
 from timing import geometric_mean, measure
@@ -184,16 +184,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     arguments = parser.parse_args(argv)
     arguments.floats = choices("--floats", arguments.floats, FLOATS)
-    try:
-        numbers = [*dict.fromkeys(map(int, arguments.images.split(",")))]
-    except ValueError:
-        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,16") from None
-    if min(*numbers, arguments.threads) < 1 or not arguments.budget > 0:
+    images = numbers("--images", arguments.images, "1,16")
+    if min(*images, arguments.threads) < 1 or not arguments.budget > 0:
         raise ValueError("--images, --threads and --budget want numbers above 0")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
     models = arguments.models.split(",")
-    arguments.todo = [step for model in models for n in numbers for step in steps_of(model, n)]
+    arguments.todo = [step for model in models for n in images for step in steps_of(model, n)]
     return arguments
 
 

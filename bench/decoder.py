@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from options import choices
+from options import choices, numbers
 from record import stamp, write_csv
 from tables import show
 from timing import measure
@@ -198,10 +198,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.schemes = choices("--schemes", arguments.schemes.upper(), tuple(SCHEMES))
     if not arguments.schemes:
         raise ValueError("--schemes is empty; wanted one or more of " + ", ".join(SCHEMES))
-    try:
-        arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
-    except ValueError:
-        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,8") from None
+    arguments.images = numbers("--images", arguments.images, "1,8")
     if min(*arguments.images, arguments.threads) < 1 or not arguments.budget > 0:
         raise ValueError("--images, --threads and --budget want numbers above 0")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from options import choices
+from options import choices, numbers
 from record import stamp, write_csv
 from tables import show
 from variants import BASES, ENDS, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
@@ -215,10 +215,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.floats is None:
         arguments.floats = ",".join(BASES[1:] if gpu else FLOATS)
     arguments.floats = choices("--floats", arguments.floats, BASES)
-    try:
-        arguments.images = [*dict.fromkeys(map(int, arguments.images.split(",")))]
-    except ValueError:
-        raise ValueError(f"--images {arguments.images!r}; wanted numbers such as 1,8,64") from None
+    arguments.images = numbers("--images", arguments.images, "1,8,64")
     if min(*arguments.images, arguments.repeats, arguments.threads) < 1:
         raise ValueError("--images, --repeats and --threads want numbers above 0")
     if not arguments.schemes and not arguments.floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptq4arvg.errors import closest
 
-__all__ = ["choices"]
+__all__ = ["choices", "numbers"]
 
 
 def choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
@@ -15,3 +15,11 @@ def choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
             raise ValueError(f"{option}: unknown {name!r}; known are {', '.join(known)}. "
                              f"{closest(name, known)}")  # fmt: skip
     return wanted
+
+
+def numbers(option: str, text: str, example: str) -> list[int]:
+    """The numbers of a comma-separated list, each once."""
+    try:
+        return [*dict.fromkeys(map(int, text.split(",")))]
+    except ValueError:
+        raise ValueError(f"{option} {text!r}; wanted numbers such as {example}") from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .models.convolutions import decoder_convolutions
+from .models.convolutions import packed_convolutions
 from .nn import IntAttention, PackedConv2d, PackedLinear, QuantLinear
 
 __all__ = ["LayerCheck", "check_integer_path"]
@@ -112,9 +112,7 @@ def check_integer_path(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> l
         for kind in (PackedLinear, IntAttention)
     )
     convolutions = {
-        f"tokenizer.{name}": module
-        for name, module in decoder_convolutions(model.tokenizer).items()
-        if isinstance(module, PackedConv2d)
+        f"tokenizer.{name}": module for name, module in packed_convolutions(model.tokenizer).items()
     }
     if not layers:
         raise ValueError("check_integer_path: the model has no integer linears; quantize_ it first")

@@ -15,4 +15,14 @@ struct Device {
   static Tensor unpack_weight(const Tensor& packed, const OptionalTensor& zero, int64_t bits, int64_t n, int64_t k);
 };
 
+// Every runner that the operators call, for the file that defines them.
+#define PTQ4ARVG_CUDA_RUNNERS \
+  template Run<GemmProblem> Device::runner(const char*, const Tensor&); \
+  template Run<GemmFloatProblem> Device::runner(const char*, const Tensor&); \
+  template Run<QuantizeProblem> Device::runner(const char*, const Tensor&); \
+  template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&); \
+  template Run<StoreKvProblem> Device::runner(const char*, const Tensor&); \
+  template Run<AttentionProblem> Device::runner(const char*, const Tensor&); \
+  template Run<QuantizeMapProblem> Device::runner(const char*, const Tensor&);
+
 }  // namespace ptq4arvg::cuda_ops

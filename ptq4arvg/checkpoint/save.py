@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.convolutions import decoder_convolutions
-from ..nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
+from ..models.convolutions import packed_convolutions
+from ..nn import IntAttention, PackedLinear, QuantAttention, QuantLinear
 from ..serialize import plain, pretty_json
 from .architecture import architecture
 from .card import model_card
@@ -70,11 +70,7 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     linears = _modules(model, PackedLinear)
     attention = _modules(model, QuantAttention, IntAttention)
-    decoder = {
-        name: module
-        for name, module in decoder_convolutions(model.tokenizer).items()
-        if isinstance(module, PackedConv2d)
-    }
+    decoder = packed_convolutions(model.tokenizer)
     tensors = {}
     for part, layers in (("transformer", linears), ("tokenizer", decoder)):
         for name, module in layers.items():

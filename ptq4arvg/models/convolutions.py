@@ -12,6 +12,7 @@ __all__ = [
     "convolve_normalized",
     "convolve_upsampled",
     "decoder_convolutions",
+    "packed_convolutions",
     "replace_convolution_",
 ]
 
@@ -49,6 +50,12 @@ def decoder_convolutions(tokenizer: nn.Module) -> dict[str, nn.Module]:
         for leaf in getattr(module, "integer_convolutions", ())
         if getattr(module, leaf) is not None
     }
+
+
+def packed_convolutions(tokenizer: nn.Module) -> dict[str, PackedConv2d]:
+    """Those of them that are in integers."""
+    found = decoder_convolutions(tokenizer)
+    return {name: conv for name, conv in found.items() if isinstance(conv, PackedConv2d)}
 
 
 def replace_convolution_(tokenizer: nn.Module, name: str, module: nn.Module) -> None:

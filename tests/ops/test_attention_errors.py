@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ptq4arvg import ops
+from tests.ops.refusals import call_fake, check_refusal, each
 
 B, H, TOKENS, D, PANELS = 2, 3, 5, 8, 2
 NAN, INF = float("nan"), float("inf")
@@ -176,47 +177,23 @@ DATA_CASES = [
 ]  # fmt: skip
 
 
-def _each(cases: list) -> list:
-    return [
-        pytest.param(op, spoiled, message, id=f"{op}-{','.join(spoiled)}-{str(message)[:60]}")
-        for names, spoiled, message in cases
-        for op in names
-    ]
-
-
-@pytest.mark.parametrize(("op", "spoiled", "message"), _each(SHAPE_CASES + DATA_CASES))
+@pytest.mark.parametrize(("op", "spoiled", "message"), each(SHAPE_CASES + DATA_CASES))
 def test_message(op, spoiled, message):
-    arguments = {**_arguments(op), **spoiled}
-    if message is None:  # the good neighbour of a bad argument
-        getattr(ops, op)(**arguments)
-        return
-    before = ops.last_kernel()
-    with pytest.raises(ValueError) as caught:
-        getattr(ops, op)(**arguments)
-    assert str(caught.value) == f"{op}: {message}"
-    with pytest.raises(RuntimeError, match=re.escape(f"{op}: {message}")):
-        getattr(torch.ops.ptq4arvg, op)(**arguments)
-    assert ops.last_kernel() == before
+    check_refusal(op, {**_arguments(op), **spoiled}, message)
 
 
 def _fake(op: str, spoiled: dict) -> Tensor | None:
-    mode = torch._subclasses.FakeTensorMode()
-    arguments = {
-        name: mode.from_tensor(value) if isinstance(value, Tensor) else value
-        for name, value in {**_arguments(op), **spoiled}.items()
-    }
-    with mode:
-        return getattr(ops, op)(**arguments)
+    return call_fake(op, {**_arguments(op), **spoiled})
 
 
-@pytest.mark.parametrize(("op", "spoiled", "message"), _each(SHAPE_CASES))
+@pytest.mark.parametrize(("op", "spoiled", "message"), each(SHAPE_CASES))
 def test_fake_message(op, spoiled, message):
     """What the fake kernels can see without data: the same words."""
     with pytest.raises((RuntimeError, ValueError), match=re.escape(f"{op}: {message}")):
         _fake(op, spoiled)
 
 
-@pytest.mark.parametrize(("op", "spoiled", "message"), _each(DATA_CASES))
+@pytest.mark.parametrize(("op", "spoiled", "message"), each(DATA_CASES))
 def test_fake_kernels_refuse_nothing_else(op, spoiled, message):
     _fake(op, spoiled)
 

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ptq4arvg import ops
+from tests.ops.map_calls import map_calls
 
 
 def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
@@ -97,12 +98,12 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
             ),
             ((heads[0][:, :, :0], *cache, k_table[0], *v_table), {}),
         ],
-    }
+    } | map_calls(make)
 
 
 NAMES = (
     "pack_weight", "unpack_weight", "quantize", "gate_quantize", "gemm", "gemm_quantize",
-    "norm_quantize", "gemm_float", "store_kv", "store_qkv", "attention",
+    "norm_quantize", "gemm_float", "store_kv", "store_qkv", "attention", "quantize_map", "conv2d",
 )  # fmt: skip
 
 

@@ -22,15 +22,6 @@ __device__ inline void load_columns(const FloatMatrix& from, int64_t index, floa
   }
 }
 
-template <DType T, int W>
-__device__ inline void load_row(const FloatMatrix& x, int64_t index, float* out) {
-  if constexpr (W == 1) {
-    out[0] = load_one<T>(x.data, index);
-  } else {
-    widen<T>(__ldg(reinterpret_cast<const uint4*>(static_cast<const char*>(x.data) + index * (16 / W))), out);
-  }
-}
-
 // The sum over all threads of the block, in a fixed order.
 __device__ inline double block_sum(double value, double* shared) {
 #pragma unroll
@@ -80,13 +71,7 @@ __device__ inline void store(const NormQuantizeProblem& p, const QuantizeRow& to
   int8_t* out = p.out + row * p.k + k;
 #pragma unroll
   for (int i = 0; i < W; ++i) y[i] = ptq4arvg::quantize(y[i], to);
-  if constexpr (W == 1) {
-    *out = static_cast<int8_t>(static_cast<int32_t>(y[0]));
-  } else if constexpr (W == 4) {
-    *reinterpret_cast<uint32_t*>(out) = pack4(y);
-  } else {
-    *reinterpret_cast<uint2*>(out) = make_uint2(pack4(y), pack4(y + 4));
-  }
+  store_codes<W>(out, y);
 }
 
 // The rotation of the columns that a block of threads holds, W neighbouring ones a thread; all threads take part.
@@ -123,13 +108,13 @@ __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constan
       }
     } else {
       for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x) {
-        load_row<T, W>(p.x, start + chunk * W, kept[0]);
+        load_elements<T, W>(p.x, start + chunk * W, kept[0]);
         body(chunk, kept[0]);
       }
     }
   };
   if constexpr (C > 0) {
-    for_each_chunk([&](int64_t chunk, float* x) { load_row<T, W>(p.x, start + chunk * W, x); });
+    for_each_chunk([&](int64_t chunk, float* x) { load_elements<T, W>(p.x, start + chunk * W, x); });
   }
   const double count = static_cast<double>(p.k);
   double mean = 0.0;
@@ -167,7 +152,7 @@ __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constan
   } else {  // threads past the end take part in the exchange
     for (int64_t first = 0; first < chunks; first += blockDim.x) {
       const int64_t chunk = first + threadIdx.x;
-      if (chunk < chunks) load_row<T, W>(p.x, start + chunk * W, kept[0]);
+      if (chunk < chunks) load_elements<T, W>(p.x, start + chunk * W, kept[0]);
       write(chunk, kept[0]);
     }
   }

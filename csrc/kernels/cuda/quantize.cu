@@ -33,16 +33,6 @@ __device__ inline void rotate(float (*values)[W], int block, int64_t k) {
   }
 }
 
-template <DType T, int W>
-__device__ inline void load_elements(const FloatMatrix& x, int64_t index, float* out) {
-  if constexpr (W == 1) {
-    out[0] = load_one<T>(x.data, index);
-  } else {
-    const char* from = static_cast<const char*>(x.data) + index * (16 / W);
-    widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), out);
-  }
-}
-
 // W elements at a time: what fills 16 bytes, or 1 where rows are not aligned.
 template <DType T, int W, bool Rotated, bool Gated>
 __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_constant__ QuantizeProblem p) {
@@ -85,13 +75,7 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
     float codes[W];
 #pragma unroll
     for (int j = 0; j < W; ++j) codes[j] = ptq4arvg::quantize(values[i][j], to);
-    if constexpr (W == 1) {
-      *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));
-    } else if constexpr (W == 4) {
-      *reinterpret_cast<uint32_t*>(out) = pack4(codes);
-    } else {
-      *reinterpret_cast<uint2*>(out) = make_uint2(pack4(codes), pack4(codes + 4));
-    }
+    store_codes<W>(out, codes);
   }
 }
 

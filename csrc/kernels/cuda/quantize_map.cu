@@ -17,15 +17,6 @@ struct Map {
 };
 
 template <DType T, int W>
-__device__ inline void load_pixels(const FloatMatrix& x, int64_t index, float* out) {
-  if constexpr (W == 1) {
-    out[0] = load_one<T>(x.data, index);
-  } else {
-    widen<T>(__ldg(reinterpret_cast<const uint4*>(static_cast<const char*>(x.data) + index * (16 / W))), out);
-  }
-}
-
-template <DType T, int W>
 __global__ void __launch_bounds__(kThreads) sum_runs(const __grid_constant__ Map map) {
   wait_for_earlier_kernels();
   let_later_kernels_start();
@@ -38,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) sum_runs(const __grid_constant__ Map
 #pragma unroll 8
   for (int64_t pixel = first; pixel < end; ++pixel) {
     float x[W];
-    load_pixels<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, x);
+    load_elements<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, x);
 #pragma unroll
     for (int i = 0; i < W; ++i) {
       sums[i] = add(sums[i], x[i]);
@@ -116,17 +107,6 @@ __device__ inline int64_t border_pixel(const QuantizeMapProblem& p, int64_t inde
   return (p.border + line) * width + (at < p.border ? at : width - 2 * p.border + at);
 }
 
-template <int W>
-__device__ inline void store_codes(int8_t* out, const float* codes) {
-  if constexpr (W == 1) {
-    *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));
-  } else if constexpr (W == 4) {
-    *reinterpret_cast<uint32_t*>(out) = pack4(codes);
-  } else {
-    *reinterpret_cast<uint2*>(out) = make_uint2(pack4(codes), pack4(codes + 4));
-  }
-}
-
 template <DType T, int W>
 __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ Map map) {
   wait_for_earlier_kernels();
@@ -158,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
   const uint32_t width = static_cast<uint32_t>(p.width);
 #pragma unroll 2
   for (int64_t pixel = first; pixel < end; ++pixel) {
-    load_pixels<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, y);
+    load_elements<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, y);
     if (p.groups) {
 #pragma unroll
       for (int i = 0; i < W; ++i) y[i] = add(mul(y[i], factor[i]), offset[i]);

@@ -36,6 +36,17 @@ __device__ inline void widen(uint4 raw, float* out) {
   }
 }
 
+// W neighbours: what fills 16 bytes, which start at a multiple of 16, or 1.
+template <DType T, int W>
+__device__ inline void load_elements(const FloatMatrix& x, int64_t index, float* out) {
+  if constexpr (W == 1) {
+    out[0] = load_one<T>(x.data, index);
+  } else {
+    const char* from = static_cast<const char*>(x.data) + index * (16 / W);
+    widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), out);
+  }
+}
+
 // `Count` times four neighbouring elements, `step` elements from one four to the next: those for which inside(i), and
 // zeros. Sixteen or eight bytes at once where `wide`. All are on their way before any is waited for.
 template <int Count, class Inside>
@@ -123,6 +134,18 @@ __device__ inline uint32_t pack4(const float* codes) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) out |= (static_cast<uint32_t>(static_cast<int32_t>(codes[i])) & 0xffu) << (8 * i);
   return out;
+}
+
+// W codes as floats, to where they may be written at once.
+template <int W>
+__device__ inline void store_codes(int8_t* out, const float* codes) {
+  if constexpr (W == 1) {
+    *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));
+  } else if constexpr (W == 4) {
+    *reinterpret_cast<uint32_t*>(out) = pack4(codes);
+  } else {
+    *reinterpret_cast<uint2*>(out) = make_uint2(pack4(codes), pack4(codes + 4));
+  }
 }
 
 }  // namespace ptq4arvg::cuda

@@ -109,13 +109,7 @@ Run<Problem> Device::runner(const char* op, const Tensor& lead) {
   };
 }
 
-template Run<GemmProblem> Device::runner(const char*, const Tensor&);
-template Run<GemmFloatProblem> Device::runner(const char*, const Tensor&);
-template Run<QuantizeProblem> Device::runner(const char*, const Tensor&);
-template Run<NormQuantizeProblem> Device::runner(const char*, const Tensor&);
-template Run<StoreKvProblem> Device::runner(const char*, const Tensor&);
-template Run<AttentionProblem> Device::runner(const char*, const Tensor&);
-template Run<QuantizeMapProblem> Device::runner(const char*, const Tensor&);
+PTQ4ARVG_CUDA_RUNNERS
 
 // On the host: it is done once for each weight, and checks every code.
 Tensor Device::pack_weight(const Tensor& codes, const OptionalTensor& zero, int64_t bits) {

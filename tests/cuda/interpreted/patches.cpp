@@ -19,17 +19,9 @@ void check(const cuda::TileConfig& config, int64_t images, int64_t height, int64
   options.patches = {height, width, channels, kernel};
   if (!plain) options.requantize = false;
   const Product p(images * height * width, n, kernel * kernel * channels, 8, options);
-  const int64_t ldc = cuda::round_up(p.k, 16);
-  const DeviceArray<int8_t> codes(n * ldc);
-  codes.fill(0);
-  const DeviceArray<int32_t> sums(n);
-  for (int64_t row = 0; row < n; ++row) {
-    memcpy(codes.data + row * ldc, p.weight.codes.data + row * p.k, p.k);
-    sums[row] = 0;
-    for (int64_t i = 0; i < p.k; ++i) sums[row] += codes[row * ldc + i];
-  }
-  const cuda::CodesGemm g{p.problem,     codes.data,       ldc,     sums.data,         nullptr, 0,
-                          config.sm_min, kMultiprocessors, nullptr, uniform(0, 1) == 1};
+  const PlainCodes w(p.weight);
+  const cuda::CodesGemm g{p.problem, w.codes.data,  w.ldc,            w.sums.data, nullptr,
+                          0,         config.sm_min, kMultiprocessors, nullptr,     uniform(0, 1) == 1};
   if (!config.can_run(g)) fail("cannot run", images, height, width, channels, kernel, n);
   if (config.workspace(g)) fail("wants a workspace");
   const uint64_t before = ptx::launches;

@@ -127,6 +127,23 @@ struct Product {
   }
 };
 
+// Rows of 8-bit codes as the tiled kernels read them, padded with zeros, and their sums.
+struct PlainCodes {
+  int64_t ldc;
+  DeviceArray<int8_t> codes;
+  DeviceArray<int32_t> sums;
+
+  explicit PlainCodes(const Weight& weight)
+      : ldc(cuda::round_up(weight.k, 16)), codes(weight.n * ldc), sums(weight.n) {
+    codes.fill(0);
+    for (int64_t row = 0; row < weight.n; ++row) {
+      memcpy(codes.data + row * ldc, weight.codes.data + row * weight.k, weight.k);
+      sums[row] = 0;
+      for (int64_t i = 0; i < weight.k; ++i) sums[row] += codes[row * ldc + i];
+    }
+  }
+};
+
 // A product of floats on the same weights, within rounding of the scalar kernel's; start(problem) is the device's.
 template <class Start>
 void check_float(const Product& p, Start start) {

@@ -17,17 +17,9 @@ void check(const cuda::TileConfig& config, int64_t m, int64_t n, int64_t k) {
   const bool aligned = &config != &cuda::tiled_config() || uniform(0, 2);
   if (!aligned) n += uniform(1, 7);
   const Product p(m, n, k, 8, Options(aligned));
-  const int64_t ldc = cuda::round_up(k, 16);
-  const DeviceArray<int8_t> codes(n * ldc);
-  codes.fill(0);
-  for (int64_t row = 0; row < n; ++row) memcpy(codes.data + row * ldc, p.weight.codes.data + row * k, k);
-  const DeviceArray<int32_t> sums(n);
-  for (int64_t row = 0; row < n; ++row) {
-    sums[row] = 0;
-    for (int64_t i = 0; i < k; ++i) sums[row] += p.weight.codes[row * k + i];
-  }
-  cuda::CodesGemm g{p.problem, codes.data, ldc,     sums.data, nullptr, 0, config.sm_min, kMultiprocessors,
-                    nullptr,   uniform(0, 1) == 1};
+  const PlainCodes w(p.weight);
+  cuda::CodesGemm g{p.problem, w.codes.data,  w.ldc,            w.sums.data, nullptr,
+                    0,         config.sm_min, kMultiprocessors, nullptr,     uniform(0, 1) == 1};
   if (!config.can_run(g)) fail("cannot run", m, n, k);
   g.workspace_bytes = config.workspace(g);
   const DeviceArray<uint8_t> workspace(g.workspace_bytes);
