@@ -1,6 +1,8 @@
 """MAR in integers, end to end: calibrate, quantize, check, generate, save and load."""
 
 import functools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from ptq4arvg.calibration_file import load_calibration, save_calibration
 from ptq4arvg.checkpoint import read_config
 from ptq4arvg.evaluation.agreement import evaluation_rows, relative_error
 from ptq4arvg.fuse import fuse_, unfuse_
-from ptq4arvg.models import stress_
+from ptq4arvg.models import diffloss, stress_
+from ptq4arvg.models.diffloss import respaced_schedule
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.verify import check_integer_path
 from tests.golden_mar import find_mar_cases
@@ -170,15 +173,46 @@ def test_a_checkpoint_comes_back_bit_by_bit(case, rows, evaluated, tmp_path):
     assert hashed == read_config(tmp_path / "q")["hash"]
 
 
-def test_the_noisiest_step_from_float_activations_samples_closer(case, rows):
-    """The sampler multiplies an error of its prediction by hundreds."""
-    labels, errors = torch.tensor([1, 2, 3, 4]), {}
-    wanted = case.build().sample_ids(labels, seed=5)
-    for sink in ("integer", "float"):
-        model = case.build()
-        ptq4arvg.quantize_(model, "W6A6", "ptq4arvg", rows, sink=sink)
-        errors[sink] = relative_error(wanted, model.sample_ids(labels, seed=5))
-    assert errors["float"] < errors["integer"]
+@pytest.fixture
+def published_schedule():
+    """mar-tiny on the schedule of the published models, which begins where nothing but noise is."""
+    model = ptq4arvg.load_model("mar-tiny")
+    model.config = replace(model.config, noisiest_step=999)
+    model.transformer.diffloss.schedule = respaced_schedule(model.config.diffusion_steps)
+    return model
+
+
+def test_quantized_sampling_takes_a_state_of_noise_for_noise(published_schedule, monkeypatch):
+    model, labels = published_schedule, torch.arange(4)
+    rows = Calibration(model.sample_rows(labels, seed=1), labels, 1, "random")
+    exact = model.transformer.diffloss
+    assert not exact.all_noise(exact.steps - 1) and not model.sampling_note
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows)
+    head = model.transformer.diffloss
+    assert [head.all_noise(step) for step in (0, head.steps - 2, head.steps - 1)] == [0, 0, 1]
+    assert "noisiest of the 25 diffusion steps" in model.sampling_note
+    assert "multiplies errors by 1327" in model.sampling_note
+    tokens = model.sample_ids(labels, seed=5)
+    assert 0.5 < tokens.std() < 1.5  # those of real pictures have 1
+    monkeypatch.setattr(diffloss, "MOST_AMPLIFIED", math.inf)
+    assert model.sample_ids(labels, seed=5).std() > 10
+
+
+def test_a_head_that_is_quantized_in_part_does_without_the_step_too(published_schedule):
+    model, labels = published_schedule, torch.arange(4)
+    rows = Calibration(model.sample_rows(labels, seed=1), labels, 1, "random")
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows, ignore=["re:diffloss.net.res_blocks.*"])
+    assert model.sampling_note
+
+
+@pytest.mark.parametrize("ignore", [["re:diffloss.*"], []])
+def test_the_noisiest_step_is_computed_where_it_may_be(ignore, published_schedule):
+    """In a float head, and in one whose schedule begins where some signal is left."""
+    model = published_schedule if ignore else ptq4arvg.load_model("mar-tiny")
+    labels = torch.arange(4)
+    rows = Calibration(model.sample_rows(labels, seed=1), labels, 1, "random")
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows, ignore=ignore)
+    assert not model.sampling_note
 
 
 def test_attention_products_stay_in_float(case, rows):

@@ -15,7 +15,7 @@ tags: [quantization, image-generation, autoregressive]
 
 {linears} linear layers in integers{kept}, by the method `{method}` of ptq4arvg {version}.
 Their weights take {after:.2f} MB ({before:.2f} MB in half precision); all tensors together take
-{size:.2f} MB. {attention}{decoder}
+{size:.2f} MB. {attention}{decoder}{sampling}
 
 | | |
 |---|---|
@@ -58,8 +58,8 @@ def _decoder(record: dict[str, Any] | None) -> str:
     )
 
 
-def model_card(config: dict[str, Any], report: Any, size: int) -> str:
-    """Markdown for the README.md of a checkpoint; size: bytes of all tensors."""
+def model_card(config: dict[str, Any], report: Any, size: int, note: str = "") -> str:
+    """Markdown for the README.md of a checkpoint; size: bytes of all tensors; note: on sampling."""
     recipe = config["recipe"]
     stress = f", stressed {report.stress:g}" if report.stress else ""
     kept = f" and {len(report.kept)} in floating point" if report.kept else ""
@@ -78,6 +78,7 @@ def model_card(config: dict[str, Any], report: Any, size: int) -> str:
         size=size / 1e6,
         attention=_attention(config["quantization_config"]["attention"]),
         decoder=_decoder(report.decoder),
+        sampling=f" {note}" if note else "",
         sqnr=report.sqnr_db,
         worst=report.worst.sqnr_db,
         worst_name=report.worst.name,

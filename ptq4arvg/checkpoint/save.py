@@ -111,7 +111,8 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         (path / "recipe.yaml").write_text(recipe, "utf-8")
         (path / "report.json").write_text(report, "utf-8")
-        (path / "README.md").write_text(model_card(config, model.report, size), "utf-8")
+        card = model_card(config, model.report, size, model.sampling_note)
+        (path / "README.md").write_text(card, "utf-8")
         (path / "config.json").write_text(pretty_json(config), "utf-8")
         # safetensors makes its file readable by its owner only.
         mode = (path / "config.json").stat().st_mode

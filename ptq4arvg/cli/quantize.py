@@ -232,6 +232,8 @@ def run_quantize(request: Request) -> None:
         schemes = list(report.allocation["schemes"].values())
         counts = ", ".join(f"{schemes.count(name)} {name}" for name in sorted(set(schemes)))
         print(f"schemes {counts}: {report.allocation['mean_bits']:.2f} bits a weight on average")
+    if model.sampling_note:
+        print(model.sampling_note)
     drawn = ""
     if report.decoder:
         drawn = (

@@ -115,6 +115,11 @@ class ARVGModel(nn.Module):
         return 1
 
     @property
+    def sampling_note(self) -> str:
+        """A sentence on what ``sample_ids`` does otherwise than the float model's, or ""."""
+        return ""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; the label ``null_label`` stands for none."""
         return self.config.num_classes

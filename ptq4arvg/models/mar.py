@@ -7,9 +7,9 @@ Shapes: n images, N tokens of each, C channels of a token, S steps of the diffus
 
 Static tables have a row per slot: the buffer's, then the image's. What an image slot holds changes
 with the order, so all of them share one grid, as in the paper. The tables of the diffusion head,
-which the paper leaves in float, have a row per diffusion step. Its first, noisiest step is by far
-the most sensitive: declared a sink, it can be computed from float activations; patterns that
-ignore "diffloss.*" leave the head in float.
+which the paper leaves in float, have a row per diffusion step. Its first, noisiest step is the most
+sensitive, and declared a sink; where it is too sensitive for integers, a quantized head does
+without it (``DiffLoss.all_noise``). Patterns that ignore "diffloss.*" leave the head in float.
 """
 
 from __future__ import annotations
@@ -110,6 +110,16 @@ class MARModel(ARVGModel):
         """Iterations of the mask schedule that a replay visits."""
         return min(REPLAY_ITERATIONS, self.config.num_iter)
 
+    @property
+    def sampling_note(self) -> str:
+        head = self.transformer.diffloss
+        if not head.all_noise(head.steps - 1):
+            return ""
+        return (
+            f"The noisiest of the {head.steps} diffusion steps is taken to hold nothing but noise: "
+            f"it multiplies errors by {head.schedule.amplification()[-1]:.0f}."
+        )
+
     def block_names(self) -> list[str]:
         c = self.config
         return [
@@ -148,8 +158,8 @@ class MARModel(ARVGModel):
         c, net = self.config, "diffloss.net"
         steps = c.diffusion_steps
         bins = tuple(s * min(STEP_BINS, steps) // steps for s in range(steps))
-        # The sampler multiplies an error of the noisiest step's prediction by hundreds (316 with
-        # 100 steps from the last one), of the next by 1.5, of all others by less than one.
+        # The sampler multiplies an error of the noisiest step's prediction most, of the next by up
+        # to 1.5, of all others by less than one.
         each = {"groups": tuple(range(steps)), "scale_groups": bins, "sink": (steps - 1,)}
         silu = {"no_fold": "its input is the output of SiLU"}
         # What the decoder's last norm makes of the image tokens is read by nothing else.

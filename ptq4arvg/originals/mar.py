@@ -13,7 +13,7 @@ from ..models.diffloss import DiffLoss, respaced_schedule
 from ..models.klvae import KLVAE, KLVAEConfig
 from ..models.mar import FAMILY, MARModel
 from ..models.mar_net import MAR, Block, MARConfig
-from ..nn import Cursor, PackedLinear, QuantLinear
+from ..nn import Cursor
 from ..sampling import guide
 from .sharing import count, published_sampling, share, tokenizer_state
 
@@ -73,10 +73,13 @@ class AdoptedHead(nn.Module):
         """x [R, C] noised tokens, t int64 [R] timesteps of training, c [R, D] conditions ->
         [R, 2 C] noise and variance logits."""
         net = self.inner.net
-        if not any(isinstance(part, (PackedLinear, QuantLinear)) for part in net.modules()):
+        if not self.inner.quantized:
             y = net.time_embed(t) + net.cond_embed(c)
             return net(x[:, None], y[:, None])[:, 0]
-        self.inner.cursor.set(self._step(t), 1)
+        step = self._step(t)
+        if self.inner.all_noise(step):
+            return torch.cat([x, torch.ones_like(x)], -1)  # of the greater variance
+        self.inner.cursor.set(step, 1)
         y = net.time_embed(t[:1]) + net.cond_embed(c)
         return net(x[:, None], y[:, None], sampling=True)[:, 0]
 

@@ -1,6 +1,7 @@
 """MAR's adapter: folding, what is quantized, its own random streams, replay over the schedule."""
 
 import itertools
+import math
 from argparse import Namespace
 
 import pytest
@@ -318,8 +319,10 @@ def test_rows_hold_the_order_of_generation():
 def test_the_noisiest_step_is_the_sensitive_one():
     """Why it is declared a sink: what an error of the predicted noise does to the next state."""
     s = respaced_schedule(100)
-    gain = s.mean_of_start * (1 / s.alphas_cumprod - 1) ** 0.5
-    assert gain[-1] > 100 and gain[:-1].max() < 2
+    gain = s.amplification()
+    assert gain[-1] == pytest.approx(316.2, abs=0.1) and gain[:-1].max() < 2
+    kept = s.alphas_cumprod[-1]
+    assert gain[-1] == pytest.approx(s.mean_of_start[-1] * math.sqrt(1 - kept) / math.sqrt(kept))
 
 
 def test_sampling_may_begin_at_a_less_noisy_step():
