@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import Device
 from options import choices, numbers
 from record import stamp, write_csv
+from steps import take_steps
 from tables import show
-from timing import geometric_mean, measure
+from timing import geometric_mean
 
 from ptq4arvg import ops
 from ptq4arvg.models.registry import build_model, model_config
@@ -38,7 +40,7 @@ COLUMNS = (
     "date", "commit", "device", "torch", "isa", "threads", "model", "images", "heads", "size",
     "tokens", "keys", "candidate", "kernel", "median_us", "p10_us", "p90_us", "repeats",
     "disturbed", "cache_mib",
-    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")),
+    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")), "note",
 )  # fmt: skip
 
 
@@ -59,6 +61,11 @@ class Step:
     def rows(self) -> int:
         """Rows of a batch with guidance."""
         return 2 * self.images
+
+    def identity(self) -> dict[str, Any]:
+        """Its columns."""
+        return {"model": self.model, "images": self.images, "heads": self.heads, "size": self.size,
+                "tokens": self.tokens, "keys": self.keys}  # fmt: skip
 
 
 def steps_of(model: str, images: int) -> list[Step]:
@@ -134,17 +141,14 @@ def measured(
     step: Step, floats: list[str], device: str, budget: float, tick: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """One row per candidate."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     calls = candidates(step, floats, device)
     calls["int8"]()
     kernel = ops.last_kernel()
-    timings = measure({name: [call] for name, call in calls.items()}, budget,
-                      synchronize=synchronize, tick=tick)  # fmt: skip
+    timings = Device(device).time({name: [call] for name, call in calls.items()}, budget, tick)
     for name in calls:
-        row = {
-            "model": step.model, "images": step.images, "heads": step.heads, "size": step.size,
-            "tokens": step.tokens, "keys": step.keys, "candidate": name,
-            "kernel": kernel if name == "int8" else "", "median_us": timings.quantile(name) * 1e6,
+        row = step.identity() | {
+            "candidate": name, "kernel": kernel if name == "int8" else "",
+            "median_us": timings.quantile(name) * 1e6,
             "p10_us": timings.quantile(name, 0.1) * 1e6,
             "p90_us": timings.quantile(name, 0.9) * 1e6, "repeats": timings.repeats,
             "disturbed": timings.disturbed(name), "cache_mib": cache_mib(step, name),
@@ -204,22 +208,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    shared, rows, status = stamp(arguments.device, arguments.threads), [], 0
-    todo, total = arguments.todo, len(arguments.todo)
+    floats, device, budget = arguments.floats, arguments.device, arguments.budget
+    rows: list[dict[str, Any]] = []
     with make_progress(arguments.quiet) as display:
-        try:
-            for number, step in enumerate(todo):
-                display(step.model, number, total)
-                found = measured(
-                    step, arguments.floats, arguments.device, arguments.budget / total,
-                    lambda number=number, step=step: display(step.model, number, total),
-                )  # fmt: skip
-                rows += [shared | row for row in found]
-            display(todo[-1].model, total, total)
-        except KeyboardInterrupt:
-            display.say("interrupted; this is what was measured until then")
-            status = 130
-    print_table(rows, arguments.floats)
+        status = take_steps(
+            arguments.todo,
+            lambda step, tick: measured(step, floats, device, budget / len(arguments.todo), tick),
+            Step.identity, rows, stamp(device, arguments.threads), display, device,
+        )  # fmt: skip
+    print_table(rows, floats)
     if arguments.out:
         write_csv(arguments.out, COLUMNS, rows)
         sys.stdout.write(f"wrote {arguments.out}\n")

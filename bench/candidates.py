@@ -44,12 +44,17 @@ class Refused(Exception):
 class Case:
     """One candidate. make: a new call, on its own copy of the weights.
 
-    weight_bytes: of one copy; bits: of our weights or codes, 0 for torch's candidates.
+    weight_bytes: of one copy; bits: of our weights or codes, 0 for torch's candidates; moved: bytes
+    read and written at least, of a GEMM its weight.
     """
 
     make: Callable[[], Callable[[], Any]]
     weight_bytes: int = 0
     bits: int = 0
+    moved: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "moved", self.moved or self.weight_bytes)
 
 
 def activation_bits(w_bits: int) -> int:
@@ -256,14 +261,15 @@ def _norm_quantize(x: Tensor, scale: Tensor, shift: Tensor, *rest: Any) -> Tenso
 
 
 def row_cases(
-    op: str, k: int, m: int, bits: list[int], peers: list[str], device: str, rotate: bool = False
-) -> tuple[dict[str, Case], dict[str, str]]:
-    """`gemm_cases` for "quantize" or "norm_quantize" of M rows of K values, float32 to int8.
+    op: str, k: int, m: int, bits: list[int], peers: list[str], device: str, rotate: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[dict[str, Case], dict[str, str]]:  # fmt: skip
+    """`gemm_cases` for "quantize" or "norm_quantize" of M rows of K values of ``dtype`` to int8.
 
     rotate: first over blocks of up to 128 channels; torch's candidates by a product with a matrix.
-    "copy" copies the same float32 rows into memory that exists already.
+    "copy" copies the same rows into memory that exists already.
     """
-    x = _random(m, k, device=device)
+    x = _random(m, k, device=device).to(dtype)
     scale, shift = (_random(1, k, device=device, scale=0.1) for _ in range(2))
     inv_scale, cases = torch.full((m,), 20.0, device=device), {}
     modulation = {"scale": scale, "shift": shift} if op == "norm_quantize" else {}
@@ -280,7 +286,7 @@ def row_cases(
             options = modulation | {"tokens": m, "rotation": block}
             return lambda: function(own, inv_scale, zero, width, **options)
 
-        cases[f"{op}.a{width}{suffix}"] = Case(new, x.nbytes, width)
+        cases[f"{op}.a{width}{suffix}"] = Case(new, x.nbytes, width, x.nbytes + x.numel())
     rest = (turn, inv_scale[:, None], torch.full((m, 1), 128.0, device=device), 255, 128)
     function = {"quantize": _quantize, "norm_quantize": _norm_quantize}[op]
 
@@ -289,7 +295,7 @@ def row_cases(
             own = x.clone()
             return lambda: function(own, *modulation.values(), *rest)
 
-        return Case(new, x.nbytes)
+        return Case(new, x.nbytes, moved=x.nbytes + x.numel())
 
     def copy() -> Callable[[], Any]:
         own, out = x.clone(), torch.empty_like(x)

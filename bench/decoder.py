@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import Device
 from options import choices, numbers
 from record import stamp, write_csv
+from steps import take_steps
 from tables import show
 from timing import measure
 from variants import float_model
@@ -43,7 +45,7 @@ MODELS = "var-d16,rar-b,llamagen-b,mar-b"
 COLUMNS = (
     "date", "commit", "device", "torch", "isa", "threads", "model", "images", "rest", "candidate",
     "kernel", "median_ms", "p10_ms", "p90_ms", "repeats", "disturbed", "gop", "gops", "psnr_db",
-    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")),
+    *(f"x_{name}{part}" for name in FLOATS for part in ("", "_p10", "_p90")), "note",
 )  # fmt: skip
 
 
@@ -141,8 +143,8 @@ class Decoders:
         gop = operations(self.models[self.rest], rows)
         names = [*self.floats, *self.schemes]
         calls = {name: [lambda m=self.models[name]: m.decode_in_parts(rows)] for name in names}
-        synchronize = torch.cuda.synchronize if self.device.startswith("cuda") else lambda: None
-        timings = measure(calls, budget, min_repeats=3, synchronize=synchronize, tick=tick)
+        wait = Device(self.device).synchronize
+        timings = measure(calls, budget, min_repeats=3, synchronize=wait, tick=tick)
         for name in names:
             row = {
                 "model": self.name, "images": images, "rest": self.rest, "candidate": name,
@@ -166,7 +168,7 @@ def print_table(rows: list[dict[str, Any]], floats: list[str]) -> None:
         [row["model"], str(row["images"]), row["candidate"], f"{row['median_ms']:.0f}",
          f"{row['gops']:.0f}", "" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
          *(f"{row[f'x_{name}']:.2f}" if f"x_{name}" in row else "" for name in floats)]
-        for row in rows
+        for row in rows if "median_ms" in row
     ]  # fmt: skip
     head = [
         "model",
@@ -218,29 +220,21 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"decoder.py: {error}\n")
         return 2
     torch.set_num_threads(arguments.threads)
-    shared, rows, status = stamp(arguments.device, arguments.threads), [], 0
+    device, rows, made = arguments.device, [], []
     todo = [(name, images) for name in arguments.models for images in arguments.images]
+
+    def measured(step: tuple[str, int], tick: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        name, images = step
+        if not made or made[0].name != name:
+            made.clear()  # before the next one takes its memory
+            made.append(Decoders(name, arguments.floats, arguments.schemes, arguments.rest, device))
+        return made[0].measured(images, arguments.budget / len(todo), tick)
+
     with make_progress(arguments.quiet) as display:
-        try:
-            made: Decoders | None = None
-            for number, (name, images) in enumerate(todo):
-                display(name, number, len(todo))
-                if made is None or made.name != name:
-                    made = None  # before the next one takes its memory
-                    made = Decoders(
-                        name, arguments.floats, arguments.schemes, arguments.rest, arguments.device
-                    )
-                rows += [
-                    shared | row
-                    for row in made.measured(
-                        images, arguments.budget / len(todo),
-                        lambda number=number, name=name: display(name, number, len(todo)),
-                    )
-                ]  # fmt: skip
-            display(todo[-1][0], len(todo), len(todo))
-        except KeyboardInterrupt:
-            display.say("interrupted; this is what was measured until then")
-            status = 130
+        status = take_steps(
+            todo, measured, lambda step: dict(zip(("model", "images"), step, strict=True)), rows,
+            stamp(device, arguments.threads), display, device,
+        )  # fmt: skip
     print_table(rows, arguments.floats)
     if arguments.out:
         write_csv(arguments.out, COLUMNS, rows)

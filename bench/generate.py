@@ -21,10 +21,11 @@ these graphs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ COLUMNS = (
     "variant", "repeats",
     *(f"seconds_{name}" for name in TIMES), "p10", "p90", "seconds_load", "peak_mib",
     "import_mib", "waited", *PLAIN, "images_second", "seconds_call", "seconds_first_call",
-    "device_peak_mib", *CAPTURED,
+    "device_peak_mib", *CAPTURED, "note",
 )  # fmt: skip
 
 
@@ -109,6 +110,9 @@ def _peak(row: dict[str, Any]) -> float:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The rows of one number of images, with the ratios against the float variants."""
+    rows = [row for row in rows if "note" not in row]
+    if not rows:
+        return
     lines, shown = [], [c for c in (*PLAIN, *CAPTURED) if any(c in row for row in rows)]
     for row in rows:
         ratios = [f"{row[c]:.2f}" if c in row else "" for c in shown]
@@ -135,9 +139,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def measure(
     arguments: argparse.Namespace, images: int, checkpoints: Path, rows: list[dict[str, Any]],
-    progress: Callable[[str, int, int], None],
-) -> None:  # fmt: skip
-    """Start all variants, run them in turn, and add what was measured to ``rows``."""
+    progress: Any,
+) -> int:  # fmt: skip
+    """Start all variants, run them in turn, and add what was measured to ``rows``; 1 if one failed,
+    else 0."""
     names = [*arguments.floats, *arguments.schemes]
     folders = prepare(
         arguments.model, arguments.schemes, arguments.rest, arguments.rotation, checkpoints,
@@ -146,20 +151,34 @@ def measure(
     variants: dict[str, Variant] = {}
     first: dict[str, float] = {}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def noted(name: str) -> Iterator[None]:
+        """What ends this variant's process leaves a note, and the others go on."""
+        try:
+            yield
+        except VariantError as error:
+            failed[name] = str(error)
+            progress.say(f"generate.py: {error}")
+
     try:
         for number, name in enumerate(names):
             progress("load", number, len(names))
-            variants[name] = Variant(
-                arguments.model, name, folders.get(name), images, arguments.threads,
-                arguments.device,
-            )  # fmt: skip
-            first[name] = variants[name].run()["seconds"]  # it allocates, and is not counted
+            with noted(name):
+                variants[name] = Variant(
+                    arguments.model, name, folders.get(name), images, arguments.threads,
+                    arguments.device,
+                )  # fmt: skip
+                first[name] = variants[name].run()["seconds"]  # it allocates, and is not counted
         progress("load", len(names), len(names))
         total = len(names) * arguments.repeats
         for done in range(total):
             progress("generate", done, total)
             name = names[done % len(names)]
-            runs[name].append(variants[name].run())
+            if name not in failed:
+                with noted(name):
+                    runs[name].append(variants[name].run())
         progress("generate", total, total)
     finally:
         for variant in variants.values():
@@ -174,7 +193,9 @@ def measure(
             if runs[n]
         ]
         add_ratios(made, runs)
+        made += [shared | {"variant": name, "note": f"failed: {failed[name]}"} for name in failed]
         rows += made
+    return int(bool(failed))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -241,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     with make_progress(arguments.quiet) as display:
         try:
             for images in arguments.images:
-                measure(arguments, images, folder, rows, display)
+                status |= measure(arguments, images, folder, rows, display)
         except KeyboardInterrupt:
             display.say("interrupted; this is what was measured until then")
             status = 130

@@ -5,34 +5,38 @@
         --threads 2 --budget 300 --out bench/results/kernels.csv --figure ratios.png
 
 All candidates of a cell (one linear at one M) are timed in turn; ratios are medians over the rounds
-of torch's time by ours. A row of the CSV file per candidate, geometric means printed at the end.
+of torch's time by ours. A row of the CSV file per candidate, geometric means printed at the end. On
+a GPU many calls are timed in one CUDA graph, on data outside its second-level cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from candidates import PEERS, ROW_PEERS, gemm_cases, row_cases
+from device import Device
 from options import choices
 from record import stamp, write_csv
 from shapes import Linear, linears, parse_m
+from steps import take_steps
 from tables import detail, summary
-from timing import Timings, cold_copies, last_level_cache, measure
+from timing import Timings, cold_copies, last_level_cache
 
 from ptq4arvg import ops
 from ptq4arvg.errors import closest
 from ptq4arvg.progress import make_progress
 
 OPS = ("gemm", "quantize", "norm_quantize")
+MOST_COPIES = 256  # in a graph: a few rows stay in the cache, and launching them is what takes time
 # Instruction set -> the register-only loop that it cannot exceed.
 PEAKS = {"avx512_vnni": "vnni", "avx_vnni": "vnni", "avx2": "avx2_maddubs", "amx": "amx"}
-_IDENTITY = ("op", "shape", "layer", "N", "K", "M", "bits", "candidate")
+_IDENTITY = ("op", "dtype", "shape", "layer", "N", "K", "M", "bits", "candidate")
 _TIMES = ("median_us", "p10_us", "p90_us", "repeats", "cold", "gops", "gbytes_s", "peak_share",
           "bandwidth_share", "disturbed")  # fmt: skip
 
@@ -50,7 +54,7 @@ class Limits:
     """What this machine can do at most: int8 operations and bytes a second, measured."""
 
     threads: int
-    isa: str
+    isa: str  # "" of a GPU, whose limits bench/peers.py measures
     seconds: float = 0.3
     _bytes: dict[int, float] = field(default_factory=dict)
     _peak: float | None = None
@@ -58,7 +62,8 @@ class Limits:
     @property
     def known(self) -> bool:
         """Whether this build can measure them."""
-        return hasattr(ops._info, "measure_peak") and hasattr(ops._info, "measure_bandwidth")
+        wanted = "measure_peak", "measure_bandwidth"
+        return bool(self.isa) and all(hasattr(ops._info, name) for name in wanted)
 
     def peak(self) -> float | None:
         """Operations a second of a register-only loop of the instruction set in use."""
@@ -89,6 +94,12 @@ class Cell:
     linear: Linear
     m: int
 
+    def identity(self) -> dict[str, Any]:
+        """Its columns."""
+        linear, gemm = self.linear, self.op == "gemm"
+        return {"op": self.op, "shape": self.shape, "layer": linear.layer if gemm else "",
+                "N": linear.n if gemm else "", "K": linear.k, "M": self.m}  # fmt: skip
+
 
 def cells(op: str, shapes: list[str], layers: str, rows: list[int]) -> list[Cell]:
     """All cells of a run. layers: "token" (seen by every token), "all", or names with commas."""
@@ -114,16 +125,14 @@ def _rows(cell: Cell, cases: dict, timings: Timings, limits: Limits, cold: int) 
     linear, gemm = cell.linear, cell.op == "gemm"
     for name, case in cases.items():
         seconds = timings.quantile(name)
-        row: dict[str, Any] = {
-            "op": cell.op, "shape": cell.shape, "layer": linear.layer if gemm else "",
-            "N": linear.n if gemm else "", "K": linear.k, "M": cell.m, "bits": case.bits or "",
+        row: dict[str, Any] = cell.identity() | {
+            "bits": case.bits or "",
             "candidate": name, "median_us": seconds * 1e6, "repeats": timings.repeats,
             "p10_us": timings.quantile(name, 0.1) * 1e6,
             "p90_us": timings.quantile(name, 0.9) * 1e6, "cold": int(cold > 0),
             "disturbed": timings.disturbed(name),
         }  # fmt: skip
-        moved = case.weight_bytes if gemm or name == "copy" else case.weight_bytes * 5 // 4
-        row["gbytes_s"] = moved / seconds / 1e9
+        row["gbytes_s"] = case.moved / seconds / 1e9
         if gemm:
             row["gops"] = 2e-9 * cell.m * linear.n * linear.k / seconds
         if case.bits and gemm:
@@ -131,7 +140,7 @@ def _rows(cell: Cell, cases: dict, timings: Timings, limits: Limits, cold: int) 
             row["peak_share"] = peak and row["gops"] * 1e9 / peak
             row["bandwidth_share"] = bytes_s and row["gbytes_s"] * 1e9 / bytes_s
         elif case.bits and "copy" in cases:
-            copied = cases["copy"].weight_bytes / timings.quantile("copy")
+            copied = cases["copy"].moved / timings.quantile("copy")
             row["bandwidth_share"] = row["gbytes_s"] * 1e9 / copied
         if case.bits:
             for peer in [other for other in cases if not cases[other].bits]:
@@ -151,36 +160,38 @@ def _ratio(timings: Timings, column: str, slow: str, fast: str) -> dict[str, flo
     }
 
 
-def run(
-    todo: list[Cell], bits: list[int], peers: list[str], device: str, budget: float, cold: int,
-    limits: Limits, progress: Callable[[str, int, int], None], rows: list[dict[str, Any]],
-    rotate: bool = False,
-) -> None:  # fmt: skip
-    """Measure all cells and append their rows to ``rows``, which survive an interrupt."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    shared = stamp(device, limits.threads)
-    phase = todo[0].op if todo else "nothing to do"
-    for number, cell in enumerate(todo):
-        progress(phase, number, len(todo))
-        torch.manual_seed(number)
+@dataclass(frozen=True)
+class Bench:
+    """What is measured of every cell, and where. cold: bytes that the weights exceed."""
+
+    bits: Sequence[int]
+    peers: list[str]
+    device: Device
+    limits: Limits
+    budget: float  # seconds of a cell
+    cold: int = 0
+    rotate: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def measured(self, cell: Cell, tick: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        """The rows of one cell: of its candidates, then of those that cannot run here."""
+        torch.manual_seed(cell.m)
+        common = self.bits, self.peers, self.device.name, self.rotate
         if cell.op == "gemm":
-            cases, refused = gemm_cases(cell.linear, cell.m, bits, peers, device, rotate)
+            cases, refused = gemm_cases(cell.linear, cell.m, *common)
         else:
-            k = cell.linear.k
-            cases, refused = row_cases(cell.op, k, cell.m, bits, peers, device, rotate)
-        copies = cold_copies(sum(case.weight_bytes for case in cases.values()), cold)
+            cases, refused = row_cases(cell.op, cell.linear.k, cell.m, *common, self.dtype)
+        weights = [case.weight_bytes for case in cases.values()]
+        copies = cold_copies(sum(weights), self.cold)
+        if self.device.cuda:  # in a graph, only calls of the same candidate come between
+            copies = min(cold_copies(min(weights), self.cold), MOST_COPIES)
         calls = {name: [case.make() for _ in range(copies)] for name, case in cases.items()}
-        timings = measure(
-            calls, budget / len(todo), synchronize=synchronize,
-            tick=lambda number=number: progress(phase, number, len(todo)),
-        )  # fmt: skip
-        rows += [shared | row for row in _rows(cell, cases, timings, limits, cold)]
+        timings = self.device.time(calls, self.budget, tick)
+        dtype = {} if cell.op == "gemm" else {"dtype": str(self.dtype).removeprefix("torch.")}
+        for row in _rows(cell, cases, timings, self.limits, self.cold):
+            yield dtype | row
         for name, reason in refused.items():
-            note = {"candidate": name, "note": f"n/a: {reason}", "op": cell.op, "M": cell.m,
-                    "shape": cell.shape, "layer": cell.linear.layer, "N": cell.linear.n,
-                    "K": cell.linear.k}  # fmt: skip
-            rows.append(shared | note)
-    progress(phase, len(todo), len(todo))
+            yield dtype | cell.identity() | {"candidate": name, "note": f"n/a: {reason}"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -193,12 +204,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--bits", default="8,6,4", help="of the weights (of the codes for the other ops)")
     add("--peers", help="default: all of " + ", ".join(PEERS))
     add("--rotate", action="store_true", help="rotate what is quantized")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"),
+        help="of the rows that quantize and norm_quantize read")  # fmt: skip
     add("--device", default="cpu")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--isa", help="instruction set instead of the best one")
     add("--budget", type=float, default=120.0, help="seconds of timing, all cells together")
     add("--cold", type=int, nargs="?", const=-1, default=0, metavar="MIB",
-        help="keep weights out of caches of MIB (default: the last level's size)")  # fmt: skip
+        help="keep weights out of caches of MIB (default: the last level's size); so always on a "
+        "GPU")  # fmt: skip
     add("--out", type=Path, help="CSV file")
     add("--figure", type=Path, help="PNG file of the ratios against M")
     add("--verbose", action="store_true", help="print every measurement")
@@ -230,17 +244,22 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"kernels.py: {error}\n")
         return 2
     torch.set_num_threads(arguments.threads)
-    cold = last_level_cache() if arguments.cold == -1 else arguments.cold << 20
-    limits, rows, status = Limits(arguments.threads, ops.isa()), [], 0
+    device, cold = Device(arguments.device), arguments.cold << 20
+    if arguments.cold == -1 or device.cuda:
+        cold = device.l2_bytes() or last_level_cache()
+    limits = Limits(arguments.threads, "" if device.cuda else ops.isa())
+    bench = Bench(
+        bits, peers, device, limits, arguments.budget / max(len(todo), 1), cold, arguments.rotate,
+        getattr(torch, arguments.dtype),
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    shared = stamp(device.name, arguments.threads)
     with make_progress(arguments.quiet) as display, torch.inference_mode():
-        if not limits.known:
+        if not bench.limits.known and not device.cuda:
             display.say("no shares of the peak: this build cannot measure it")
-        try:
-            run(todo, bits, peers, arguments.device, arguments.budget, cold, limits, display, rows,
-                arguments.rotate)  # fmt: skip
-        except KeyboardInterrupt:
-            display.say("interrupted; this is what was measured until then")
-            status = 130
+        status = take_steps(
+            todo, bench.measured, Cell.identity, rows, shared, display, device.name
+        )  # fmt: skip
     if arguments.verbose:
         detail(rows, peers)
     summary(rows, peers)

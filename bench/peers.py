@@ -17,26 +17,26 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_graph import Call, in_a_graph, l2_bytes, one_by_one
+from device import Call, Device
 from kernels import Cell, cells
 from options import choices
 from peer import Absent, Ours, Peer, Product, WrongResult, check
 from peer_adapters import PEERS
 from record import stamp, write_csv
 from shapes import parse_m
+from steps import take_steps
 from tables import show
-from timing import Timings, cold_copies, measure
+from timing import cold_copies
 
 from ptq4arvg import ops
 from ptq4arvg.progress import make_progress
 
 GIVEN = ("codes", "floats")
-LEAST_LAUNCHES = 8  # in a graph
 
 
 def columns(peers: Sequence[str]) -> list[str]:
@@ -51,42 +51,26 @@ def columns(peers: Sequence[str]) -> list[str]:
 class Bench:
     """A device, and what it does at most, measured: bytes copied and int8 operations a second."""
 
-    device: str
+    device: Device
+    peers: Sequence[Peer] = ()
+    budget: float = 1.0  # seconds of a cell
     cold: int = 0
     bytes_s: float = math.inf
     ops_s: float = math.inf
-    absent: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def graph(self) -> Callable[[Sequence[Call]], Call]:
-        """How many calls become one."""
-        return in_a_graph if self.device.startswith("cuda") else one_by_one
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    def time(self, calls: dict[Any, Sequence[Call]], budget: float, tick: Call) -> Timings:
-        """Seconds of all calls of each candidate, the candidates in turn."""
-        graphs = {name: [self.graph(each)] for name, each in calls.items()}
-        return measure(graphs, budget, synchronize=self.synchronize, tick=tick)
-
-    def measure_limits(
-        self, peers: Sequence[Peer], megabytes: int, size: int, budget: float
-    ) -> None:
+    def measure_limits(self, megabytes: int, size: int, budget: float) -> None:
         """Copy so many megabytes, and take the fastest candidate on size x size x size codes."""
-        source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=self.device)
+        source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=self.device.name)
         target = torch.empty_like(source)
-        product = Product.random(size, size, size, 8, self.device)
+        product = Product.random(size, size, size, 8, self.device.name)
         calls: dict[str, Sequence[Call]] = {"copy": [lambda: target.copy_(source)]}
-        for peer in peers:
+        for peer in (Ours(8), *self.peers):
             if peer.bits == 8:
-                with contextlib.suppress(Exception):  # run() says what is wrong with it
+                with contextlib.suppress(Exception):  # measured() says what is wrong with it
                     check(peer, product)
                     weight = peer.prepare(product)
                     calls[peer.name] = [lambda p=peer, w=weight: p.multiply(w, product)]
-        timings = self.time(calls, budget, lambda: None)
+        timings = self.device.time(calls, budget)
         copied = timings.quantile("copy", 0.1)
         self.bytes_s = 2 * source.nbytes / copied
         multiplied = [timings.quantile(name, 0.1) for name in calls if name != "copy"]
@@ -98,6 +82,52 @@ class Bench:
         n, k, m = cell.linear.n, cell.linear.k, cell.m
         moved = n * k * bits / 8 + m * k * (1 if given == "codes" else 2) + 2 * m * n
         return max(moved / self.bytes_s, 2 * m * n * k / self.ops_s)
+
+    def measured(
+        self, step: tuple[Cell, int], tick: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of one cell at a number of bits: ours first, then the peers of as many bits."""
+        cell, bits = step
+        product = Product.random(cell.m, cell.linear.n, cell.linear.k, bits, self.device.name)
+        calls, kernels, refused = {}, {}, {}
+        for peer in (Ours(bits), *(peer for peer in self.peers if peer.bits == bits)):
+            try:
+                each, kernels[peer.name] = _calls(peer, product, self.cold)
+            except WrongResult as error:
+                refused[peer.name] = str(error)
+            except Exception as error:  # a size that it does not take; the libraries share no type
+                if isinstance(peer, Ours):
+                    raise
+                refused[peer.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            else:
+                calls |= {(peer.name, given): each[given] for given in GIVEN}
+        timings = self.device.time(calls, self.budget, tick)
+        ours = f"ours.w{bits}"
+        for name, given in calls:
+            low, median, high = (timings.quantile((name, given), q) for q in (0.1, 0.5, 0.9))
+            least = self.roofline(cell, bits, given)
+            row = identity(step) | {
+                "given": given, "candidate": name, "kernel": kernels[name],
+                "median_us": 1e6 * median, "p10_us": 1e6 * low, "p90_us": 1e6 * high,
+                "repeats": timings.repeats, "disturbed": timings.disturbed((name, given)),
+                "roofline_us": 1e6 * least, "roofline_share": least / median,
+                "copy_gbytes_s": 1e-9 * self.bytes_s, "peak_gops": 1e-9 * self.ops_s,
+            }  # fmt: skip
+            if name == ours:
+                row |= {
+                    f"x_{other}": timings.ratio((other, of), (name, given))
+                    for other, of in calls if other != ours and of == given
+                }  # fmt: skip
+            yield row
+        for name, why in refused.items():
+            yield identity(step) | {"candidate": name, "note": f"n/a: {why}"}
+
+
+def identity(step: tuple[Cell, int]) -> dict[str, Any]:
+    """The columns of a cell at a number of bits."""
+    cell, bits = step
+    return {"bits": bits, "shape": cell.shape, "layer": cell.linear.layer, "N": cell.linear.n,
+            "K": cell.linear.k, "M": cell.m}  # fmt: skip
 
 
 def find(names: Sequence[str], libraries: Path | None) -> tuple[list[Peer], dict[str, str]]:
@@ -119,73 +149,12 @@ def _calls(peer: Peer, product: Product, cold: int) -> tuple[dict[str, list[Call
     weight = peer.prepare(product)
     copies = cold_copies(product.w.numel() * peer.bits // 8, cold)
     weights = [weight, *(copy.deepcopy(weight) for _ in range(copies - 1))]
-    weights *= math.ceil(LEAST_LAUNCHES / copies)
     peer.multiply(weight, product)
     kernel = ops.last_kernel() if isinstance(peer, Ours) else ""
     return {
         "codes": [lambda w=w: peer.multiply(w, product) for w in weights],
         "floats": [lambda w=w: peer.multiply(w, product, *peer.quantize(product)) for w in weights],
     }, kernel
-
-
-def rows_of(bench: Bench, cell: Cell, bits: int, peers: Sequence[Peer], budget: float, tick: Call
-            ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The rows of one cell at one number of bits: ours first, then the peers of that many bits."""
-    linear = cell.linear
-    shared = {"bits": bits, "shape": cell.shape, "layer": linear.layer, "N": linear.n,
-              "K": linear.k, "M": cell.m}  # fmt: skip
-    product = Product.random(cell.m, linear.n, linear.k, bits, bench.device)
-    calls, kernels, refused = {}, {}, {}
-    for peer in (Ours(bits), *(peer for peer in peers if peer.bits == bits)):
-        try:
-            each, kernels[peer.name] = _calls(peer, product, bench.cold)
-        except WrongResult as error:
-            refused[peer.name] = str(error)
-        except Exception as error:  # a size that it does not take; the libraries share no type
-            if isinstance(peer, Ours):
-                raise
-            refused[peer.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
-        else:
-            calls |= {(peer.name, given): each[given] for given in GIVEN}
-    timings = bench.time(calls, budget, tick)
-    ours = f"ours.w{bits}"
-    for (name, given), each in calls.items():
-        low, median, high = (timings.quantile((name, given), q) / len(each)
-                             for q in (0.1, 0.5, 0.9))  # fmt: skip
-        least = bench.roofline(cell, bits, given)
-        row = shared | {
-            "given": given, "candidate": name, "kernel": kernels[name], "median_us": 1e6 * median,
-            "p10_us": 1e6 * low, "p90_us": 1e6 * high, "repeats": timings.repeats,
-            "disturbed": timings.disturbed((name, given)), "roofline_us": 1e6 * least,
-            "roofline_share": least / median, "copy_gbytes_s": 1e-9 * bench.bytes_s,
-            "peak_gops": 1e-9 * bench.ops_s,
-        }  # fmt: skip
-        if name == ours:
-            for other, of in calls:
-                if other != ours and of == given:
-                    scale = len(each) / len(calls[other, of])
-                    row[f"x_{other}"] = scale * timings.ratio((other, of), (name, given))
-        yield row
-    for name, why in refused.items():
-        yield shared | {"candidate": name, "note": f"n/a: {why}"}
-
-
-def run(bench: Bench, todo: Sequence[Cell], bits: Sequence[int], peers: Sequence[Peer],
-        budget: float, progress: Callable[[str, int, int], None],
-        rows: list[dict[str, Any]]) -> None:  # fmt: skip
-    """Measure all cells and append their rows to ``rows``, which survive an interrupt."""
-    stamped = stamp(bench.device, torch.get_num_threads())
-    shared = {name: stamped[name] for name in ("date", "commit", "device", "torch")}
-    rows += [shared | {"candidate": name, "note": f"absent: {why}"}
-             for name, why in bench.absent.items()]  # fmt: skip
-    every = [(cell, b) for cell in todo for b in bits]
-    for number, (cell, b) in enumerate(every):
-        progress("peers", number, len(every))
-        torch.manual_seed(number)
-        found = rows_of(bench, cell, b, peers, budget / len(every),
-                        lambda number=number: progress("peers", number, len(every)))  # fmt: skip
-        rows += [shared | row for row in found]
-    progress("peers", len(every), len(every))
 
 
 def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> None:
@@ -252,18 +221,17 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.writelines(f"{peer.name}: here\n" for peer in peers)
         sys.stdout.writelines(f"{name}: absent, {why}\n" for name, why in absent.items())
         return 0 if any(peer.install for peer in peers) else 1
-    bench = Bench(arguments.device, l2_bytes(arguments.device) if cuda else 0, absent=absent)
-    rows, status = [], 0
+    device, every = Device(arguments.device), [(cell, b) for cell in todo for b in bits]
+    bench = Bench(device, peers, arguments.budget / max(len(every), 1), device.l2_bytes())
+    stamped = stamp(device.name, torch.get_num_threads())
+    shared = {name: stamped[name] for name in ("date", "commit", "device", "torch")}
+    rows = [shared | {"candidate": name, "note": f"absent: {why}"} for name, why in absent.items()]
+    torch.manual_seed(0)
     with make_progress(arguments.quiet) as display, torch.inference_mode():
-        try:
-            bench.measure_limits(
-                [Ours(8), *peers], 1024 if cuda else 64, 8192 if cuda else 256,
-                arguments.budget / 50,
-            )  # fmt: skip
-            run(bench, todo, bits, peers, arguments.budget, display, rows)
-        except KeyboardInterrupt:
-            display.say("interrupted; this is what was measured until then")
-            status = 130
+        display("limits of the device", 0, 1)
+        size = (1024, 8192) if cuda else (64, 256)
+        bench.measure_limits(*size, arguments.budget / 50)
+        status = take_steps(every, bench.measured, identity, rows, shared, display, device.name)
     summary(rows, [peer.name for peer in peers])
     if arguments.out:
         write_csv(arguments.out, columns(names), rows)

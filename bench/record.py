@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import subprocess
 import time
@@ -18,7 +19,8 @@ __all__ = ["commit", "device_name", "stamp", "write_csv"]
 
 
 def commit() -> str:
-    """The commit that is measured, "+" added if files were changed since; "unknown" outside git."""
+    """The commit that is measured, "+" added if files were changed since. Outside git it is
+    $BENCH_COMMIT, or "unknown"."""
 
     def git(*arguments: str) -> str:
         try:
@@ -31,7 +33,7 @@ def commit() -> str:
 
     name = git("rev-parse", "--short", "HEAD")
     changed = name and git("status", "--porcelain", "--untracked-files=no")
-    return (name or "unknown") + ("+" if changed else "")
+    return (name or os.environ.get("BENCH_COMMIT", "unknown")) + ("+" if changed else "")
 
 
 def device_name(device: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import tile_table
 import torch
 from candidates import our_cases
-from cuda_graph import in_a_graph, l2_bytes
+from device import Device
 from environment import variable
 from measurements import OUTPUTS, SAME, Measurements, Size
 from options import choices
@@ -32,7 +32,7 @@ from record import stamp
 from shapes import Linear, linears, names, parse_m
 from tables import show
 from tile_choice import Box, choose, to_rows
-from timing import cold_copies, measure
+from timing import cold_copies
 
 from ptq4arvg import ops
 from ptq4arvg.progress import make_progress
@@ -40,7 +40,6 @@ from ptq4arvg.progress import make_progress
 FORCE = "PTQ4ARVG_CUDA_KERNEL"
 CASES = {"codes": "gemm_quantize", "float32": "gemm"}
 DEFAULT_M = "1,8,16,24,32,48,64,128,256,512,1024,2048,8192,32768"
-LEAST_LAUNCHES = 8  # in a graph
 
 
 def grid(shapes: Sequence[str], rows: Sequence[int], bits: Sequence[int], outputs: Sequence[str]
@@ -63,47 +62,46 @@ def kernel_names() -> list[str]:
 
 @dataclass
 class Bench:
-    """How sizes are measured. graph: makes one call of many; cold: bytes that weights exceed."""
+    """How sizes are measured. cold: bytes that weights exceed."""
 
     kernels: Sequence[str]
-    device: str = "cuda"
+    device: Device
     cold: int = 0
-    graph: Callable[[Sequence[Callable]], Callable] = in_a_graph
-    synchronize: Callable[[], Any] = lambda: None
 
     def rows(self, size: Size, budget: float) -> list[dict[str, Any]]:
-        """A row per kernel, with a note for those that cannot take the size.
+        """A row per kernel, with a note for those that cannot take the size, fail, or give another
+        result than most others: a time of a wrong one means nothing.
 
-        RuntimeError where two kernels give different results: a time of a wrong one means nothing.
+        RuntimeError where the device no longer answers.
         """
         linear = Linear("", size.n, size.k)
-        case = our_cases(linear, size.m, size.bits, self.device)[
+        case = our_cases(linear, size.m, size.bits, self.device.name)[
             f"{CASES[size.output]}.w{size.bits}"
         ]
         copies = cold_copies(case.weight_bytes, self.cold)
-        calls = [case.make() for _ in range(copies)]
-        calls *= math.ceil(LEAST_LAUNCHES / copies)
-        replays, refused = {}, {}
-        first, expected = "", None
+        calls = self.device.repeated([case.make() for _ in range(copies)])
+        notes, replays, results = {}, {}, {}
         for kernel in self.kernels:
             with variable(FORCE, kernel):
                 try:
-                    result = calls[0]()
+                    results[kernel] = calls[0]()
+                    replays[kernel] = self.device.capture(calls)
                 except ValueError as error:
                     if f"{FORCE} is '{kernel}'" not in str(error):
                         raise
-                    refused[kernel] = str(error)
-                    continue
-                if expected is None:
-                    first, expected = kernel, result
-                elif not torch.equal(result, expected):
-                    raise RuntimeError(f"{kernel} and {first} differ at {size}")
-                replays[kernel] = [self.graph(calls)]
-        timings = measure(replays, budget, min_repeats=5, synchronize=self.synchronize)
-        rows = [{"kernel": kernel, "note": f"n/a: {why}"} for kernel, why in refused.items()]
+                    notes[kernel] = f"n/a: {error}"
+                except RuntimeError as error:
+                    if not self.device.answers():
+                        raise
+                    notes[kernel] = f"failed: {str(error).splitlines()[0]}"
+        for kernel in _outvoted(results):
+            replays.pop(kernel, None)
+            notes.setdefault(kernel, "failed: its result is not that of most other kernels")
+        counts = dict.fromkeys(replays, len(calls))
+        timings = self.device.time_captured(replays, counts, budget)
+        rows = [{"kernel": kernel, "note": note} for kernel, note in notes.items()]
         for kernel in replays:
-            low, median, high = (1e6 * timings.quantile(kernel, q) / len(calls)
-                                 for q in (0.1, 0.5, 0.9))  # fmt: skip
+            low, median, high = (1e6 * timings.quantile(kernel, q) for q in (0.1, 0.5, 0.9))
             rows.append(
                 {
                     "kernel": kernel,
@@ -115,6 +113,15 @@ class Bench:
                 }
             )
         return [size.of() | row for row in rows]
+
+
+def _outvoted(results: dict[str, torch.Tensor]) -> list[str]:
+    """The kernels whose result is not that of more than half of them."""
+    alike = {
+        name: sum(torch.equal(result, other) for other in results.values())
+        for name, result in results.items()
+    }
+    return [name for name, count in alike.items() if 2 * count <= len(results)]
 
 
 def run(todo: Sequence[Size], bench: Bench, kept: Measurements, budget: float,
@@ -194,7 +201,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"tune.py: {error}\n")
         return 2
     if not arguments.table_only:
-        bench = Bench(kernels, cold=l2_bytes("cuda"), synchronize=torch.cuda.synchronize)
+        device = Device("cuda")
+        bench = Bench(kernels, device, device.l2_bytes())
         with make_progress(arguments.quiet) as display, torch.inference_mode():
             try:
                 missing = run(todo, bench, kept, arguments.budget, shared, display)

@@ -193,3 +193,26 @@ def test_compiled_blocks_draw_the_same(monkeypatch):
         assert torch.equal(model.generate([1, 3], seed=2), wanted)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
+
+
+def test_a_variant_that_ends_before_its_time_costs_no_other(monkeypatch, tmp_path, capsys):
+    class Dying(Fake):
+        def run(self):
+            if self.scale == 1.0:  # W8A8
+                raise variants.VariantError("W8A8: its process ended")
+            return super().run()
+
+    monkeypatch.setattr(Fake, "calls", 0)
+    monkeypatch.setattr(Fake, "limit", 99)
+    monkeypatch.setattr(generate, "Variant", Dying)
+    monkeypatch.setattr(generate, "prepare", lambda *_: {})
+    out = tmp_path / "g.csv"
+    assert generate.main(["--model", "var-tiny", "--schemes", "W8A8", "--images", "1,2",
+                          "--repeats", "2", "--quiet", "--out", str(out)]) == 1  # fmt: skip
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    notes = [(row["images"], row["variant"]) for row in rows if row["note"]]
+    assert notes == [("1", "W8A8"), ("2", "W8A8")]
+    timed = [(row["images"], row["variant"]) for row in rows if row["seconds_image"]]
+    assert timed == [(n, name) for n in "12" for name in ("float32", "bfloat16")]
+    assert "bfloat16" in capsys.readouterr().out

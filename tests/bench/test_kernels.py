@@ -6,6 +6,7 @@ import candidates
 import kernels
 import pytest
 import shapes
+from device import Device
 
 from ptq4arvg import ops
 
@@ -124,7 +125,7 @@ def test_bad_arguments(capsys, arguments, message):
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
-    real, calls = kernels.measure, []
+    real, calls = Device.time, []
 
     def measure(*arguments, **options):
         calls.append(1)
@@ -132,7 +133,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(kernels, "measure", measure)
+    monkeypatch.setattr(Device, "time", measure)
     status, rows = run(tmp_path / "k.csv", "--m", "1", "--bits", "8", "--peers", "float32")
     assert status == 130
     assert {row["layer"] for row in rows} == {"qkv"}

@@ -1,14 +1,14 @@
 """bench/tune.py without a device: stand-ins for its kernels, real files, real operators."""
 
 import csv
-import functools
 import os
 
+import device as bench_device
 import pytest
 import shapes
 import tile_table
 import tune
-from cuda_graph import one_by_one
+from device import Device
 from measurements import Measurements, Size
 
 SHARED = {"date": "2026-01-02", "commit": "abc", "device": "H100", "torch": "2.13", "sm": 90}
@@ -47,15 +47,17 @@ def device(monkeypatch):
         return {name: type(c)(limited(c.make), c.weight_bytes, c.bits) for name, c in found.items()}
 
     class OnCpu(tune.Bench):
-        def __init__(self, kernels, **_):
-            super().__init__(kernels, "cpu", 1 << 14, one_by_one)
+        def __init__(self, kernels, *_):
+            super().__init__(kernels, Device("cpu"), 1 << 14)
 
     monkeypatch.setattr(tune, "our_cases", cases)
-    monkeypatch.setattr(tune, "measure", functools.partial(tune.measure, max_repeats=5))
+    real_measure = bench_device.measure
+    monkeypatch.setattr(bench_device, "measure", lambda *args, **options: real_measure(
+        *args, **options | {"max_repeats": 5, "sample": 1e-5}))  # fmt: skip
+    monkeypatch.setattr(Device, "l2_bytes", lambda self: 0)
     monkeypatch.setattr(tune, "Bench", OnCpu)
     monkeypatch.setattr(tune, "kernel_names", lambda: ["decode", "tiled.64x64x64"])
     monkeypatch.setattr(tune, "stamp", lambda *_: SHARED)
-    monkeypatch.setattr(tune, "l2_bytes", lambda device: 0)
     monkeypatch.setattr(tune.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tune.torch.cuda, "get_device_capability", lambda: (9, 0))
     return cases
@@ -151,30 +153,39 @@ def test_measurements_from_elsewhere_are_not_continued(device, run, monkeypatch,
     assert "measured with device H100, this is H200" in capsys.readouterr().err
 
 
-def test_a_wrong_kernel_is_an_error(device, monkeypatch):
-    def cases(linear, m, bits, device_name):
-        wrong = iter(range(9))
-        case = tune.torch.tensor
-        make = lambda: lambda: case(next(wrong))  # noqa: E731
-        return {"gemm.w8": type("Case", (), {"make": staticmethod(make), "weight_bytes": 8})}
-
-    monkeypatch.setattr(tune, "our_cases", cases)
-    with pytest.raises(RuntimeError, match=r"b and a differ at Size\(n=48"):
-        tune.Bench(["a", "b"]).rows(Size(48, 32, 8, 1, "float32"), 0.01)
+def stub_cases(monkeypatch, call):
+    case = type("Case", (), {"make": staticmethod(lambda: call), "weight_bytes": 8})
+    monkeypatch.setattr(tune, "our_cases", lambda *_: {"gemm.w8": case})
+    return Size(48, 32, 8, 1, "float32")
 
 
-def test_other_errors_are_not_taken_for_a_refusal(device, monkeypatch):
-    def broken(*_):
-        def fail():
-            raise RuntimeError("out of memory")
+@pytest.mark.parametrize(("kernels", "wrong"), [("abc", "b"), ("ab", "ab")])
+def test_a_kernel_with_another_result_has_no_time(device, monkeypatch, kernels, wrong):
+    """Of two that differ, neither has one."""
+    size = stub_cases(monkeypatch, lambda: tune.torch.tensor(os.environ.get(tune.FORCE) == "b"))
+    rows = tune.Bench(list(kernels), Device("cpu")).rows(size, 0.01)
+    notes = {row["kernel"]: row["note"] for row in rows if "note" in row}
+    assert set(notes) == set(wrong)
+    assert set(notes.values()) == {"failed: its result is not that of most other kernels"}
+    assert {row["kernel"] for row in rows if "median_us" in row} == set(kernels) - set(wrong)
 
-        return {
-            "gemm.w8": type("Case", (), {"make": staticmethod(lambda: fail), "weight_bytes": 8})
-        }
 
-    monkeypatch.setattr(tune, "our_cases", broken)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        tune.Bench(["a"]).rows(Size(48, 32, 8, 1, "float32"), 0.01)
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_kernel_that_fails_has_a_note_while_the_device_answers(device, monkeypatch, answers):
+    def fail():
+        if os.environ.get(tune.FORCE) == "b":
+            raise RuntimeError("out of registers\nand more")
+        return tune.torch.zeros(1)
+
+    size = stub_cases(monkeypatch, fail)
+    monkeypatch.setattr(Device, "answers", lambda self: answers)
+    bench = tune.Bench(["a", "b"], Device("cpu"))
+    if not answers:
+        with pytest.raises(RuntimeError, match="out of registers"):
+            bench.rows(size, 0.01)
+        return
+    rows = {row["kernel"]: row for row in bench.rows(size, 0.01)}
+    assert rows["b"]["note"] == "failed: out of registers" and "median_us" in rows["a"]
 
 
 def test_no_kernels_for_the_device(device, run, monkeypatch, capsys):
