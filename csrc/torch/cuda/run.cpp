@@ -21,6 +21,7 @@ namespace {
 // Not with the operator's name in front, as what arguments do wrong.
 void check(const char* op, cudaError_t error, const cuda::Device& device) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that a later launch is not blamed for this one
   std::string text = std::string("the CUDA kernel of ") + op + " could not be started: ";
   text += std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice) {
