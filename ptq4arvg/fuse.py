@@ -42,13 +42,22 @@ def fuse_(model: nn.Module) -> int:
             linear.fuse(act.name, consumer if fits else None)
             act.fused = True
             fused += 1
+    _fix_constants_(root, True)
     return fused
+
+
+def _fix_constants_(root: nn.Module, fixed: bool) -> None:
+    """Have modules compute what depends on weights alone now, or again at every call."""
+    for module in root.modules():
+        if hasattr(module, "fix_constants_"):
+            module.fix_constants_(fixed)
 
 
 def unfuse_(model: nn.Module) -> None:
     """Undo ``fuse_``: every packed linear takes and gives floating point values again."""
     root = model.transformer
     model.graphs.drop()
+    _fix_constants_(root, False)
     for spec in model.linears():
         linear = root.get_submodule(spec.name)
         if isinstance(linear, PackedLinear):

@@ -116,3 +116,22 @@ def test_gated_products_of_sinks_stay_in_float():
     quantize_(model, "W8A8", "rtn", rows(model), sink="float")
     gated = [block.feed_forward for block in model.transformer.layers]
     assert all(bool(part.w2.sink) == (part.quantizer is None) for part in gated)
+
+
+def test_factors_of_q_are_computed_once_where_weights_are_fixed():
+    model = ptq4arvg.load_model("var-tiny")
+    attentions = [block.attn for block in model.transformer.blocks]
+    assert all(attention.q_factors is None for attention in attentions)
+    ids = rows(model)
+    quantize_(model, "W8A8", "rtn", ids)
+    assert all(torch.equal(a.q_factors, a._factors()) for a in attentions)
+    with torch.inference_mode():
+        once = model.sample_ids(torch.tensor([3]), seed=1)
+        for attention in attentions:
+            attention.fix_constants_(False)
+        assert torch.equal(model.sample_ids(torch.tensor([3]), seed=1), once)
+    assert not any("q_factors" in name for name in model.state_dict())
+    fuse_(model)
+    assert all(attention.q_factors is not None for attention in attentions)
+    unfuse_(model)
+    assert all(attention.q_factors is None for attention in attentions)

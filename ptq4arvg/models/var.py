@@ -70,6 +70,8 @@ class Attention(nn.Module):
         self.mat_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
         if self.l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4.0)))
+        # Of q, once the weights are fixed: two kernels less at every scale.
+        self.register_buffer("q_factors", None, persistent=False)
         self.core = AttentionCore()
         self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
         self._register_load_state_dict_pre_hook(self._join_bias)
@@ -90,8 +92,16 @@ class Attention(nn.Module):
     def _prologue(self) -> Prologue:
         if not self.l2_norm:
             return Prologue(q_factor=0.25 / math.sqrt(self.size))
-        scale = self.scale_mul_1H11.clamp_max(math.log(100)).exp()
-        return Prologue("l2", 1e-12, q_factors=scale.flatten())
+        factors = self._factors() if self.q_factors is None else self.q_factors
+        return Prologue("l2", 1e-12, q_factors=factors)
+
+    def _factors(self) -> Tensor:
+        """The learned scale of each head's q, [H]."""
+        return self.scale_mul_1H11.clamp_max(math.log(100)).exp().flatten()
+
+    def fix_constants_(self, fixed: bool) -> None:
+        """Compute what depends on weights alone now, or again at every call."""
+        self.q_factors = self._factors().detach() if fixed and self.l2_norm else None
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.proj(self.attend(x, mask))
