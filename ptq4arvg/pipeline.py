@@ -165,7 +165,10 @@ def quantize_(
             if progress:
                 progress("pack", len(layers), len(active))
         return_freed_memory()
-    drawn = None if decoder is None else quantize_decoder_(model, decoder, calibration, progress)
+    drawn = None
+    if decoder is not None:
+        fitted = method.rounding != "nearest"
+        drawn = quantize_decoder_(model, decoder, calibration, progress, fitted)
     if pack:
         _verify(model, layers, calibration)
         fuse_(model)
