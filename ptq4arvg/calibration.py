@@ -13,7 +13,7 @@ from .dgc import farthest_rows, mahalanobis, research_ratio
 from .distributed import current, spread
 from .errors import closest
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "check_rows", "check_selection"]
 
 SELECTIONS = ("dgc", "random", "first", "research_code")
 
@@ -24,7 +24,8 @@ class Calibration:
 
     ids: the tokens of every row as ``model.sample_rows`` gives them: ids int64 [n, T], or
     continuous tokens float32 [n, T, C]; labels int64 [n]: its class, ``null_label`` for
-    unconditional rows; seed, select: how they came about (empty for rows given by the caller).
+    unconditional rows; seed, select: how they came about (empty for rows given by the caller), and
+    samples: of how many they were chosen (0 if that is not known); model: whose they are, by name.
     For reports, where rows were left out by their distance: distance float64 [samples] of all that
     were drawn, conditional ones first, and chosen int64 [n], which of them these rows are.
     """
@@ -33,6 +34,8 @@ class Calibration:
     labels: Tensor
     seed: int = 0
     select: str = ""
+    samples: int = 0
+    model: str = ""
     distance: Tensor | None = field(default=None, repr=False)
     chosen: Tensor | None = field(default=None, repr=False)
 
@@ -61,9 +64,45 @@ class Calibration:
         return list(zip(self.ids.split(size), self.labels.split(size), strict=True))
 
 
+def check_rows(model: torch.nn.Module, rows: Calibration) -> None:
+    """ValueError unless ``model`` can have drawn the rows, for the labels that it knows."""
+    ids, labels, continuous = rows.ids, rows.labels, model.continuous
+    vocabulary = 0 if continuous else model.config.vocab_size
+    fits = ids.is_floating_point() == continuous and ids.shape[1] == model.tokens
+    if fits and not continuous:
+        fits = ids.min() >= 0 and ids.max() < vocabulary
+    if not fits:
+        kind = f"ids below {vocabulary}" if vocabulary else "continuous tokens"
+        came = f"up to {ids.max().item()}" if ids.dtype == torch.int64 else str(ids.dtype)
+        raise ValueError(
+            f"{model.name}: calibration rows {list(ids.shape)}, {came}; wanted [rows, "
+            f"{model.tokens}] of {kind}. Rows of another model? `calibrate` draws this one's"
+        )
+    lowest, highest = labels.min().item(), labels.max().item()
+    if labels.is_floating_point() or lowest < 0 or highest > model.null_label:
+        raise ValueError(
+            f"{model.name}: calibration labels {lowest} to {highest}, {labels.dtype}; wanted whole "
+            f"numbers from 0 to {model.null_label}, which is no class"
+        )
+
+
 def canonical(ids: Tensor) -> Tensor:
     """Token ids as int64, continuous tokens as float32, on the CPU."""
     return ids.cpu().to(torch.float32 if ids.is_floating_point() else torch.int64)
+
+
+def check_selection(samples: int, keep: int, select: str) -> None:
+    """ValueError unless ``calibrate`` can keep so many of so many samples in that way."""
+    if select not in SELECTIONS:
+        raise ValueError(
+            f"calibrate: unknown select {select!r}; wanted one of {', '.join(SELECTIONS)}. "
+            f"{closest(select, SELECTIONS)}"
+        )
+    if samples < 2 or samples % 2 or not 0 < keep <= samples:
+        raise ValueError(
+            f"calibrate: samples {samples}, keep {keep}; wanted an even number of samples "
+            "(conditional and unconditional rows) and 1 <= keep <= samples"
+        )
 
 
 @torch.inference_mode()
@@ -84,16 +123,7 @@ def calibrate(
     (the ratio rule of the authors' code). The result depends on the arguments only. Within
     ``joined`` every rank draws its share, and all have the same result.
     """
-    if select not in SELECTIONS:
-        raise ValueError(
-            f"calibrate: unknown select {select!r}; wanted one of {', '.join(SELECTIONS)}. "
-            f"{closest(select, SELECTIONS)}"
-        )
-    if samples < 2 or samples % 2 or not 0 < keep <= samples:
-        raise ValueError(
-            f"calibrate: samples {samples}, keep {keep}; wanted an even number of samples "
-            "(conditional and unconditional rows) and 1 <= keep <= samples"
-        )
+    check_selection(samples, keep, select)
     images = samples // 2
     generator = torch.Generator().manual_seed(seed)
     rounds = [
@@ -112,7 +142,9 @@ def calibrate(
     ids = torch.cat([ids, ids])  # [conditional | unconditional]
     labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     chosen, distance = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
-    return Calibration(ids[chosen], labels[chosen], seed, select, distance, chosen)
+    return Calibration(
+        ids[chosen], labels[chosen], seed, select, samples, model.name, distance, chosen
+    )
 
 
 def _choose(

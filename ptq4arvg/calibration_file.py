@@ -26,6 +26,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> Path:
         "format": "ptq4arvg calibration 1",
         "seed": str(calibration.seed),
         "select": calibration.select,
+        "samples": str(calibration.samples),
+        "model": calibration.model,
         "hash": calibration.hash,
     }
     return write_file(path, save(tensors, metadata))
@@ -33,6 +35,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> Path:
 
 def load_calibration(path: str | Path) -> Calibration:
     """Read what `save_calibration` wrote. ValueError if it is something else or was changed."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; wanted a file that `ptq4arvg calibrate` writes")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -45,7 +49,10 @@ def load_calibration(path: str | Path) -> Calibration:
         raise ValueError(
             f"{path} cannot be read ({error}); run `ptq4arvg calibrate` again"
         ) from None
-    rows = Calibration(canonical(ids), canonical(labels), int(metadata["seed"]), metadata["select"])
+    rows = Calibration(
+        canonical(ids), canonical(labels), int(metadata["seed"]), metadata["select"],
+        int(metadata.get("samples", 0)), metadata.get("model", ""),
+    )  # fmt: skip
     if rows.hash != metadata["hash"]:
         raise ValueError(f"{path} was changed after it was written; run `ptq4arvg calibrate` again")
     return rows

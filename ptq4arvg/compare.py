@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from . import __version__, ops
-from .calibration import Calibration, calibrate
+from .calibration import Calibration, calibrate, check_selection
 from .cells import FLOAT, cell_name, inspection_name, read_cells
 from .collected import Collected
 from .errors import closest
@@ -95,6 +95,7 @@ class Comparison:
                 f"compare: seeds {self.seeds}, images {self.images}; wanted at least one "
                 "calibration seed and 2 images"
             )
+        check_selection(self.samples, self.keep, self.select)
         # What a cell depends on beside its own name: cells of other settings are not comparable.
         fields = ("samples", "keep", "images", "compared", "select")
         values = {name: getattr(self, name) for name in fields}

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .devices import usable_device
+
 __all__ = ["ALONE", "Group", "RankError", "current", "joined", "local_device", "spread"]
 
 JOINING = timedelta(minutes=10)  # until every rank is there
@@ -184,10 +186,18 @@ def joined() -> Iterator[Group]:
         _current, group._gloo = ALONE, None  # its threads end with it
 
 
-def local_device(device: str) -> str:
-    """``device`` of this process: under torchrun "cuda" is the one of its place on the machine."""
+def local_device(device: str) -> torch.device:
+    """``device`` of this process: under torchrun "cuda" is the one of its place on the machine.
+    ValueError if it is not there."""
     place = os.environ.get("LOCAL_RANK")
-    return f"cuda:{place}" if device == "cuda" and current().world > 1 and place else device
+    shared = device == "cuda" and current().world > 1 and place
+    return usable_device(f"cuda:{place}" if shared else device)
+
+
+def check_batch_size(size: int) -> None:
+    """ValueError unless batches can have that size."""
+    if size < 1:
+        raise ValueError(f"batch size is {size}; wanted 1 or more")
 
 
 def spread(count: int, size: int) -> list[Tensor]:
@@ -198,6 +208,7 @@ def spread(count: int, size: int) -> list[Tensor]:
     size may round otherwise. Batch b is that of rank b mod world, and so image i is that of rank
     i mod world where world divides n; n is rounded up so that powers of two do.
     """
+    check_batch_size(size)
     n = -(-count // size)
     lanes = min(1 << (n.bit_length() - 1), MOST_LANES)
     n = min(-(-n // lanes) * lanes, count)

@@ -12,17 +12,18 @@ from torch import nn
 from .allocation import Budget, allocate
 from .attention import check_attention, integer_attention_, quantize_attention_
 from .block_parts import BlockParts
-from .calibration import Calibration, calibrate
+from .calibration import Calibration, calibrate, check_rows
 from .collected import Collected
 from .compat import quantize_like_research_
 from .decoder import check_decoder, quantize_decoder_
+from .distributed import check_batch_size
 from .folding import fit, fold_stage_, stages
 from .fuse import fuse_
 from .hadamard import turn_of
 from .layer import input_grids, quantize_linear, sample_size, scaled_statistics
 from .memory import release_mapped, return_freed_memory
 from .methods import Method, get_method
-from .nn import PackedLinear, QuantLinear
+from .nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
 from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
 from .plan import LayerPlan, make_plan
@@ -31,6 +32,9 @@ from .token_scales import collect_steps
 from .verify import check_integer_path
 
 __all__ = ["quantize_"]
+
+# What takes the place of a float module.
+QUANTIZED = IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,14 +82,13 @@ def quantize_(
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
     model = adopt(model)
-    if model.recipe:
+    _check_untouched(model)
+    check_batch_size(batch_size)
+    if compat is not None and (ignore or overrides or pack):
+        given = "ignore" if ignore else "overrides" if overrides else "pack=True"
         raise ValueError(
-            "quantize_: this model is quantized already; load the float model again to start over"
-        )
-    if any(turn_of(model.transformer.get_submodule(s.name)) for s in model.linears()):
-        raise ValueError(
-            "quantize_: this model is left rotated by a run that did not end; load the float "
-            "model again to start over"
+            f"quantize_: compat={compat!r} has one scheme for all linears, in simulation; wanted "
+            f"no {given}"
         )
     if target_bits is not None:
         if compat is not None:
@@ -126,6 +129,7 @@ def quantize_(
         )
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
+    check_rows(model, calibration)
     if compat == "research":
         return quantize_like_research_(
             model, scheme, method, calibration, batch_size, progress, options
@@ -137,6 +141,8 @@ def quantize_(
         allocation = allocate(model, budget, method, calibration, batch_size, progress)
         plan = allocation.plan
     active = [p for p in plan if p.scheme]
+    if not active:
+        raise ValueError("quantize_: every linear is ignored, so that none is left to quantize")
     if parts is not None:
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
@@ -179,6 +185,8 @@ def quantize_(
         decoder=drawn,
     )  # fmt: skip
     model.recipe = make_recipe(report, calibration, list(ignore), overrides)
+    if model.own_weights:
+        model.recipe["weights"] = "own"
     if decoder is not None:
         model.recipe["decoder"] = decoder.name
     if allocation is not None:
@@ -186,6 +194,18 @@ def quantize_(
         report.allocation = allocation.record() | {"harm": allocation.harm}
     model.report = report
     return report
+
+
+def _check_untouched(model: nn.Module) -> None:
+    """ValueError if the model is quantized, in part or as a whole, or left rotated."""
+    again = "load the float model again to start over"
+    if model.recipe:
+        raise ValueError(f"quantize_: this model is quantized already; {again}")
+    linears = (model.transformer.get_submodule(spec.name) for spec in model.linears())
+    done = any(isinstance(module, QUANTIZED) for module in model.modules())
+    if done or any(turn_of(linear) for linear in linears):
+        what = "quantized in part" if done else "rotated"
+        raise ValueError(f"quantize_: this model is left {what} by a run that did not end; {again}")
 
 
 def _replace_attention(model, method, scheme, calibration, batch_size, progress) -> None:

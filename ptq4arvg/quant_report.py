@@ -89,6 +89,7 @@ def make_recipe(
         "method": report.method, "options": report.options, "ignore": list(ignore),
         "overrides": named,
         "calibration": {"seed": calibration.seed, "select": calibration.select,
-                        "rows": len(calibration.labels), "hash": report.calibration},
+                        "samples": calibration.samples, "rows": len(calibration.labels),
+                        "hash": report.calibration},
         "version": __version__,
     }  # fmt: skip

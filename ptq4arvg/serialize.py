@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "plain", "pretty_json", "write_file"]
+__all__ = ["canonical_json", "check_writable", "plain", "pretty_json", "write_file"]
 
 
 def plain(value: Any) -> Any:
@@ -41,6 +41,22 @@ def canonical_json(value: Any) -> str:
 def pretty_json(value: Any) -> str:
     """JSON to read, keys in their given order, ending in a newline."""
     return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def check_writable(path: str | Path, folder: bool = True) -> None:
+    """ValueError where a file, or a folder, cannot be written to ``path``; before what it is to
+    hold is computed."""
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        wanted = "folder" if folder else "file"
+        there = "file" if folder else "folder"
+        raise ValueError(f"{path} is a {there}; wanted the name of a {wanted}")
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written to" if above.is_dir() else "is a file"
+        raise ValueError(f"{path} cannot be made: {above} {why}")
 
 
 def write_file(path: str | Path, data: str | bytes) -> Path:

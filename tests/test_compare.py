@@ -230,3 +230,12 @@ def test_images_are_drawn_with_the_first_calibration_seed(tmp_path, monkeypatch)
     rows = {row["method"]: row for row in summarize(cells)}
     assert rows["rtn"]["seeds"] == 2
     assert rows["rtn"]["fd_range"] == [cells[1]["fd"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"samples": 7}, "samples 7, keep"), ({"select": "foo"}, "unknown select 'foo'")],
+)
+def test_rows_that_cannot_be_chosen_are_found_first(options, text):
+    with pytest.raises(ValueError, match=text):
+        Comparison(models=("var-tiny",), methods=("rtn",), **options)

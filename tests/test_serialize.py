@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ptq4arvg.serialize import canonical_json, plain, pretty_json, write_file
+from ptq4arvg.serialize import (
+    canonical_json,
+    check_writable,
+    plain,
+    pretty_json,
+    write_file,
+)
 
 
 @dataclass
@@ -43,3 +49,21 @@ def test_write_file_replaces_whole_files_and_leaves_nothing_else(tmp_path):
         write_file(path, 3)
     assert path.read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (
+        check_writable(tmp_path),
+        check_writable(tmp_path / "a" / "b"),
+        check_writable("new", folder=False),
+    )
+    with pytest.raises(ValueError, match="is a folder; wanted the name of a file"):
+        check_writable(tmp_path, folder=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; wanted the name of a folder"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"cannot be made: .*file is a file"):
+        check_writable(tmp_path / "file" / "a" / "b")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="cannot be written to"):
+        check_writable(tmp_path / "a")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import check_attention
+from ..devices import usable_device
 from ..fuse import fuse_
 from ..memory import return_freed_memory
 from ..models import build_model
@@ -90,7 +91,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> An
     and dtypes are checked: ValueError says what does not fit. No float copy of a quantized weight
     is made.
     """
-    folder, device = Path(folder), torch.device(device)
+    folder, device = Path(folder), usable_device(device)
     config = read_config(folder)
     tensors = TensorFile(folder / "model.safetensors")
     found = content_hash(config, tensors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.convolutions import packed_convolutions
 from ..nn import IntAttention, PackedLinear, QuantAttention, QuantLinear
-from ..serialize import plain, pretty_json
+from ..serialize import check_writable, plain, pretty_json
 from .architecture import architecture
 from .card import model_card
 from .config import QUANT_METHOD, quantization_config
@@ -29,6 +29,7 @@ def check_target(folder: str | Path, overwrite: bool = False) -> None:
     """ValueError unless a checkpoint may be written to ``folder``: free, empty, or (overwrite)
     holding a checkpoint of this package."""
     folder = Path(folder)
+    check_writable(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not _holds_checkpoint(folder):

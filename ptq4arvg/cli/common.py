@@ -37,6 +37,19 @@ def load(source: Source) -> Any:
     return load_model(name, weights=weights, tokenizer=tokenizer, stress=stress)
 
 
+def check_target_named(target: str) -> None:
+    """ValueError unless ``target`` is a path, or the name of a model."""
+    from ..errors import closest
+    from ..models.registry import BUNDLED, PUBLISHED
+
+    names = [*BUNDLED, *PUBLISHED]
+    if not Path(target).exists() and target not in names:
+        raise ValueError(
+            f"there is no checkpoint folder {target!r}, and no model of that name. "
+            f"{closest(target, names)}"
+        )
+
+
 def split(text: str) -> tuple[str, ...]:
     """The parts of a comma-separated text, without empty ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -71,8 +71,10 @@ def _cuda(torch: Any, operators: dict[str, Any]) -> dict[str, Any]:
 
 def _bundled() -> dict[str, bool]:
     """Bundled models, and whether their weights are there."""
-    from ..models.registry import BUNDLED, DATA
-
+    try:
+        from ..models.registry import BUNDLED, DATA
+    except (ImportError, ValueError):  # of the operators, which is told of already
+        return {}
     return {name: (DATA / name / "transformer.safetensors").is_file() for name in BUNDLED}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import closing, header
+from .common import check_target_named, closing, header
 
 __all__ = ["Request", "run"]
 
@@ -70,13 +70,15 @@ def _models(request: Request) -> tuple[Any, Any, str]:
     from ..models import load_model
     from ..models.registry import BUNDLED
 
+    check_target_named(request.target)
     device = local_device(request.device)
     files = {"weights": request.weights, "tokenizer": request.tokenizer}
     if not Path(request.target).exists():
         return load_model(request.target, device=device, **files), None, ""
     model = load_quantized(request.target, device=device)
     reference = None
-    if model.name in BUNDLED or request.weights is not None:
+    bundled = model.name in BUNDLED and model.recipe.get("weights") != "own"
+    if bundled or request.weights is not None:
         reference = load_model(model.name, stress=model.stress, device=device, **files)
     return model, reference, read_config(request.target)["hash"]
 
@@ -101,6 +103,7 @@ def run(request: Request) -> None:
         from ..evaluation.drawing import remove_parts
         from ..evaluation.protocol import find_protocol, write_result
         from ..evaluation.run import evaluate, evaluate_samples
+        from ..serialize import check_writable
 
         protocol = find_protocol(request.protocol).with_(images=request.images)
         from_file = request.target.endswith(".npz")
@@ -109,6 +112,8 @@ def run(request: Request) -> None:
         if from_file and current().world > 1:
             raise ValueError("evaluate: there is nothing to share in a file of samples; type the "
                              "same without torchrun")  # fmt: skip
+        for file in filter(None, (request.out, request.samples)):
+            check_writable(file, folder=False)
         parts = request.parts or request.out.with_suffix(".parts")
         model, reference_model, checkpoint = (None, None, "") if from_file else _models(request)
         space, reference = _space(request, protocol, progress)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import closing, header, parse_classes
+from .common import check_target_named, closing, header, parse_classes
 
 __all__ = ["run"]
 
@@ -57,6 +57,7 @@ def run(
     from ..distributed import current, spread
     from ..report import save_png, to_picture
 
+    check_target_named(folder)
     if Path(folder).exists():
         model = load_quantized(folder)
     else:
@@ -84,5 +85,5 @@ def run(
     closing(
         f"{len(labels)} images in {out}",
         figure if drawn else "nothing was left to draw",
-        f"ptq4arvg generate {folder} --classes {classes} --seed {seed + 1} --out {out}",
+        f"ptq4arvg generate {folder} --classes {classes} --seed {seed + 1} --out {out}-{seed + 1}",
     )

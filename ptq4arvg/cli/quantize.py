@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def run_calibrate(
     from ..calibration import calibrate
     from ..calibration_file import save_calibration
     from ..distributed import current
+    from ..serialize import check_writable
 
+    check_writable(out, folder=False)
     model = load(source)
     with make_progress(quiet) as progress:
         rows = calibrate(model, samples, keep, seed, select, progress=progress)
@@ -91,9 +94,13 @@ def _options(texts: list[str], method: Any) -> dict[str, Any]:
     searched = {f.name for f in fields(method) if "None" in str(f.type)}
     values: dict[str, Any] = {}
     for name, text in _pairs(texts, "--option").items():
-        value, default = yaml.safe_load(text), known.get(name)
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        try:
+            value, default = yaml.safe_load(text), known.get(name)
+        except yaml.YAMLError:
+            raise ValueError(f"--option {name}={text}: that value cannot be read") from None
+        if isinstance(default, float) and not isinstance(value, bool):
+            with contextlib.suppress(TypeError, ValueError):
+                value = float(value)  # an int, or 1e-3, which is text to YAML
         empty = value is None and name in searched
         if default is not None and not empty and type(value) is not type(default):
             raise ValueError(
@@ -215,6 +222,11 @@ def run_quantize(request: Request) -> None:
             from ..calibration_file import load_calibration
 
             rows = load_calibration(r.calibration)
+            if rows.model not in ("", model.name):
+                raise ValueError(
+                    f"{r.calibration} holds rows of {rows.model}; wanted those of {model.name}: "
+                    f"ptq4arvg calibrate {model.name} --out FILE"
+                )
         report = quantize_(
             model, "W6A6" if budget else r.goal, method, rows, ignore=r.ignore,
             overrides=overrides, target_bits=r.target_bits, progress=progress,

@@ -17,6 +17,7 @@ scaled tensors: see ``expected_error``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -155,6 +156,17 @@ class PTQ4ARVG(Method):
     center: bool = True
     norm: str = "l2"
     limit: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = isinstance(self.smooth, int | float)
+        if self.smooth is not None and not (number and 0 <= self.smooth <= 1):
+            raise ValueError(
+                f"method {self.name!r}: smooth is {self.smooth!r}; wanted a number from 0 to 1, or "
+                "None to search it"
+            )
+        if not 1 <= self.limit < math.inf:
+            raise ValueError(f"method {self.name!r}: limit is {self.limit!r}; wanted 1 or more")
 
     def fit(self, layer: LayerView, scheme: Scheme) -> Transform | None:
         """Smooth, centre, then scale by the closed form; see the module's formula."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed import check_batch_size
 from ..errors import closest
 from ..graphs import StepGraphs
 from ..nn import Cursor
@@ -67,7 +69,8 @@ class ARVGModel(nn.Module):
     """A transformer, its tokenizer, and the loop between them. Base class of the families.
 
     tokens: ids T of one image; cursor: where in it the transformer is; stress: severity of
-    the function-preserving stress applied to the weights (0: none). sampling_options: what
+    the function-preserving stress applied to the weights (0: none). own_weights: whether a bundled
+    model has other weights than the bundled ones. sampling_options: what
     ``sample_ids`` takes apart from labels, seed, cfg and index. graphs: the captured steps.
     """
 
@@ -91,6 +94,7 @@ class ARVGModel(nn.Module):
         self.transformer, self.tokenizer = transformer, tokenizer
         self.cursor: Cursor = transformer.cursor
         self.stress = 0.0
+        self.own_weights = False
         self.recipe: dict[str, Any] | None = None
         self.report: Any = None
         self.graphs = StepGraphs()
@@ -217,7 +221,13 @@ class ARVGModel(nn.Module):
 
     def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
         """Labels as an int64 tensor [n]. ValueError if one is not a class."""
-        labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+        labels = torch.as_tensor(labels).reshape(-1)
+        if not len(labels) or labels.is_floating_point():
+            raise ValueError(
+                f"{self.name}: labels {labels.tolist()}; wanted one or more whole numbers from 0 "
+                f"to {self.num_classes - 1}"
+            )
+        labels = labels.to(torch.int64)
         bad = [label for label in labels.tolist() if not 0 <= label < self.num_classes]
         if bad:
             raise ValueError(
@@ -275,6 +285,11 @@ class ARVGModel(nn.Module):
         was captured. Forward hooks do not run in a replay.
         """
         labels = self.check_labels(labels)
+        check_batch_size(batch_size)
+        if cfg is not None and not math.isfinite(cfg):
+            raise ValueError(
+                f"{self.name}: cfg is {cfg}; wanted a finite number, 1 for no guidance"
+            )
         options |= {"top_k": top_k, "top_p": top_p}
         options = {name: value for name, value in options.items() if value is not None}
         for name in options:

@@ -275,6 +275,8 @@ class MARModel(ARVGModel):
         net, c = self.transformer, self.config
         cfg = c.sampling.cfg if cfg is None else cfg
         temperature = c.temperature if temperature is None else temperature
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"{self.name}: temperature is {temperature}; wanted 0 or more")
         sizes = mask_sizes(c.tokens, c.num_iter if num_iter is None else num_iter)
         noise = noise or ImageNoise(len(labels), seed, index)
         like, n, guided = net.fake_latent, len(labels), cfg != 1.0

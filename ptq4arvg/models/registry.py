@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import usable_device
 from ..errors import closest
 from . import mar, par, rar, switti, var
 from .base import ARVGModel
@@ -145,7 +146,8 @@ def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
         raise ValueError(
             f"{name} is not bundled: give {missing}. Type load_model({name!r}, "
             f"weights={files.weights!r}, tokenizer={files.tokenizer!r}) with the files of "
-            f"{files.where}, or 'random' for random weights"
+            f"{files.where}, or 'random' for random weights; on the command line these are "
+            "--weights and --tokenizer"
         )
     return {"transformer": weights, "tokenizer": tokenizer}
 
@@ -176,11 +178,12 @@ def load_model(
             f"{name}: stress changes the weights, and mmap=True leaves them in their file; wanted "
             "only one of the two"
         )
+    device = usable_device(device)
     # Stress is computed before anything is rounded.
     model = build_model(name, model_config(name), dtype=dtype if mmap else torch.float32)
     for part, source in _files(name, weights, tokenizer).items():
         module, what = getattr(model, part), f"{name} {part}"
-        if source == "random":
+        if str(source) == "random":
             randomize_(module, seed=0)
             continue
         mapped = mmap and part == "transformer"
@@ -190,6 +193,7 @@ def load_model(
         load_strict_(module, state, what, assign=mapped)
         if mapped:
             release_after_use_(module)
+    model.own_weights = name in BUNDLED and (weights, tokenizer) != (None, None)
     if stress:
         stress_(model, stress, stress_seed)
     return model.to(device=device, dtype=dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 from .attention import AttentionCore
 from .cursor import Cursor
+from .dtype import keeping_dtype
 from .prologue import Prologue
 
 __all__ = ["IntAttention"]
@@ -38,12 +39,7 @@ class IntAttention(AttentionCore):
         return f"{self.heads} heads of {self.size} channels"
 
     def _apply(self, function, recurse: bool = True):
-        def kept(table: Tensor) -> Tensor:
-            # Scales stay float32 when the model changes its dtype.
-            made = function(table)
-            return made if made.dtype == table.dtype else table.to(made.device)
-
-        return super()._apply(kept, recurse)
+        return super()._apply(keeping_dtype(function), recurse)
 
     def cache_shapes(
         self, images: int, heads: int, positions: int, size: int

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .. import ops, reference
 from ..numerics import LinearQuantization, expand_groups
 from .cursor import Cursor
+from .dtype import keeping_dtype
 
 __all__ = ["PackedLinear", "PackedWeight", "QuantLinear"]
 
@@ -41,6 +42,9 @@ class _StaticInput(nn.Module):
         sinks = torch.tensor(self.sink, dtype=torch.int64)
         self.register_buffer("_sinks", sinks, persistent=False)
         self._one_row = len(scale) == 1  # its input has no token axis
+
+    def _apply(self, fn, recurse: bool = True):
+        return super()._apply(keeping_dtype(fn), recurse)
 
     def extra_repr(self) -> str:
         return (
@@ -166,7 +170,8 @@ class PackedWeight(_StaticInput):
 
     def _apply(self, fn, recurse: bool = True):
         before = self.packed.device
-        after = fn(torch.empty(0, dtype=torch.uint8, device=before)).device
+        made = fn(torch.empty(0, dtype=self.dtype, device=before))
+        after, self.dtype = made.device, made.dtype
         if before.type in (after.type, "meta"):
             return super()._apply(fn, recurse)
         # The packed layout is that of a kind of device, so a move to another packs anew.

@@ -208,3 +208,67 @@ def test_models_and_methods_are_listed(capsys):
     for name, method in METHODS.items():
         where = "integers" if method.integer else f"simulation only: {method.no_integer}"
         assert f"{name}: {method.summary} ({where})\n" in listed
+
+
+def fails(capsys, *arguments):
+    """The error of a command that has to fail at once."""
+    assert main([str(a) for a in arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_rows_of_another_model(rows, tmp_path, capsys):
+    assert load_calibration(rows).model == "var-tiny" and load_calibration(rows).samples == 4
+    error = fails(
+        capsys, "quantize", "par-tiny", "--calibration", rows, "--out", tmp_path / "q", "-q"
+    )
+    assert "holds rows of var-tiny; wanted those of par-tiny: ptq4arvg calibrate par-tiny" in error
+
+
+def test_targets_that_cannot_be_written_are_found_first(rows, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    inside = tmp_path / "file" / "x"
+    for command in (("quantize", "var-tiny", "--out", inside),
+                    ("calibrate", "var-tiny", "--out", inside),
+                    ("evaluate", "var-tiny", "--out", inside)):  # fmt: skip
+        assert f"{inside} cannot be made: {tmp_path / 'file'} is a file" in fails(capsys, *command)
+    for command in (("calibrate", "var-tiny", "--out", tmp_path / "folder"),
+                    ("evaluate", "var-tiny", "--out", tmp_path / "folder"),
+                    ("evaluate", "var-tiny", "--out", tmp_path / "r.json",
+                     "--samples", tmp_path / "folder")):  # fmt: skip
+        assert "is a folder; wanted the name of a file" in fails(capsys, *command)
+    command = "quantize", "var-tiny", "--calibration", tmp_path / "folder", "--out", tmp_path / "q"
+    assert "is a folder; wanted a file that" in fails(capsys, *command)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_neither_a_checkpoint_nor_a_model(command, tmp_path, capsys):
+    options = ("--out", tmp_path / "x") + (("--classes", "3") if command == "generate" else ())
+    error = fails(capsys, command, "no-such", *options)
+    assert "there is no checkpoint folder 'no-such', and no model of that name" in error
+
+
+def test_random_weights_from_the_command_line(capsys):
+    error = fails(capsys, "quantize", "rar-b", "--dry-run")
+    assert "'random' for random weights; on the command line these are --weights" in error
+    run("quantize", "rar-b", "--weights", "random", "--tokenizer", "random", "--dry-run", "-q")
+    assert "to quantize" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("gps=[", "--option gps=[: that value cannot be read"),
+     ("limit=0", "limit is 0.0; wanted 1 or more"), ("limit=.nan", "limit is nan"),
+     ("smooth=-5", "smooth is -5; wanted a number from 0 to 1"),
+     ("smooth=abc", "smooth is 'abc'")],
+)  # fmt: skip
+def test_options_that_mean_nothing(option, text, tmp_path, capsys):
+    command = "quantize", "var-tiny", "--out", tmp_path / "q", "-q", "--option", option
+    assert text in fails(capsys, *command)
+
+
+def test_a_float_that_is_text_to_yaml():
+    from ptq4arvg.cli.quantize import _options
+    from ptq4arvg.methods import get_method
+
+    assert _options(["clip_rate=1e-3"], get_method("omniquant")) == {"clip_rate": 1e-3}

@@ -58,3 +58,15 @@ def test_operators_that_do_not_load_are_reported_and_an_error(monkeypatch, capsy
     captured = capsys.readouterr()
     assert "cannot be used: no _C.so" in captured.out
     assert "no _C.so" in captured.err
+
+
+def test_operators_that_do_not_load_are_told_of(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "ptq4arvg", "doctor"], capture_output=True, text=True, check=False,
+        env=os.environ | {"PTQ4ARVG_CPU_ISA": "foo", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "PTQ4ARVG_CPU_ISA" in done.stdout and "torch" in done.stdout

@@ -99,7 +99,7 @@ def test_imagenet_figures_of_samples(tmp_path, capsys, monkeypatch):
         (["s.npz", "--protocol", "var-paper"], "needs --inception and --reference"),
         (["s.npz", "--samples", "t.npz"], "there is no model to draw them"),
         (["s.npz"], "no file 's.npz'; wanted samples as .npz"),
-        (["var-tinny"], "unknown model 'var-tinny'.* Closest: 'var-tiny'"),
+        (["var-tinny"], "no model of that name. Closest: 'var-tiny'"),
         (["var-tiny", "--images", "1"], "smoke: 1 images; wanted at least 2"),
     ],
 )  # fmt: skip
@@ -117,3 +117,19 @@ def test_a_file_of_samples_is_not_shared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ptq4arvg.distributed._current", Group(0, 2))
     assert main(["evaluate", str(tmp_path / "s.npz"), "--quiet"]) == 2
     assert "nothing to share in a file of samples; type" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_weights_is_not_compared_with_the_bundled_ones(tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from ptq4arvg.models.registry import DATA
+
+    state = load_file(DATA / "rar-tiny" / "transformer.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    own = ("--weights", tmp_path / "w.safetensors")
+    run("quantize", "rar-tiny", *own, "--scheme", "W8A8", "--method", "rtn", "--samples", 2,
+        "--keep", 2, "--out", tmp_path / "q", "-q")  # fmt: skip
+    run("evaluate", tmp_path / "q", "--out", tmp_path / "r.json", "-q", *FEW)
+    assert read_result(tmp_path / "r.json").figures["kl"].value is None
+    run("evaluate", tmp_path / "q", *own, "--out", tmp_path / "r.json", "-q", *FEW)
+    assert read_result(tmp_path / "r.json").figures["kl"].value > 0

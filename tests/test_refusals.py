@@ -1,0 +1,122 @@
+"""What `quantize_`, `calibrate` and `generate` refuse before any work, and leave as it was."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import ptq4arvg
+from ptq4arvg.calibration import Calibration, calibrate, check_rows
+from ptq4arvg.pipeline import quantize_
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Tests must leave it as it is."""
+    return ptq4arvg.load_model("rar-tiny")
+
+
+@pytest.fixture(scope="module")
+def rows(plain):
+    return calibrate(plain, samples=4, keep=4, seed=0)
+
+
+@pytest.fixture
+def model(plain):
+    return copy.deepcopy(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "phase", "step"),
+    [
+        ({"method": "rtn"}, "pack", 3),
+        ({"method": "rtn", "pack": False}, "pack", 3),
+        ({"method": "svdquant"}, "pack", 3),
+        ({"method": "rtn", "attention": "int8"}, "pack", 1),
+        ({"method": "rtn", "attention": "simulated"}, "pack", 1),
+        ({"method": "rtn", "decoder": "W8A8"}, "decoder", 10),
+    ],
+)
+def test_what_an_interrupted_run_left_is_not_quantized_on(model, rows, options, phase, step):
+    def stop(name, done, total):
+        if name == phase and done == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_(model, "W8A8", calibration=rows, progress=stop, **options)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="quantized in part by a run that did not end; load the"):
+        quantize_(model, "W8A8", calibration=rows, **options)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"ignore": ["re:.*fc2$"]}, "ignore"), ({"overrides": {"lm_head": "W8A8"}}, "overrides"),
+     ({"pack": True}, "pack=True")],
+)  # fmt: skip
+def test_the_research_pipeline_takes_no_choice_of_linears(model, rows, options, named):
+    with pytest.raises(ValueError, match=f"one scheme for all linears.*wanted no {named}"):
+        quantize_(model, "W6A6", calibration=rows, compat="research", **options)
+
+
+def test_nothing_left_to_quantize(model, rows):
+    with pytest.raises(ValueError, match="every linear is ignored"):
+        quantize_(model, "W6A6", calibration=rows, ignore=["*"])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_nothing(model, rows, size):
+    text = f"batch size is {size}; wanted 1 or more"
+    with pytest.raises(ValueError, match=text):
+        model.generate([3], batch_size=size)
+    with pytest.raises(ValueError, match=text):
+        calibrate(model, samples=4, keep=4, batch_size=size)
+    with pytest.raises(ValueError, match=text):
+        quantize_(model, "W8A8", "rtn", rows, batch_size=size)
+
+
+@pytest.mark.parametrize("labels", [[], [3.9], torch.tensor([1.0])])
+def test_labels_that_are_no_whole_numbers(plain, labels):
+    with pytest.raises(ValueError, match="wanted one or more whole numbers from 0 to 31"):
+        plain.generate(labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"cfg": math.nan}, "cfg is nan"), ({"cfg": math.inf}, "cfg is inf"),
+     ({"top_p": -0.5}, "top_p -0.5"), ({"top_p": 96}, "top_p 96"), ({"top_k": -1}, "top_k is -1")],
+)  # fmt: skip
+def test_sampling_options_that_mean_nothing(plain, options, text):
+    with pytest.raises(ValueError, match=text):
+        plain.generate([3], **options)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
+def test_temperatures_that_mean_nothing(temperature):
+    model = ptq4arvg.load_model("mar-tiny")
+    with pytest.raises(ValueError, match=f"temperature is {temperature}; wanted 0 or more"):
+        model.generate([3], temperature=temperature)
+
+
+def changed(rows, **fields):
+    ids, labels = fields.get("ids", rows.ids), fields.get("labels", rows.labels)
+    return Calibration(ids, labels)
+
+
+def test_rows_that_are_not_the_models(plain, model, rows):
+    check_rows(plain, rows)
+    wrong = {
+        r"rows \[4, 10\]": {"ids": rows.ids[:, :10]},
+        "up to 99999": {"ids": rows.ids + 99999 - rows.ids.max()},
+        "torch.float32": {"ids": torch.randn(4, plain.tokens, 8)},
+        "labels -1 to": {"labels": rows.labels - rows.labels.min() - 1},
+        "labels .* to 33,": {"labels": torch.full_like(rows.labels, 33)},
+        "torch.float64": {"labels": rows.labels.double()},
+    }
+    for text, fields in wrong.items():
+        with pytest.raises(ValueError, match=text):
+            quantize_(model, "W8A8", "rtn", changed(rows, **fields))
+    with pytest.raises(ValueError, match=r"wanted \[rows, 64\] of continuous tokens"):
+        check_rows(ptq4arvg.load_model("mar-tiny"), rows)
