@@ -23,13 +23,33 @@ def inspection_name(model: str, stress: float, scheme: str | None) -> str:
     return f"{model}_{stress:g}_{scheme}".replace(" ", "-")
 
 
+def _read_json(path: Path, key: str) -> dict[str, Any]:
+    """What ``run_comparison`` wrote, with that key in it. ValueError if the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and key in content:
+            return content
+    except ValueError:  # of JSON, or of the encoding
+        pass
+    raise ValueError(f"{path} is damaged; delete it, and type the same command again")
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """The settings of the cells in a folder; None where there are none yet. ValueError if it is
+    damaged."""
+    path = out / "comparison.json"
+    if not path.is_file():
+        return None
+    return _read_json(path, "settings")["settings"]
+
+
 def read_cells(out: Path) -> list[dict[str, Any]]:
     """The measured cells in a folder that ``run_comparison`` wrote, in order of measurement."""
     if not (out / "comparison.json").is_file():
         raise FileNotFoundError(
             f"no comparison.json in {str(out)!r}; wanted a folder that `ptq4arvg compare` wrote"
         )
-    cells = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    cells = [_read_json(path, "number") for path in (out / "cells").glob("*.json")]
     return sorted(cells, key=lambda cell: cell["number"])
 
 

@@ -9,7 +9,6 @@ it is measured, so that an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import torch
 
 from . import __version__, ops
 from .calibration import Calibration, calibrate, check_selection
-from .cells import FLOAT, cell_name, inspection_name, read_cells
+from .cells import FLOAT, cell_name, inspection_name, read_cells, read_settings
 from .collected import Collected
 from .errors import closest
 from .evaluation import Yardstick, draw_images
@@ -141,9 +140,8 @@ def parse_method(text: str) -> Method:
 
 def _open(out: Path, comparison: Comparison) -> None:
     """Note what is measured. ValueError if the folder holds cells of other settings."""
-    path = out / "comparison.json"
-    if path.is_file():
-        there = json.loads(path.read_text())["settings"]
+    path, there = out / "comparison.json", read_settings(out)
+    if there is not None:
         for name, value in comparison.settings.items():
             if there.get(name) != value:
                 raise ValueError(

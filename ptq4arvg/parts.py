@@ -32,6 +32,11 @@ class Parts:
             k: canonical_json(v) for k, v in settings.items()
         }
         for path in sorted(self.folder.glob("*.safetensors")):
+            if not path.name.startswith(f"{self.stem}-"):
+                raise ValueError(
+                    f"{path} is no part of an interrupted run, so its folder is left as it is. "
+                    "Choose another one with --parts"
+                )
             self._check(path)
 
     def file(self, name: str) -> Path:

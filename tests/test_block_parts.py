@@ -153,3 +153,11 @@ def test_the_command_removes_its_blocks_in_the_end(tmp_path, monkeypatch, capsys
     assert main([*argv, "--method", "omniquant", "--option", "steps=1"]) == 0
     assert seen == ptq4arvg.load_model("par-tiny").block_names()
     assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(finished, tmp_path):
+    """A checkpoint, for one, has a safetensors file, too."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="no part of an interrupted run, so its folder is left as"):
+        run(tiny(), finished[1], tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ptq4arvg import compare as module
-from ptq4arvg.cells import cell_name, inspection_name, read_cells, summarize
+from ptq4arvg.cells import cell_name, inspection_name, read_cells, read_settings, summarize
 from ptq4arvg.cli import main
 from ptq4arvg.compare import Comparison, parse_method, run_comparison
 from ptq4arvg.models import load_model
@@ -239,3 +239,18 @@ def test_images_are_drawn_with_the_first_calibration_seed(tmp_path, monkeypatch)
 def test_rows_that_cannot_be_chosen_are_found_first(options, text):
     with pytest.raises(ValueError, match=text):
         Comparison(models=("var-tiny",), methods=("rtn",), **options)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"number"', "\xff"])
+def test_damaged_files_are_named(text, tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "comparison.json").write_text(text, "latin1")
+    with pytest.raises(ValueError, match=r"comparison\.json is damaged; delete it"):
+        read_settings(tmp_path)
+    (tmp_path / "cells" / "a.json").write_text(text, "latin1")
+    with pytest.raises(ValueError, match=r"a\.json is damaged; delete it"):
+        read_cells(tmp_path)
+
+
+def test_a_folder_without_settings(tmp_path):
+    assert read_settings(tmp_path) is None

@@ -41,8 +41,11 @@ def read_state(
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
     except Exception as error:  # the unpickler's refusals have no common public type
+        # Around its reason is advice to load it all the same, which would run what is in it.
+        reason = re.search(r"WeightsUnpickler error:\s*(.+?)(\. |\n|$)", str(error))
         raise ValueError(
-            f"{str(path)!r} holds something other than plain tensors and was not loaded: {error}"
+            f"{str(path)!r} is no weight file, or holds something other than plain tensors, and "
+            f"was not loaded: {reason[1] if reason else type(error).__name__}"
         ) from None
     while isinstance(state, dict):
         keys = (*under, "state_dict", "model", "module")
