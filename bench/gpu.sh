@@ -90,7 +90,7 @@ if wanted generate; then
   for model in $GENERATE; do
     step "generate-$model" 600 "$PYTHON" bench/generate.py --device cuda --model "$model" --images 1,64 --repeats 3 \
       --schemes W8A8,W8A8KV8D8,W4A8KV8D8 --floats bfloat16,bfloat16_graphs,bfloat16_compiled \
-      --checkpoints "$RESULTS/../gpu-checkpoints" --out "$RESULTS/generate-$model.csv"
+      --checkpoints "${CHECKPOINTS:-gpu-checkpoints}" --out "$RESULTS/generate-$model.csv"
   done
 fi
 if wanted sanitizer; then

@@ -122,6 +122,11 @@ def quantize_(
             )
         check_attention(model, method.attention)
         pack = method.integer if pack is None else pack
+        if pack and any(p.dtype == torch.float64 for p in model.transformer.parameters()):
+            raise ValueError(
+                "quantize_: the transformer is in float64, and integer linears give float32, "
+                "bfloat16 or float16; wanted one of these, or pack=False"
+            )
     if parts is not None and (compat or not method.resumable):
         raise ValueError(
             f"quantize_: {f'compat={compat!r}' if compat else f'method {method.name!r}'} does not "

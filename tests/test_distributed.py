@@ -177,11 +177,16 @@ def test_one_process_of_torchrun_is_alone(monkeypatch):
 
 
 def test_a_process_has_the_device_of_its_place(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert local_device("cuda") == "cuda"
+    assert str(local_device("cuda")) == "cuda"
     monkeypatch.setattr("ptq4arvg.distributed._current", Group(7, 8))
-    assert local_device("cuda") == "cuda:3"
-    assert local_device("cpu") == "cpu" and local_device("cuda:1") == "cuda:1"
+    assert str(local_device("cuda")) == "cuda:3"
+    assert str(local_device("cpu")) == "cpu" and str(local_device("cuda:1")) == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match=r"device is .cuda:4., and torch .* sees 4 CUDA devices"):
+        local_device("cuda")
 
 
 def test_generate_shares_its_images(tmp_path):

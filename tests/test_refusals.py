@@ -120,3 +120,9 @@ def test_rows_that_are_not_the_models(plain, model, rows):
             quantize_(model, "W8A8", "rtn", changed(rows, **fields))
     with pytest.raises(ValueError, match=r"wanted \[rows, 64\] of continuous tokens"):
         check_rows(ptq4arvg.load_model("mar-tiny"), rows)
+
+
+def test_a_transformer_in_float64(model, rows):
+    with pytest.raises(ValueError, match="the transformer is in float64"):
+        quantize_(model.double(), "W8A8", "rtn", rows)
+    quantize_(model, "W8A8", "rtn", rows, pack=False)

@@ -119,6 +119,13 @@ class QuantLinear(_StaticInput):
         self.register_buffer("down", None if branch is None else branch[1])
         self.turn = turn
 
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        for name in ("weight", "up", "down"):  # of products in floating point
+            if self._buffers[name] is not None:
+                self._buffers[name] = fn(self._buffers[name])
+        return self
+
     def dequantized_input(self, x: Tensor) -> Tensor:
         """x [..., K] rounded to the static grid of its positions, in its own dtype."""
         codes = self.quantize(x).to(x.dtype).reshape(-1, self.in_features)

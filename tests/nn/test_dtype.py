@@ -47,5 +47,6 @@ def test_simulations_too():
     ptq4arvg.quantize_(model, "W8A8", "rtn", rows, pack=False)
     scale = model.transformer.blocks[0].attn.qkv.input_scale.clone()
     model.bfloat16()
-    assert torch.equal(model.transformer.blocks[0].attn.qkv.input_scale, scale)
+    linear = model.transformer.blocks[0].attn.qkv
+    assert torch.equal(linear.input_scale, scale) and linear.weight.dtype == torch.bfloat16
     assert model.generate([3], seed=0).isfinite().all()
