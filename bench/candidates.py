@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from shapes import Linear
+from steps import first_line
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -99,8 +100,7 @@ def _try(make: Callable[[], Callable[[], Any]]) -> None:
     try:
         make()()
     except Exception as error:  # the backends have no common type
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise Refused(lines[0]) from None
+        raise Refused(first_line(error)) from None
 
 
 @functools.lru_cache(maxsize=4)  # packing takes longer than what is measured

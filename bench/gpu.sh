@@ -6,9 +6,9 @@
 #   bash bench/gpu.sh tune          measures the table of kernels; $TUNE: which sizes
 #   GENERATE="var-d30 llamagen-l" bash bench/gpu.sh generate      whole models of other sizes
 #
-# Logs and CSV files: $RESULTS (gpu-results). ARCHIVE=FILE.tgz: they are in there, too, after every step. PYTHON: which
-# one (python3). PEER_LIBRARIES: a folder that bench/peers.py can load other libraries from. BENCH_COMMIT: what a CSV file
-# says was measured, outside git.
+# Logs and CSV files: $RESULTS (gpu-results). ARCHIVE=FILE.tgz: they are in there, too, after every step. Quantized
+# models: $CHECKPOINTS (gpu-checkpoints). PYTHON: which one (python3). PEER_LIBRARIES: a folder that bench/peers.py can
+# load other libraries from. BENCH_COMMIT: what a CSV file says was measured, outside git.
 #
 # Wants ptq4arvg/_C.so and _info*.so, built with CUDA kernels for that Python
 # (PTQ4ARVG_BUILD=cuda python3 setup.py build_ext --inplace), on this machine or on one like it. A step that fails or is

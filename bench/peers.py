@@ -29,7 +29,7 @@ from peer import Absent, Ours, Peer, Product, WrongResult, check
 from peer_adapters import PEERS
 from record import stamp, write_csv
 from shapes import parse_m
-from steps import take_steps
+from steps import first_line, take_steps
 from tables import show
 from timing import cold_copies
 
@@ -88,6 +88,10 @@ class Bench:
     ) -> Iterator[dict[str, Any]]:
         """The rows of one cell at a number of bits: ours first, then the peers of as many bits."""
         cell, bits = step
+        if not math.isfinite(self.bytes_s):
+            size = (1024, 8192) if self.device.cuda else (64, 256)
+            self.measure_limits(*size, self.budget)
+        torch.manual_seed(cell.m)
         product = Product.random(cell.m, cell.linear.n, cell.linear.k, bits, self.device.name)
         calls, kernels, refused = {}, {}, {}
         for peer in (Ours(bits), *(peer for peer in self.peers if peer.bits == bits)):
@@ -98,7 +102,7 @@ class Bench:
             except Exception as error:  # a size that it does not take; the libraries share no type
                 if isinstance(peer, Ours):
                     raise
-                refused[peer.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+                refused[peer.name] = first_line(error)
             else:
                 calls |= {(peer.name, given): each[given] for given in GIVEN}
         timings = self.device.time(calls, self.budget, tick)
@@ -226,11 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     stamped = stamp(device.name, torch.get_num_threads())
     shared = {name: stamped[name] for name in ("date", "commit", "device", "torch")}
     rows = [shared | {"candidate": name, "note": f"absent: {why}"} for name, why in absent.items()]
-    torch.manual_seed(0)
     with make_progress(arguments.quiet) as display, torch.inference_mode():
-        display("limits of the device", 0, 1)
-        size = (1024, 8192) if cuda else (64, 256)
-        bench.measure_limits(*size, arguments.budget / 50)
         status = take_steps(every, bench.measured, identity, rows, shared, display, device.name)
     summary(rows, [peer.name for peer in peers])
     if arguments.out:

@@ -7,9 +7,14 @@ from typing import Any, TypeVar
 
 from device import Device
 
-__all__ = ["take_steps"]
+__all__ = ["first_line", "take_steps"]
 
 Step = TypeVar("Step")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; the name of its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def take_steps(
@@ -43,7 +48,7 @@ def take_steps(
             display.say("interrupted; this is what was measured until then")
             return 130
         except Exception as error:  # of a kernel, torch or another library
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             what = ", ".join(f"{name} {value}" for name, value in named.items() if value != "")
             display.say(f"failed: {what}: {reason}")
             rows.append({**shared, **named, "candidate": "none", "note": f"failed: {reason}"})

@@ -30,6 +30,7 @@ from measurements import OUTPUTS, SAME, Measurements, Size
 from options import choices
 from record import stamp
 from shapes import Linear, linears, names, parse_m
+from steps import first_line
 from tables import show
 from tile_choice import Box, choose, to_rows
 from timing import cold_copies
@@ -93,7 +94,7 @@ class Bench:
                 except RuntimeError as error:
                     if not self.device.answers():
                         raise
-                    notes[kernel] = f"failed: {str(error).splitlines()[0]}"
+                    notes[kernel] = f"failed: {first_line(error)}"
         for kernel in _outvoted(results):
             replays.pop(kernel, None)
             notes.setdefault(kernel, "failed: its result is not that of most other kernels")
