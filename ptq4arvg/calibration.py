@@ -34,10 +34,10 @@ class Calibration:
     labels: Tensor
     seed: int = 0
     select: str = ""
-    samples: int = 0
-    model: str = ""
     distance: Tensor | None = field(default=None, repr=False)
     chosen: Tensor | None = field(default=None, repr=False)
+    samples: int = 0
+    model: str = ""
 
     def __post_init__(self) -> None:
         axes = 3 if self.ids.is_floating_point() else 2
@@ -143,7 +143,7 @@ def calibrate(
     labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     chosen, distance = _choose(model, ids, labels, keep, select, generator, batch_size, progress)
     return Calibration(
-        ids[chosen], labels[chosen], seed, select, samples, model.name, distance, chosen
+        ids[chosen], labels[chosen], seed, select, distance, chosen, samples, model.name
     )
 
 

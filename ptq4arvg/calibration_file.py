@@ -51,7 +51,7 @@ def load_calibration(path: str | Path) -> Calibration:
         ) from None
     rows = Calibration(
         canonical(ids), canonical(labels), int(metadata["seed"]), metadata["select"],
-        int(metadata.get("samples", 0)), metadata.get("model", ""),
+        samples=int(metadata.get("samples", 0)), model=metadata.get("model", ""),
     )  # fmt: skip
     if rows.hash != metadata["hash"]:
         raise ValueError(f"{path} was changed after it was written; run `ptq4arvg calibrate` again")
