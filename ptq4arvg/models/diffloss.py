@@ -6,9 +6,10 @@ sampler takes a few evenly spaced steps of the thousand it was trained with (Nic
 channels of a token, S sampling steps. Step s is the s-th least noisy; sampling runs from S - 1
 down to 0, and the static tables of the quantized linears are indexed by s.
 
-The published schedule begins where nothing is left of the signal: a start predicted there is
-20,000 times the error of the predicted noise, and the next state hundreds of times. The noise that
-is to be predicted is, to 1 in a billion, the state itself; a quantized head takes that.
+The published schedule begins where nothing is left of the signal: a start predicted there is off by
+20,000 times the error of the predicted noise, and the next state by hundreds of times. The noise
+to be predicted is, to one part in 20,000, the state itself. A quantized head takes that, and 0 for
+the start: the next of 100 states then lacks its signal, which is 1.6 % of it.
 """
 
 from __future__ import annotations
