@@ -148,15 +148,11 @@ def measured(
     for name in calls:
         row = step.identity() | {
             "candidate": name, "kernel": kernel if name == "int8" else "",
-            "median_us": timings.quantile(name) * 1e6,
-            "p10_us": timings.quantile(name, 0.1) * 1e6,
-            "p90_us": timings.quantile(name, 0.9) * 1e6, "repeats": timings.repeats,
-            "disturbed": timings.disturbed(name), "cache_mib": cache_mib(step, name),
+            **timings.columns(name), "cache_mib": cache_mib(step, name),
         }  # fmt: skip
         if name == "int8":
             for other in floats:
-                for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
-                    row[f"x_{other}{part}"] = timings.ratio(other, name, q)
+                row |= timings.ratios(other, other, name)
         yield row
 
 

@@ -149,16 +149,12 @@ class Decoders:
             row = {
                 "model": self.name, "images": images, "rest": self.rest, "candidate": name,
                 "kernel": self.kernels(name, rows) if name in self.schemes else "",
-                "median_ms": timings.quantile(name) * 1e3,
-                "p10_ms": timings.quantile(name, 0.1) * 1e3,
-                "p90_ms": timings.quantile(name, 0.9) * 1e3, "repeats": timings.repeats,
-                "disturbed": timings.disturbed(name), "gop": gop,
+                **timings.columns(name, "ms"), "gop": gop,
                 "gops": gop / timings.quantile(name), "psnr_db": self.psnr(name, rows),
             }  # fmt: skip
             if name in self.schemes:
                 for other in self.floats:
-                    for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9)):
-                        row[f"x_{other}{part}"] = timings.ratio(other, name, q)
+                    row |= timings.ratios(other, other, name)
             yield row
 
 

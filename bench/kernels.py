@@ -127,10 +127,7 @@ def _rows(cell: Cell, cases: dict, timings: Timings, limits: Limits, cold: int) 
         seconds = timings.quantile(name)
         row: dict[str, Any] = cell.identity() | {
             "bits": case.bits or "",
-            "candidate": name, "median_us": seconds * 1e6, "repeats": timings.repeats,
-            "p10_us": timings.quantile(name, 0.1) * 1e6,
-            "p90_us": timings.quantile(name, 0.9) * 1e6, "cold": int(cold > 0),
-            "disturbed": timings.disturbed(name),
+            "candidate": name, "cold": int(cold > 0), **timings.columns(name),
         }  # fmt: skip
         row["gbytes_s"] = case.moved / seconds / 1e9
         if gemm:
@@ -144,20 +141,13 @@ def _rows(cell: Cell, cases: dict, timings: Timings, limits: Limits, cold: int) 
             row["bandwidth_share"] = row["gbytes_s"] * 1e9 / copied
         if case.bits:
             for peer in [other for other in cases if not cases[other].bits]:
-                row |= _ratio(timings, peer, peer, name)
+                row |= timings.ratios(peer, peer, name)
             if gemm:
-                row |= _ratio(timings, "bare", f"bare.w{case.bits}", name)
+                row |= timings.ratios("bare", f"bare.w{case.bits}", name)
                 op, _, kind = name.partition(".")
                 if op == "gemm_quantize":
-                    row |= _ratio(timings, "separate", f"separate.{kind}", name)
+                    row |= timings.ratios("separate", f"separate.{kind}", name)
         yield row
-
-
-def _ratio(timings: Timings, column: str, slow: str, fast: str) -> dict[str, float]:
-    return {
-        f"x_{column}{part}": timings.ratio(slow, fast, q)
-        for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9))
-    }
 
 
 @dataclass(frozen=True)

@@ -108,13 +108,11 @@ class Bench:
         timings = self.device.time(calls, self.budget, tick)
         ours = f"ours.w{bits}"
         for name, given in calls:
-            low, median, high = (timings.quantile((name, given), q) for q in (0.1, 0.5, 0.9))
             least = self.roofline(cell, bits, given)
             row = identity(step) | {
                 "given": given, "candidate": name, "kernel": kernels[name],
-                "median_us": 1e6 * median, "p10_us": 1e6 * low, "p90_us": 1e6 * high,
-                "repeats": timings.repeats, "disturbed": timings.disturbed((name, given)),
-                "roofline_us": 1e6 * least, "roofline_share": least / median,
+                **timings.columns((name, given)), "roofline_us": 1e6 * least,
+                "roofline_share": least / timings.quantile((name, given)),
                 "copy_gbytes_s": 1e-9 * self.bytes_s, "peak_gops": 1e-9 * self.ops_s,
             }  # fmt: skip
             if name == ours:

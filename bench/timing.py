@@ -47,6 +47,20 @@ class Timings:
         """Seconds per call of a candidate: the median, or another quantile."""
         return _quantile(_prefer(self.seconds[name], self.quiet[name]), q)
 
+    def columns(self, name: str, unit: str = "us") -> dict[str, Any]:
+        """What a row says of a candidate's times, in microseconds or milliseconds ("ms")."""
+        scale = {"us": 1e6, "ms": 1e3}[unit]
+        quantiles = (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
+        return {
+            **{f"{what}_{unit}": scale * self.quantile(name, q) for what, q in quantiles},
+            "repeats": self.repeats, "disturbed": self.disturbed(name),
+        }  # fmt: skip
+
+    def ratios(self, column: str, slow: str, fast: str) -> dict[str, float]:
+        """Columns x_COLUMN, x_COLUMN_p10 and x_COLUMN_p90 of ``ratio``."""
+        quantiles = ("", 0.5), ("_p10", 0.1), ("_p90", 0.9)
+        return {f"x_{column}{part}": self.ratio(slow, fast, q) for part, q in quantiles}
+
     def ratio(self, slow: str, fast: str, q: float = 0.5) -> float:
         """How many times faster ``fast`` is than ``slow``: quantile of the ratios per round."""
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)

@@ -101,18 +101,7 @@ class Bench:
         counts = dict.fromkeys(replays, len(calls))
         timings = self.device.time_captured(replays, counts, budget)
         rows = [{"kernel": kernel, "note": note} for kernel, note in notes.items()]
-        for kernel in replays:
-            low, median, high = (1e6 * timings.quantile(kernel, q) for q in (0.1, 0.5, 0.9))
-            rows.append(
-                {
-                    "kernel": kernel,
-                    "median_us": median,
-                    "p10_us": low,
-                    "p90_us": high,
-                    "repeats": timings.repeats,
-                    "disturbed": timings.disturbed(kernel),
-                }
-            )
+        rows += [{"kernel": kernel} | timings.columns(kernel) for kernel in replays]
         return [size.of() | row for row in rows]
 
 

@@ -86,3 +86,19 @@ def test_waiting_never_falls():
     with timing.Waiting() as waiting:
         first = waiting.read()
         assert waiting.read() >= first >= 0
+
+
+def test_columns_of_a_row():
+    timings = timing.Timings(
+        {"a": [2e-3, 1e-3, 3e-3], "b": [4e-3] * 3}, {"a": [True] * 3, "b": [False] * 3}
+    )
+    assert timings.columns("a") == {
+        "median_us": pytest.approx(2e3), "p10_us": pytest.approx(1.2e3),
+        "p90_us": pytest.approx(2.8e3), "repeats": 3, "disturbed": 0.0,
+    }  # fmt: skip
+    assert timings.columns("b", "ms")["median_ms"] == pytest.approx(4)
+    assert timings.columns("b")["disturbed"] == 1.0
+    assert timings.ratios("peer", "b", "a") == {
+        f"x_peer{part}": timings.ratio("b", "a", q)
+        for part, q in (("", 0.5), ("_p10", 0.1), ("_p90", 0.9))
+    }  # fmt: skip
