@@ -112,9 +112,11 @@ if wanted sanitizer; then
     echo "== sanitizer: no compute-sanitizer here, skipped"
   fi
 fi
-# shellcheck disable=SC2086  # several words
-wanted tune && step tune 3600 "$PYTHON" bench/tune.py $TUNE --budget $((within - SECONDS > 90 ? within - SECONDS - 60 : 30)) \
-  --measurements "$RESULTS/tune.csv"
+if wanted tune; then
+  left=$((within - SECONDS - 60))
+  # shellcheck disable=SC2086  # $TUNE is several words
+  step tune 1300 "$PYTHON" bench/tune.py $TUNE --budget $((left < 1200 ? left : 1200)) --measurements "$RESULTS/tune.csv"
+fi
 if wanted profile; then
   if command -v ncu >/dev/null; then
     # The clocks stay as they are: the machine may be shared.

@@ -29,6 +29,7 @@ from tables import detail, summary
 from timing import Timings, cold_copies, last_level_cache
 
 from ptq4arvg import ops
+from ptq4arvg.devices import usable_device
 from ptq4arvg.errors import closest
 from ptq4arvg.progress import make_progress
 
@@ -93,15 +94,17 @@ class Cell:
     shape: str
     linear: Linear
     m: int
+    dtype: str = ""  # of the rows that are quantized
 
     def identity(self) -> dict[str, Any]:
         """Its columns."""
         linear, gemm = self.linear, self.op == "gemm"
-        return {"op": self.op, "shape": self.shape, "layer": linear.layer if gemm else "",
-                "N": linear.n if gemm else "", "K": linear.k, "M": self.m}  # fmt: skip
+        return {"op": self.op, "dtype": self.dtype, "shape": self.shape,
+                "layer": linear.layer if gemm else "", "N": linear.n if gemm else "",
+                "K": linear.k, "M": self.m}  # fmt: skip
 
 
-def cells(op: str, shapes: list[str], layers: str, rows: list[int]) -> list[Cell]:
+def cells(op: str, shapes: list[str], layers: str, rows: list[int], dtype: str = "") -> list[Cell]:
     """All cells of a run. layers: "token" (seen by every token), "all", or names with commas."""
     found, seen = [], set()
     for shape in shapes:
@@ -116,7 +119,7 @@ def cells(op: str, shapes: list[str], layers: str, rows: list[int]) -> list[Cell
                 continue
             if op != "gemm" and (linear.k in seen or seen.add(linear.k)):
                 continue  # rows of one width are the same whatever reads them
-            found += [Cell(op, shape, linear, m) for m in rows]
+            found += [Cell(op, shape, linear, m, dtype) for m in rows]
     return found
 
 
@@ -161,7 +164,6 @@ class Bench:
     budget: float  # seconds of a cell
     cold: int = 0
     rotate: bool = False
-    dtype: torch.dtype = torch.float32
 
     def measured(self, cell: Cell, tick: Callable[[], None]) -> Iterator[dict[str, Any]]:
         """The rows of one cell: of its candidates, then of those that cannot run here."""
@@ -170,18 +172,17 @@ class Bench:
         if cell.op == "gemm":
             cases, refused = gemm_cases(cell.linear, cell.m, *common)
         else:
-            cases, refused = row_cases(cell.op, cell.linear.k, cell.m, *common, self.dtype)
+            dtype = getattr(torch, cell.dtype)
+            cases, refused = row_cases(cell.op, cell.linear.k, cell.m, *common, dtype)
         weights = [case.weight_bytes for case in cases.values()]
         copies = cold_copies(sum(weights), self.cold)
         if self.device.cuda:  # in a graph, only calls of the same candidate come between
             copies = min(cold_copies(min(weights), self.cold), MOST_COPIES)
         calls = {name: [case.make() for _ in range(copies)] for name, case in cases.items()}
         timings = self.device.time(calls, self.budget, tick)
-        dtype = {} if cell.op == "gemm" else {"dtype": str(self.dtype).removeprefix("torch.")}
-        for row in _rows(cell, cases, timings, self.limits, self.cold):
-            yield dtype | row
+        yield from _rows(cell, cases, timings, self.limits, self.cold)
         for name, reason in refused.items():
-            yield dtype | cell.identity() | {"candidate": name, "note": f"n/a: {reason}"}
+            yield cell.identity() | {"candidate": name, "note": f"n/a: {reason}"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,13 +220,13 @@ def main(argv: list[str] | None = None) -> int:
         peers = choices("--peers", arguments.peers or ",".join(known), known)
         bits = [int(b) for b in choices("--bits", arguments.bits, ("8", "6", "4"))]
         shapes, rows_m = arguments.shapes.split(","), parse_m(arguments.m)
-        todo = cells(op, shapes, arguments.layers, rows_m)
+        dtype = "" if op == "gemm" else arguments.dtype
+        todo = cells(op, shapes, arguments.layers, rows_m, dtype)
         if arguments.isa:
             ops.set_isa(arguments.isa)
         if arguments.threads < 1 or not arguments.budget > 0:
             raise ValueError("--threads and --budget want numbers above 0")
-        if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+        usable_device(arguments.device)
         if arguments.figure:
             from figure import draw, need_matplotlib
 
@@ -239,9 +240,8 @@ def main(argv: list[str] | None = None) -> int:
         cold = device.l2_bytes() or last_level_cache()
     limits = Limits(arguments.threads, "" if device.cuda else ops.isa())
     bench = Bench(
-        bits, peers, device, limits, arguments.budget / max(len(todo), 1), cold, arguments.rotate,
-        getattr(torch, arguments.dtype),
-    )  # fmt: skip
+        bits, peers, device, limits, arguments.budget / max(len(todo), 1), cold, arguments.rotate
+    )
     rows: list[dict[str, Any]] = []
     shared = stamp(device.name, arguments.threads)
     with make_progress(arguments.quiet) as display, torch.inference_mode():

@@ -34,6 +34,7 @@ from tables import show
 from timing import cold_copies
 
 from ptq4arvg import ops
+from ptq4arvg.devices import usable_device
 from ptq4arvg.progress import make_progress
 
 GIVEN = ("codes", "floats")
@@ -212,9 +213,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--budget wants a number above 0")
         if arguments.libraries and not arguments.libraries.is_dir():
             raise ValueError(f"--libraries: {arguments.libraries} is no folder")
-        cuda = arguments.device.startswith("cuda")
-        if cuda and not arguments.list and not torch.cuda.is_available():
-            raise ValueError(f"--device {arguments.device}: torch sees no CUDA device")
+        if not arguments.list:
+            usable_device(arguments.device)
     except ValueError as error:
         sys.stderr.write(f"peers.py: {error}\n")
         return 2

@@ -37,17 +37,23 @@ def load(source: Source) -> Any:
     return load_model(name, weights=weights, tokenizer=tokenizer, stress=stress)
 
 
-def check_target_named(target: str) -> None:
-    """ValueError unless ``target`` is a path, or the name of a model."""
+def load_target(target: str, device: Any = "cpu", **files: Path | None) -> Any:
+    """The quantized model in a checkpoint folder, or the float model of that name, of ``files``
+    (weights, tokenizer). ValueError for what is neither."""
+    from ..checkpoint import load_quantized
     from ..errors import closest
+    from ..models import load_model
     from ..models.registry import BUNDLED, PUBLISHED
 
+    if Path(target).exists():
+        return load_quantized(target, device=device)
     names = [*BUNDLED, *PUBLISHED]
-    if not Path(target).exists() and target not in names:
+    if target not in names:
         raise ValueError(
             f"there is no checkpoint folder {target!r}, and no model of that name. "
             f"{closest(target, names)}"
         )
+    return load_model(target, device=device, **files)
 
 
 def split(text: str) -> tuple[str, ...]:

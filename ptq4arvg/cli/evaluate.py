@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import check_target_named, closing, header
+from .common import closing, header, load_target
 
 __all__ = ["Request", "run"]
 
@@ -65,17 +65,16 @@ def _space(request: Request, protocol: Any, progress: Any) -> tuple[Any, Any]:
 
 def _models(request: Request) -> tuple[Any, Any, str]:
     """(model, its float model or None, hash of the checkpoint or "")."""
-    from ..checkpoint import load_quantized, read_config
+    from ..checkpoint import read_config
     from ..distributed import local_device
     from ..models import load_model
     from ..models.registry import BUNDLED
 
-    check_target_named(request.target)
     device = local_device(request.device)
     files = {"weights": request.weights, "tokenizer": request.tokenizer}
-    if not Path(request.target).exists():
-        return load_model(request.target, device=device, **files), None, ""
-    model = load_quantized(request.target, device=device)
+    model = load_target(request.target, device, **files)
+    if model.recipe is None:
+        return model, None, ""
     reference = None
     bundled = model.name in BUNDLED and model.recipe.get("weights") != "own"
     if bundled or request.weights is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import check_target_named, closing, header, parse_classes
+from .common import closing, header, load_target, parse_classes
 
 __all__ = ["run"]
 
@@ -53,17 +53,10 @@ def run(
     """Write one PNG per image, batch by batch, but those that are there already; options: of the
     sampling, None for the model's own."""
     header(f"generate {folder}", seed, quiet)
-    from ..checkpoint import load_quantized
     from ..distributed import current, spread
     from ..report import save_png, to_picture
 
-    check_target_named(folder)
-    if Path(folder).exists():
-        model = load_quantized(folder)
-    else:
-        from ..models import load_model
-
-        model = load_model(folder)
+    model = load_target(folder)
     labels = parse_classes(classes, model.num_classes)
     sources = _sources(model, labels, seed, options)
     paths = [out / f"{number:03d}_class{label}.png" for number, label in enumerate(labels)]

@@ -183,11 +183,11 @@ class DiffLoss(nn.Module):
         """Whether any of its linears is."""
         return any(isinstance(part, (PackedLinear, QuantLinear)) for part in self.net.modules())
 
-    def all_noise(self, step: int) -> bool:
-        """Whether the state of sampling step ``step`` is taken for the noise in it, in place of a
-        prediction: in a quantized head, at a step that multiplies errors more than tenfold (of the
-        cosine schedule at most the noisiest)."""
-        return self.schedule.amplification()[step] > MOST_AMPLIFIED and self.quantized
+    @property
+    def begins_in_noise(self) -> bool:
+        """Whether the state of the noisiest step is taken for the noise in it, in place of a
+        prediction: in a quantized head, where that step multiplies errors more than tenfold."""
+        return self.schedule.amplification()[-1] > MOST_AMPLIFIED and self.quantized
 
     def times(self) -> Tensor:
         """Time embeddings [S, w] of all sampling steps."""
@@ -222,10 +222,11 @@ class DiffLoss(nn.Module):
         cfg: strength of guidance; z is then [2 R, D], conditional rows before unconditional ones.
         """
         s, x, condition = self.schedule, noise[0], self.net.cond_embed(z)
-        for number, step in enumerate(reversed(range(self.steps))):
-            if self.all_noise(step):  # its start is 0, its variance the greater one
-                x = math.sqrt(s.betas[step]) * (temperature * noise[number + 1])
-                continue
+        left = self.steps
+        if self.begins_in_noise:  # the first start is 0, its variance the greater one
+            left -= 1
+            x = math.sqrt(s.betas[left]) * (temperature * noise[1])
+        for step in reversed(range(left)):
             self.cursor.set(step, 1)
             state = x if cfg is None else torch.cat([x, x])
             y = (times[step] + condition)[:, None]  # [R or 2 R, 1, w]
@@ -240,5 +241,5 @@ class DiffLoss(nn.Module):
                 share = (logits + 1) / 2
                 least, most = s.posterior_log_variance[step], np.log(s.betas[step])
                 log_variance = share * float(most) + (1 - share) * float(least)
-                x = x + torch.exp(0.5 * log_variance) * (temperature * noise[number + 1])
+                x = x + torch.exp(0.5 * log_variance) * (temperature * noise[self.steps - step])
         return x

@@ -9,7 +9,8 @@ Static tables have a row per slot: the buffer's, then the image's. What an image
 with the order, so all of them share one grid, as in the paper. The tables of the diffusion head,
 which the paper leaves in float, have a row per diffusion step. Its first, noisiest step is the most
 sensitive, and declared a sink; where it is too sensitive for integers, a quantized head does
-without it (``DiffLoss.all_noise``). Patterns that ignore "diffloss.*" leave the head in float.
+without it (``DiffLoss.begins_in_noise``). Patterns that ignore "diffloss.*" leave the head in
+float.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class MARModel(ARVGModel):
     @property
     def sampling_note(self) -> str:
         head = self.transformer.diffloss
-        if not head.all_noise(head.steps - 1):
+        if not head.begins_in_noise:
             return ""
         return (
             f"The noisiest of the {head.steps} diffusion steps is taken to hold nothing but noise: "

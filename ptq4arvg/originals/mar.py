@@ -77,7 +77,7 @@ class AdoptedHead(nn.Module):
             y = net.time_embed(t) + net.cond_embed(c)
             return net(x[:, None], y[:, None])[:, 0]
         step = self._step(t)
-        if self.inner.all_noise(step):
+        if step == self.inner.steps - 1 and self.inner.begins_in_noise:
             return torch.cat([x, torch.ones_like(x)], -1)  # of the greater variance
         self.inner.cursor.set(step, 1)
         y = net.time_embed(t[:1]) + net.cond_embed(c)

@@ -21,7 +21,7 @@ from ptq4arvg.nn import PackedConv2d
         (["--floats", "float16"], "float16"),
         (["--schemes", "W8A9"], "Closest: 'W8A8'"),
         (["--schemes", ""], "--schemes is empty; wanted one or more of W8A8"),
-        (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
+        (["--device", "cuda"], "device is 'cuda', and torch"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

@@ -54,7 +54,7 @@ def test_a_bundled_model(tmp_path, capsys, model, scheme):
         (["--images", "1,0"], "above 0"),
         (["--images", "1;8"], "--images '1;8'; wanted numbers such as 1,8,64"),
         (["--floats", "bfloat16_graphs"], "--floats bfloat16_graphs wants --device cuda"),
-        (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
+        (["--device", "cuda"], "device is 'cuda', and torch"),
         (["--schemes", "", "--floats", ""], "nothing to measure"),
     ],
 )
@@ -157,6 +157,7 @@ def test_a_table_for_each_number_of_images_on_a_gpu(tmp_path, monkeypatch, capsy
     ):
         monkeypatch.setattr(generate, name, fake)
     monkeypatch.setattr(generate.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(generate.torch.cuda, "device_count", lambda: 1)
     for name, value in (("calls", 0), ("limit", 99), ("device_peak", 10.0)):
         monkeypatch.setattr(Fake, name, value)
     out = tmp_path / "g.csv"

@@ -141,7 +141,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch):
         (["--m", "x"], "--m: 'x'"),
         (["--budget", "0"], "--budget wants a number above 0"),
         (["--libraries", "nowhere"], "nowhere is no folder"),
-        (["--device", "cuda"], "torch sees no CUDA device"),
+        (["--device", "cuda"], "sees 0 CUDA devices here"),
     ],
 )
 def test_bad_arguments(capsys, monkeypatch, arguments, message):
