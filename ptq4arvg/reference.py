@@ -53,41 +53,61 @@ def smaller(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a < b, a, b)
 
 
-def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a b + c of float32 tensors, rounded once."""
+    product, c = a.double() * b.double(), c.double()  # a product of two is exact in float64
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)  # what that sum rounded away, exactly
+    # Rounded to odd, a number of float64 tells what it is to be rounded to in float32.
+    bits = total.view(torch.int64)
+    lost = (error != 0) & total.isfinite() & (bits & 1 == 0)
+    step = torch.where((error > 0) == (total > 0), 1, -1)
+    return torch.where(lost, bits + step, bits).view(torch.float64).float()
+
+
+def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Horner's scheme, highest power first."""
     y = scalar(coefficients[0], x).expand_as(x)
     for c in coefficients[1:]:
-        y = y * x + scalar(c, x)
+        y = fused(y, x, scalar(c, x))
     return y
 
 
 def exponential(x: Tensor) -> Tensor:
-    """exp(x) for float32 x, clamped to [-87, 88]; x = n ln 2 + r, then a polynomial in r."""
-    x = smaller(larger(x, scalar(-87.0, x)), scalar(88.0, x))
-    n = torch.round(x * scalar(1.44269504088896341, x))  # to nearest even
-    r = (x - n * scalar(0.693359375, x)) - n * scalar(-2.12194440e-4, x)
-    p = _polynomial(
+    """exp(x) for float32 x, clamped to [-87, 87]; x = n ln 2 + r, then a polynomial in r."""
+    x = smaller(larger(x, scalar(-87.0, x)), scalar(87.0, x))
+    shift = scalar(1.5 * 2**23, x)  # its sums are integers
+    n = fused(x, scalar(1.44269504088896341, x), shift) - shift
+    r = fused(n, scalar(2.12194440e-4, x), fused(n, scalar(-0.693359375, x), x))
+    p = polynomial(
         r,
         (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
-         5.0000001201e-1),
+         5.0000001201e-1, 1.0, 1.0),
     )  # fmt: skip
-    p = (p * (r * r) + r) + scalar(1.0, x)
-    return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+    return p * power_of_two(n)
+
+
+def power_of_two(n: Tensor) -> Tensor:
+    """2^n for integral n in [-126, 127], float32."""
+    return ((n.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x / (scalar(1.0, x) + exponential(x * scalar(-1.0, x)))
+    one = scalar(1.0, x)
+    return x * (one / (one + exponential(x * scalar(-1.0, x))))
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    slope = (x * x) * scalar(-0.0713548162726, x) + scalar(-1.59576912161, x)
-    return x / (scalar(1.0, x) + exponential(x * slope))
+    one = scalar(1.0, x)
+    slope = fused(x * x, scalar(-0.0713548162726, x), scalar(-1.59576912161, x))
+    return x * (one / (one + exponential(x * slope)))
 
 
 def _gelu(x: Tensor) -> Tensor:
     one = scalar(1.0, x)
-    t = one / (one + x.abs() * scalar(0.2316419, x))
-    q = _polynomial(
+    t = one / fused(smaller(x.abs(), scalar(2.0**60, x)), scalar(0.2316419, x), one)
+    q = polynomial(
         t,
         (-0.07115190476179123, 0.25082361698150635, -0.20728987455368042, 0.23069390654563904,
          0.010500079952180386, 0.10364207625389099, 0.0902474969625473, 0.09253464639186859),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import larger, scalar, smaller
+from .reference import larger, polynomial, power_of_two, scalar, smaller
 
 __all__ = [
     "KEY_GROUP",
@@ -150,19 +150,10 @@ def store_qkv(
 
 def _levels(y: Tensor) -> Tensor:
     """rne(255 * 2^y) for y <= 0, by a polynomial of relative error 7.5e-5; see attention.h."""
-
-    def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        # A product of two float32 numbers is exact in float64. The sum is rounded twice, which is
-        # once but for one in 2^29 of all sums.
-        return (a.double() * b.double() + c.double()).float()
-
     y = larger(y, scalar(-24.0, y))
     n = torch.round(y)
-    f = y - n
-    p = scalar(14.068731, y).expand_as(f)
-    for c in (61.865789, 176.781553, 254.981662):
-        p = fused(p, f, scalar(c, y))
-    return torch.round(p * ((n.to(torch.int32) + 127) << 23).view(torch.float32))
+    p = polynomial(y - n, (14.068731, 61.865789, 176.781553, 254.981662))
+    return torch.round(p * power_of_two(n))
 
 
 def attention(

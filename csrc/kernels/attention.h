@@ -71,8 +71,8 @@ constexpr float kLeastPower = -24.0f;  // 255 * 2^it is 0, and further down a fl
 template <class F>
 PTQ4ARVG_FN F probability_level(F y) {
   y = larger(y, F(kLeastPower));
-  const F n = round_even(y);
-  return round_even(mul(level_of_fraction(sub(y, n)), power_of_two(n)));
+  const F shifted = add(y, F(kRoundingShift));
+  return round_even(times_power(level_of_fraction(sub(y, sub(shifted, F(kRoundingShift)))), shifted));
 }
 
 // The output of a channel; reciprocal = 1 / sum of the levels.

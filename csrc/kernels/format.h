@@ -27,12 +27,17 @@ PTQ4ARVG_FN QuantizeRow quantize_row(float inv_scale, int32_t zero, int bits) {
           static_cast<float>(zero - code_offset(bits, zero))};
 }
 
-// The stored code as a float. The bounds are integers, so clamping first changes nothing and keeps round_even's
-// argument small; NaN becomes the lower end.
+// What is rounded. The bounds are integers, so clamping first changes nothing and keeps round_even's argument small; NaN
+// becomes the lower end.
+template <class F>
+PTQ4ARVG_FN F clamped(F x, const QuantizeRow& row) {
+  return smaller(larger(mul(x, F(row.inv_scale)), F(row.low)), F(row.high));
+}
+
+// The stored code as a float.
 template <class F>
 PTQ4ARVG_FN F quantize(F x, const QuantizeRow& row) {
-  const F v = smaller(larger(mul(x, F(row.inv_scale)), F(row.low)), F(row.high));
-  return add(round_even(v), F(row.shift));
+  return add(round_even(clamped(x, row)), F(row.shift));
 }
 
 // y = a_scale * (w_scale * corrected sum), the start of every epilogue.

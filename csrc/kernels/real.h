@@ -42,6 +42,8 @@ PTQ4ARVG_FN float mul(float a, float b) { return __fmul_rn(a, b); }
 PTQ4ARVG_FN float div(float a, float b) { return __fdiv_rn(a, b); }
 PTQ4ARVG_FN float square_root(float a) { return __fsqrt_rn(a); }
 PTQ4ARVG_FN float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+PTQ4ARVG_FN float larger(float a, float b) { return fmaxf(a, b); }
+PTQ4ARVG_FN float smaller(float a, float b) { return fminf(a, b); }
 #else
 PTQ4ARVG_FN float add(float a, float b) { return a + b; }
 PTQ4ARVG_FN float sub(float a, float b) { return a - b; }
@@ -49,24 +51,39 @@ PTQ4ARVG_FN float mul(float a, float b) { return a * b; }
 PTQ4ARVG_FN float div(float a, float b) { return a / b; }
 PTQ4ARVG_FN float square_root(float a) { return std::sqrt(a); }
 PTQ4ARVG_FN float fused(float a, float b, float c) { return std::fma(a, b, c); }  // a b + c, rounded once
-#endif
-
-// The second argument where the comparison fails, so also where `a` is NaN (as the x86 instructions do).
+// `b` where `a` is NaN. No `b` in the library is, and no result's sign counts where it is zero.
 PTQ4ARVG_FN float larger(float a, float b) { return a > b ? a : b; }
 PTQ4ARVG_FN float smaller(float a, float b) { return a < b ? a : b; }
+#endif
+
+// 1 / d, correctly rounded, of an estimate that is right to one unit in the last place. For d in [1, 2^126] these are the
+// steps of the compiler's own division. Other d it leaves to a function, and a call anywhere in a kernel makes ptxas
+// serialize its wgmma instructions.
+PTQ4ARVG_FN float mended_reciprocal(float d, float estimate) {
+  return fused(fused(-d, estimate, 1.0f), estimate, estimate);
+}
+
+// 1 / d for d in [1, 2^126].
+PTQ4ARVG_FN float reciprocal(float d) {
+#if defined(__CUDA_ARCH__)
+  float estimate;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(d));
+  return mended_reciprocal(d, estimate);
+#else
+  return 1.0f / d;
+#endif
+}
 PTQ4ARVG_FN float if_negative(float x, float then, float otherwise) {
   return x < 0.0f ? then : otherwise;
 }
 PTQ4ARVG_FN float magnitude(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
 
-// Round to nearest even, |x| < 2^22: the sum has no bits left for a fraction.
+// Round to nearest even, |x| < 2^22: the sum has no bits left for a fraction, and the integer in its lowest ones.
 constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
 PTQ4ARVG_FN float round_even(float x) { return sub(add(x, kRoundingShift), kRoundingShift); }
 
-// 2^n for an integral n in [-126, 127].
-PTQ4ARVG_FN float power_of_two(float n) {
-  return bits_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
-}
+// x * 2^n, neither of them subnormal or zero; shifted = n + kRoundingShift, whose lowest bits are added to the exponent.
+PTQ4ARVG_FN float times_power(float x, float shifted) { return bits_float(float_bits(x) + (float_bits(shifted) << 23)); }
 
 PTQ4ARVG_FN float bf16_to_float(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
 

@@ -16,14 +16,14 @@ def _grid(low: float, high: float) -> torch.Tensor:
 
 
 def test_exponential_error():
-    x = _grid(-87.0, 88.0)
+    x = _grid(-87.0, 87.0)
     exact = torch.exp(x.double())
     assert float(((exponential(x).double() - exact) / exact).abs().max()) < 2.5e-7
 
 
 def test_exponential_clamps_and_takes_nan():
     x = torch.tensor([-1000.0, float("-inf"), 1000.0, float("inf"), float("nan")])
-    low, high = exponential(torch.tensor([-87.0, 88.0]))
+    low, high = exponential(torch.tensor([-87.0, 87.0]))
     assert torch.equal(exponential(x), torch.stack([low, low, high, high, low]))
 
 

@@ -29,9 +29,11 @@ inline Float8 magnitude(Float8 x) { return Float8(_mm256_andnot_ps(_mm256_set1_p
 
 inline Float8 round_even(Float8 x) { return sub(add(x, Float8(kRoundingShift)), Float8(kRoundingShift)); }
 
-inline Float8 power_of_two(Float8 n) {
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvttps_epi32(n.v), _mm256_set1_epi32(127));
-  return Float8(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+inline Float8 reciprocal(Float8 d) { return div(Float8(1.0f), d); }
+
+inline Float8 times_power(Float8 x, Float8 shifted) {
+  const __m256i exponents = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+  return Float8(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v), exponents)));
 }
 
 // Round to nearest even on the bits, NaN to 0x7fc0, as float_to_bf16.

@@ -34,9 +34,11 @@ inline Float16 magnitude(Float16 x) {
 
 inline Float16 round_even(Float16 x) { return sub(add(x, Float16(kRoundingShift)), Float16(kRoundingShift)); }
 
-inline Float16 power_of_two(Float16 n) {
-  const __m512i exponent = _mm512_add_epi32(_mm512_cvttps_epi32(n.v), _mm512_set1_epi32(127));
-  return Float16(_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+inline Float16 reciprocal(Float16 d) { return div(Float16(1.0f), d); }
+
+inline Float16 times_power(Float16 x, Float16 shifted) {
+  const __m512i exponents = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+  return Float16(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), exponents)));
 }
 
 // Round to nearest even on the bits, NaN to 0x7fc0, as float_to_bf16. Not vcvtneps2bf16: that flushes subnormals.

@@ -32,9 +32,11 @@ inline Float4 magnitude(Float4 x) { return Float4(vabsq_f32(x.v)); }
 
 inline Float4 round_even(Float4 x) { return sub(add(x, Float4(kRoundingShift)), Float4(kRoundingShift)); }
 
-inline Float4 power_of_two(Float4 n) {
-  const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
-  return Float4(vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+inline Float4 reciprocal(Float4 d) { return div(Float4(1.0f), d); }
+
+inline Float4 times_power(Float4 x, Float4 shifted) {
+  const int32x4_t exponents = vshlq_n_s32(vreinterpretq_s32_f32(shifted.v), 23);
+  return Float4(vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x.v), exponents)));
 }
 
 // Round to nearest even on the bits, NaN to 0x7fc0, as float_to_bf16.

@@ -39,7 +39,7 @@ __device__ inline void quantize_queries(const HeadTensor& q, const int64_t* firs
     for (int i = 0; i < kFours; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) u[row][i][j] = attention_code(mul(u[row][i][j], to.inverse));
-      codes[i / 2][i % 2 * 2 + row] = pack4(u[row][i]);
+      codes[i / 2][i % 2 * 2 + row] = pack_codes(u[row][i]);
     }
   }
 }
@@ -53,23 +53,17 @@ struct Softmax {
       : top(float_bits(kLift) + static_cast<uint32_t>(most)), minus_exponent(-exponent), lifted(mul(kLift, exponent)) {}
 
   // The level is the lowest byte. A score is less than 2^22 below the greatest, so the difference is the fraction of a
-  // float at 2^23, and taking that off again within the multiplication rounds nothing. Powers of two are added to
-  // exponents, and the sum that rounds to integers has the integer in its lowest bits.
+  // float at 2^23, and taking that off again within the multiplication rounds nothing.
   __device__ uint32_t level_bits(int32_t score) const {
     const float y = larger(fused(bits_float(top - static_cast<uint32_t>(score)), minus_exponent, lifted), kLeastPower);
-    const float n = add(y, kRoundingShift);
-    const float p = level_of_fraction(sub(y, sub(n, kRoundingShift)));
-    return float_bits(add(bits_float(float_bits(p) + (float_bits(n) << 23)), kRoundingShift));
+    const float shifted = add(y, kRoundingShift);
+    const float p = level_of_fraction(sub(y, sub(shifted, kRoundingShift)));
+    return float_bits(add(times_power(p, shifted), kRoundingShift));
   }
 
  private:
   static constexpr float kLift = 8388608.0f;
 };
-
-// The lowest bytes of four words.
-__device__ inline uint32_t lowest_bytes(const uint32_t* words) {
-  return __byte_perm(__byte_perm(words[0], words[1], 0x0040), __byte_perm(words[2], words[3], 0x0040), 0x5410);
-}
 
 // Levels of a lane's scores (attention_tile.cuh) as an A operand.
 __device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows, uint32_t* levels) {
@@ -79,7 +73,7 @@ __device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows
     uint32_t words[4];
 #pragma unroll
     for (int t = 0; t < 4; ++t) words[t] = rows[row].level_bits(scores[t][2 * row + column]);
-    levels[j] = lowest_bytes(words);
+    levels[j] = low_bytes(words[0], words[1], words[2], words[3]);
   }
 }
 

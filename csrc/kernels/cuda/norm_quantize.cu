@@ -66,14 +66,6 @@ __device__ inline void modulate(const NormQuantizeProblem& p, float mean, float 
   if (p.post_shift.data) load_columns<W>(p.post_shift, k, v), each(plus);
 }
 
-template <int W>
-__device__ inline void store(const NormQuantizeProblem& p, const QuantizeRow& to, int64_t row, int64_t k, float* y) {
-  int8_t* out = p.out + row * p.k + k;
-#pragma unroll
-  for (int i = 0; i < W; ++i) y[i] = ptq4arvg::quantize(y[i], to);
-  store_codes<W>(out, y);
-}
-
 // The rotation of the columns that a block of threads holds, W neighbouring ones a thread; all threads take part.
 template <int W>
 __device__ inline void rotate(float* y, int block, int64_t k, float* exchange) {
@@ -142,7 +134,7 @@ __global__ void __launch_bounds__(256) norm_quantize_kernel(const __grid_constan
     const bool inside = chunk < chunks;
     if (inside) modulate<W>(p, static_cast<float>(mean), rstd, place.image, chunk * W, x);
     if constexpr (Rotated) rotate<W>(x, p.rotation, chunk * W, exchange);
-    if (inside) store<W>(p, to, row, chunk * W, x);
+    if (inside) quantize_and_store<W>(p.out + row * p.k + chunk * W, x, to);
   };
   if constexpr (!Rotated) {
     for_each_chunk(write);

@@ -71,11 +71,7 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
   for (int i = 0; i < kLoads; ++i) {
     const int64_t chunk = first + 32 * i;
     if (chunk >= chunks) break;
-    int8_t* out = p.out + row * p.k + chunk * W;
-    float codes[W];
-#pragma unroll
-    for (int j = 0; j < W; ++j) codes[j] = ptq4arvg::quantize(values[i][j], to);
-    store_codes<W>(out, codes);
+    quantize_and_store<W>(p.out + row * p.k + chunk * W, values[i], to);
   }
 }
 

@@ -116,13 +116,13 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
   const int64_t part = index / chunks, image = blockIdx.y, c = static_cast<int64_t>(index % chunks) * W;
   const int64_t parts = (p.pixels() + kPixels - 1) / kPixels;
   int8_t* out = p.out + image * p.out_height() * p.out_width() * p.channels + c;
-  float y[W];
+  uint32_t codes[W];
   if (part >= parts) {
     const int64_t around = p.out_height() * p.out_width() - p.scale * p.scale * p.pixels();
     if (part - parts >= around) return;
 #pragma unroll
-    for (int i = 0; i < W; ++i) y[i] = static_cast<float>(code_of_zero(p.table));
-    return store_codes<W>(out + border_pixel(p, part - parts) * p.channels, y);
+    for (int i = 0; i < W; ++i) codes[i] = static_cast<uint32_t>(code_of_zero(p.table));
+    return store_codes<W>(out + border_pixel(p, part - parts) * p.channels, codes);
   }
   const QuantizeRow to = table_row(p.table, 0);
   float factor[W], offset[W];
@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
   const uint32_t width = static_cast<uint32_t>(p.width);
 #pragma unroll 2
   for (int64_t pixel = first; pixel < end; ++pixel) {
+    float y[W];
     load_elements<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, y);
     if (p.groups) {
 #pragma unroll
@@ -145,11 +146,11 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
     }
     activate_all<W>(p.activation, y);
 #pragma unroll
-    for (int i = 0; i < W; ++i) y[i] = ptq4arvg::quantize(y[i], to);
+    for (int i = 0; i < W; ++i) codes[i] = code_bits(y[i], to);
     const int64_t line = static_cast<uint32_t>(pixel) / width, column = static_cast<uint32_t>(pixel) % width;
     int8_t* corner = out + ((p.border + line * p.scale) * p.out_width() + p.border + column * p.scale) * p.channels;
     for (int64_t i = 0; i < p.scale; ++i) {
-      for (int64_t j = 0; j < p.scale; ++j) store_codes<W>(corner + (i * p.out_width() + j) * p.channels, y);
+      for (int64_t j = 0; j < p.scale; ++j) store_codes<W>(corner + (i * p.out_width() + j) * p.channels, codes);
     }
   }
 }

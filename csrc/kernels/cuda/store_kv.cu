@@ -107,7 +107,7 @@ __device__ inline void codes_of(const Fours& x, const float* scales, const float
     float codes[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) codes[j] = cache_code(x[i][j], shift[j], scale[j]);
-    words[i] = pack4(codes);
+    words[i] = pack_codes(codes);
   }
 }
 

@@ -1,8 +1,8 @@
 // 16-byte accesses and float conversions of the row-wise kernels.
 #pragma once
 
+#include "kernels/cuda/codes.h"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/format.h"
 
 namespace ptq4arvg::cuda {
 
@@ -128,24 +128,22 @@ __device__ inline void activate_all(Activation kind, float* y) {
   }
 }
 
-// Codes as floats to one byte each.
-__device__ inline uint32_t pack4(const float* codes) {
-  uint32_t out = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) out |= (static_cast<uint32_t>(static_cast<int32_t>(codes[i])) & 0xffu) << (8 * i);
-  return out;
+// W codes, each the low byte of its word, to where they may be written at once.
+template <int W>
+__device__ inline void store_codes(int8_t* out, const uint32_t* codes) {
+  const auto four = [=](int i) { return low_bytes(codes[i], codes[i + 1], codes[i + 2], codes[i + 3]); };
+  if constexpr (W == 1) *out = static_cast<int8_t>(codes[0]);
+  else if constexpr (W == 4) *reinterpret_cast<uint32_t*>(out) = four(0);
+  else *reinterpret_cast<uint2*>(out) = make_uint2(four(0), four(4));
 }
 
-// W codes as floats, to where they may be written at once.
+// The same of values that are to be quantized.
 template <int W>
-__device__ inline void store_codes(int8_t* out, const float* codes) {
-  if constexpr (W == 1) {
-    *out = static_cast<int8_t>(static_cast<int32_t>(codes[0]));
-  } else if constexpr (W == 4) {
-    *reinterpret_cast<uint32_t*>(out) = pack4(codes);
-  } else {
-    *reinterpret_cast<uint2*>(out) = make_uint2(pack4(codes), pack4(codes + 4));
-  }
+__device__ inline void quantize_and_store(int8_t* out, const float* values, const QuantizeRow& row) {
+  uint32_t codes[W];
+#pragma unroll
+  for (int i = 0; i < W; ++i) codes[i] = code_bits(values[i], row);
+  store_codes<W>(out, codes);
 }
 
 }  // namespace ptq4arvg::cuda

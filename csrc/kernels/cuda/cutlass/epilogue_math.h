@@ -5,6 +5,7 @@
 // neither CUTLASS nor CUDA: tests/cuda/test_cutlass_epilogue.cpp compares it with the CPU's epilogue bit for bit.
 #pragma once
 
+#include "kernels/cuda/codes.h"
 #include "kernels/gemm.h"
 
 #if defined(__CUDACC__)
@@ -14,69 +15,6 @@
 #endif
 
 namespace ptq4arvg::cuda {
-
-// The number type that the functions of activation.h run on here: a float whose division and power of two are inline.
-struct Lane {
-  float v;
-
-  PTQ4ARVG_HOST_DEVICE Lane() {}
-  PTQ4ARVG_HOST_DEVICE explicit Lane(float x) : v(x) {}
-};
-
-PTQ4ARVG_FN Lane add(Lane a, Lane b) { return Lane(::ptq4arvg::add(a.v, b.v)); }
-PTQ4ARVG_FN Lane sub(Lane a, Lane b) { return Lane(::ptq4arvg::sub(a.v, b.v)); }
-PTQ4ARVG_FN Lane mul(Lane a, Lane b) { return Lane(::ptq4arvg::mul(a.v, b.v)); }
-PTQ4ARVG_FN Lane larger(Lane a, Lane b) { return Lane(::ptq4arvg::larger(a.v, b.v)); }
-PTQ4ARVG_FN Lane smaller(Lane a, Lane b) { return Lane(::ptq4arvg::smaller(a.v, b.v)); }
-PTQ4ARVG_FN Lane magnitude(Lane a) { return Lane(::ptq4arvg::magnitude(a.v)); }
-PTQ4ARVG_FN Lane round_even(Lane a) { return Lane(::ptq4arvg::round_even(a.v)); }
-PTQ4ARVG_FN Lane if_negative(Lane x, Lane then, Lane otherwise) {
-  return Lane(::ptq4arvg::if_negative(x.v, then.v, otherwise.v));
-}
-
-// 2^n for an integral n in [-126, 127], as real.h's, but without the conversion to an integer, an instruction of a
-// fraction of the rate of others: n + 1.5 * 2^23 holds n in its low bits, and the shift drops the rest.
-PTQ4ARVG_FN Lane power_of_two(Lane n) {
-  return Lane(bits_float((float_bits(::ptq4arvg::add(n.v, kRoundingShift)) + 127u) << 23));
-}
-
-PTQ4ARVG_FN float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-  return __fmaf_rn(a, b, c);
-#else
-  return __builtin_fmaf(a, b, c);
-#endif
-}
-
-// 1 / d to one unit in the last place, for d in [1, 2^64]; 0 for infinity.
-PTQ4ARVG_FN float reciprocal_estimate(float d) {
-#if defined(__CUDA_ARCH__)
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
-  return r;
-#elif defined(PTQ4ARVG_ESTIMATE)
-  return PTQ4ARVG_ESTIMATE(d);  // a test's
-#else
-  return 1.0f / d;
-#endif
-}
-
-// x / d, correctly rounded, where d >= 1 as in all of activation.h, and the quotient is not subnormal or d is a power
-// of two. These are the steps of the compiler's division without what it does in rare cases: call a function, and a
-// call anywhere in a kernel makes ptxas serialize its wgmma instructions. Here the rare cases are selected: d past
-// 2^64 is scaled, so that its reciprocal is not subnormal; infinities, and tiny x, whose remainder is not exact, keep
-// the product with the reciprocal.
-PTQ4ARVG_FN Lane div(Lane x, Lane d) {
-  const float scale = d.v > 0x1p64f ? 0x1p-64f : 1.0f;
-  const float divisor = ::ptq4arvg::mul(d.v, scale);
-  const float estimate = reciprocal_estimate(divisor);
-  const float error = ::ptq4arvg::smaller(fused(-divisor, estimate, 1.0f), 1.0f);  // NaN, from infinity, becomes 1
-  const float reciprocal = fused(error, estimate, estimate);
-  const float product = ::ptq4arvg::mul(x.v, reciprocal);
-  const float remainder = fused(-divisor, product, x.v);
-  const bool usual = ::ptq4arvg::magnitude(x.v) > 0x1p-64f && remainder == remainder;
-  return Lane(::ptq4arvg::mul(usual ? fused(remainder, reciprocal, product) : product, scale));
-}
 
 // N neighbours in registers.
 template <class T, int N>
@@ -101,15 +39,15 @@ PTQ4ARVG_FN void activate_all(Activation kind, Lanes<N>& y) {
   switch (kind) {
     case Activation::gelu:
       PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = gelu(Lane(y.v[i])).v;
+      for (int i = 0; i < N; ++i) y.v[i] = gelu(y.v[i]);
       break;
     case Activation::gelu_tanh:
       PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = gelu_tanh(Lane(y.v[i])).v;
+      for (int i = 0; i < N; ++i) y.v[i] = gelu_tanh(y.v[i]);
       break;
     case Activation::silu:
       PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = silu(Lane(y.v[i])).v;
+      for (int i = 0; i < N; ++i) y.v[i] = silu(y.v[i]);
       break;
     case Activation::none:
       break;
@@ -161,19 +99,5 @@ PTQ4ARVG_FN float begin_element(int32_t sum, int32_t zero, int32_t w_sum, float 
 
 PTQ4ARVG_FN float apply_gate(float y, float gate) { return ::ptq4arvg::mul(gate, y); }
 PTQ4ARVG_FN float add_residual(float y, float residual) { return ::ptq4arvg::add(residual, y); }
-
-// The low byte of the result is the stored code (format.h). A code is an integer in [-128, 127]; adding 1.5 * 2^23
-// leaves it in the low mantissa bits, which is cheaper than a conversion instruction.
-PTQ4ARVG_FN uint32_t code_bits(float y, const QuantizeRow& row) {
-  return float_bits(::ptq4arvg::add(quantize(y, row), kRoundingShift));
-}
-
-PTQ4ARVG_FN uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-#else
-  return (a & 255u) | (b & 255u) << 8 | (c & 255u) << 16 | d << 24;
-#endif
-}
 
 }  // namespace ptq4arvg::cuda
