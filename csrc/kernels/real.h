@@ -56,8 +56,8 @@ PTQ4ARVG_FN float larger(float a, float b) { return a > b ? a : b; }
 PTQ4ARVG_FN float smaller(float a, float b) { return a < b ? a : b; }
 #endif
 
-// 1 / d, correctly rounded, of an estimate that is right to one unit in the last place. For d in [1, 2^126] these are the
-// steps of the compiler's own division. Other d it leaves to a function, and a call anywhere in a kernel makes ptxas
+// 1 / d, correctly rounded, of an estimate that is right to one unit in the last place. For d in [1, 2^126] these are
+// the steps of the compiler's own division. Other d it leaves to a function, and a call anywhere in a kernel makes ptxas
 // serialize its wgmma instructions.
 PTQ4ARVG_FN float mended_reciprocal(float d, float estimate) {
   return fused(fused(-d, estimate, 1.0f), estimate, estimate);
@@ -83,7 +83,9 @@ constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
 PTQ4ARVG_FN float round_even(float x) { return sub(add(x, kRoundingShift), kRoundingShift); }
 
 // x * 2^n, neither of them subnormal or zero; shifted = n + kRoundingShift, whose lowest bits are added to the exponent.
-PTQ4ARVG_FN float times_power(float x, float shifted) { return bits_float(float_bits(x) + (float_bits(shifted) << 23)); }
+PTQ4ARVG_FN float times_power(float x, float shifted) {
+  return bits_float(float_bits(x) + (float_bits(shifted) << 23));
+}
 
 PTQ4ARVG_FN float bf16_to_float(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
 

@@ -25,6 +25,13 @@ PTQ4ARVG_FN constexpr bool negative_column(int64_t k) {
   return (pairs ^ (pairs >> 1)) & 1;
 }
 
+// Bit i: is that of the i-th column negative, of the 16 neighbours that begin at a multiple of 16 and k is one of?
+PTQ4ARVG_FN constexpr uint32_t signs_of_sixteen(int64_t k) {
+  uint32_t first = 0;
+  for (int i = 0; i < 16; ++i) first |= static_cast<uint32_t>(negative_column(i)) << i;
+  return first ^ (k & 16 ? 0xff00u : 0) ^ (negative_column(k & ~int64_t{15}) ? 0xffffu : 0);
+}
+
 PTQ4ARVG_FN bool rotation_fits(int64_t block, int64_t k, int64_t most) {
   return block == 0 || (block >= 2 && block <= most && (block & (block - 1)) == 0 && k % block == 0);
 }

@@ -12,11 +12,13 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kLoads = 4;  // of a lane
 
-// The rotation of a warp's columns, kLoads times 32 lanes of W.
+// The rotation of a warp's columns, `loads` times 32 lanes of W.
 template <int W>
-__device__ inline void rotate(float (*values)[W], int block, int64_t k) {
+__device__ inline void rotate(float (*values)[W], int loads, int block, int64_t k) {
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) rotate_in_warp<W>(values[i], block, k + 32 * W * i);
+  for (int i = 0; i < kLoads; ++i) {
+    if (i < loads) rotate_in_warp<W>(values[i], block, k + 32 * W * i);
+  }
   if constexpr (W == 1) {  // a lane's columns are 32 apart, so that stages are left
     static_assert(32 * kLoads >= kMaxRotation);
 #pragma unroll
@@ -41,7 +43,8 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= p.m) return;
   const int64_t chunks = p.k / W;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * (32 * kLoads) + threadIdx.x;
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * (32 * kLoads), first = begin + threadIdx.x;
+  const int loads = static_cast<int>((chunks - begin + 31) / 32);  // of the warp, that is, of any of its lanes
   const int64_t start = row * p.x.row_stride;
   float values[kLoads][W] = {};
 #pragma unroll
@@ -60,12 +63,13 @@ __global__ void __launch_bounds__(32 * kWarps) quantize_kernel(const __grid_cons
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
+      if (i >= loads) break;
       activate_all<W>(p.activation, values[i]);
 #pragma unroll
       for (int j = 0; j < W; ++j) values[i][j] = mul(values[i][j], gated[i][j]);
     }
   }
-  if constexpr (Rotated) rotate<W>(values, p.rotation, first * W);
+  if constexpr (Rotated) rotate<W>(values, loads, p.rotation, first * W);
   const QuantizeRow to = table_row(p.table, place_of(p.rows, row).t);
 #pragma unroll
   for (int i = 0; i < kLoads; ++i) {

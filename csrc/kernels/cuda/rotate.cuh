@@ -14,29 +14,27 @@ __device__ inline void rotate_held(float* v, int apart) {
   for (int i = 0; i < N; ++i) {
     if (i & apart) continue;
     const float a = v[i], b = v[i + apart];
-    v[i] = ::ptq4arvg::add(a, b);
-    v[i + apart] = ::ptq4arvg::sub(a, b);
+    v[i] = add(a, b);
+    v[i + apart] = sub(a, b);
   }
 }
 template <int N>
 __device__ inline void rotate_across(float* v, int apart) {
-  const bool second = threadIdx.x & apart;
+  const float sign = threadIdx.x & apart ? -1.0f : 1.0f;  // the second one is taken from the first
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float other = __shfl_xor_sync(0xffffffffu, v[i], apart);
-    v[i] = second ? ::ptq4arvg::sub(other, v[i]) : ::ptq4arvg::add(v[i], other);
-  }
-}
-
-__device__ inline float with_sign(float x, int64_t column) {
-  return negative_column(column) ? ::ptq4arvg::mul(x, -1.0f) : x;
+  for (int i = 0; i < N; ++i) v[i] = fused(v[i], sign, __shfl_xor_sync(0xffffffffu, v[i], apart));
 }
 
 // W neighbouring columns a lane, lane after lane. k: the lane's first column; that of lane 0 is a multiple of 32 W.
 template <int W>
 __device__ inline void rotate_in_warp(float* v, int block, int64_t k) {
+  // Pairs of ones in k + i are those in k, those in i, and the one of which each has half.
+  const float low = negative_column(k) ? -1.0f : 1.0f, high = k & W ? -low : low;
 #pragma unroll
-  for (int i = 0; i < W; ++i) v[i] = with_sign(v[i], k + i);
+  for (int i = 0; i < W; ++i) {
+    const float sign = 2 * i < W ? low : high;
+    v[i] = mul(v[i], negative_column(i) ? -sign : sign);
+  }
 #pragma unroll
   for (int stride = 1; stride < W; stride *= 2) {
     if (stride >= block) return;
@@ -65,11 +63,14 @@ template <class One, class Two, class Four, class Eight>
 struct RotationStages {
   static_assert(kMaxEpilogueRotation == 16);
 
-  // N values of a lane, whose columns column_of gives.
+  // N values of a lane, whose columns, all in one block of 16, column_of gives.
   template <int N, class ColumnOf>
   __device__ static void rotate(float* v, int block, const ColumnOf& column_of) {
+    const uint32_t signs = signs_of_sixteen(column_of(0));
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = with_sign(v[i], column_of(i));
+    for (int i = 0; i < N; ++i) {
+      v[i] = bits_float(float_bits(v[i]) ^ (signs << (31 - (column_of(i) & 15)) & 0x80000000u));
+    }
     if (block > 1) One::template rotate<N>(v);
     if (block > 2) Two::template rotate<N>(v);
     if (block > 4) Four::template rotate<N>(v);

@@ -14,7 +14,11 @@ constexpr int kPositions = 11;
 void check(int64_t m, int64_t k, int bits, DType dtype) {
   const int64_t stride = cuda::round_up(k, 8) + (uniform(0, 2) ? 0 : 1);
   const DeviceArray<uint8_t> x(m * stride * (dtype == DType::f32 ? 4 : 2));
-  for (int64_t i = 0; i < m * stride; ++i) store_float(x.data, dtype, i, 0.01f * uniform(-300, 300));
+  // Now and then far from zero, and with a channel of its own size.
+  const float centre = uniform(0, 2) ? 0.0f : 40.0f, outlier = uniform(0, 2) ? 1.0f : 100.0f;
+  for (int64_t i = 0; i < m * stride; ++i) {
+    store_float(x.data, dtype, i, centre + 0.01f * uniform(-300, 300) * (i % stride ? 1.0f : outlier));
+  }
   const DeviceArray<float> inv = floats(kPositions, 1, 40);
   const Floats vector(k), rows((m + 1) * k);
   const DeviceArray<int32_t> zero(kPositions, [=] { return uniform(0, levels(bits) - 1); });
@@ -69,11 +73,15 @@ void check(int64_t m, int64_t k, int bits, DType dtype) {
 
 int main() {
   int count = 0;
-  for (int round = 0; round < 4; ++round) {
+  // 90 sums in float64, 86 in pairs of floats.
+  for (const int sm : {90, 90, 86, 86}) {
+    ptx::device.sm = sm;
     for (const int bits : {8, 6, 4}) {
       for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        for (const int64_t k : {1, 7, 64, 384, 520, 1032, 1152, 4096, 9000, 9088})
-          check(uniform(1, 9), k, bits, dtype), ++count;
+        for (const int64_t k : {1, 7, 64, 384, 520, 1032, 1152, 4096, 9000, 9088}) {
+          const int64_t many = k <= 2048 && uniform(0, 1) ? 16 * ptx::device.sm_count : 0;
+          check(many + uniform(1, 9), k, bits, dtype), ++count;
+        }
       }
     }
   }
