@@ -82,7 +82,7 @@ PTQ4ARVG_FN float magnitude(float x) { return bits_float(float_bits(x) & 0x7ffff
 constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
 PTQ4ARVG_FN float round_even(float x) { return sub(add(x, kRoundingShift), kRoundingShift); }
 
-// x * 2^n, neither of them subnormal or zero; shifted = n + kRoundingShift, whose lowest bits are added to the exponent.
+// x * 2^n, neither subnormal nor zero, as x is; shifted = n + kRoundingShift, whose lowest bits go to the exponent.
 PTQ4ARVG_FN float times_power(float x, float shifted) {
   return bits_float(float_bits(x) + (float_bits(shifted) << 23));
 }

@@ -153,6 +153,30 @@ def test_rows(builder):
     assert bank_conflicts(said) == 0
 
 
+def test_instructions(builder):
+    """An H100 moves 13 bytes for 128 instructions of a lane: 30 for the 3 bytes of an element that is
+    quantized, 49 for the 5 of a gated product, 33 of q, k or v. What needs more is bound by that."""
+    names = ("quantize", "norm_quantize", "quantize_map", "store_kv")
+    said = builder.run("budgets", HERE / "interpreted" / "budgets.cpp", ours(*names))
+    taken = {name: float(count) for name, count in map(str.split, said.splitlines()[:-1])}
+    most = {
+        "quantize": 13,
+        "quantize.rotated16": 24,
+        "quantize.rotated128": 32,
+        "gate_quantize.silu": 42,
+        "norm_quantize": 30,
+        "norm_quantize.rotated128": 47,
+        "norm_quantize.rms": 22,
+        "norm_quantize.rms.pairs": 42,
+        "quantize_map": 53,
+        "store_qkv.l2": 35,
+        "store_qkv.layer": 48,
+        "store_qkv.rotation": 29,
+    }
+    assert taken.keys() == most.keys()
+    assert {name: count for name, count in taken.items() if count > most[name]} == {}
+
+
 def test_decode(builder):
     names = ("decode", "decode_w4", "decode_w6", "decode_w8", "unpack", "gemm_float")
     said = builder.run("decode", HERE / "interpreted" / "decode.cpp", ours(*names))

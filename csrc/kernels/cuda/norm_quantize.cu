@@ -1,6 +1,6 @@
-// norm_quantize: a row is one warp's where rows are many, and a block's where they are few or long. It stays in registers
-// between the two sums and the output; rows that are too long for that, or not aligned, are read again each time (from
-// the caches).
+// norm_quantize: a row is one warp's where rows are many, and a block's where they are few or long. It stays in
+// registers between the two sums and the output; rows that are too long for that, or not aligned, are read again each
+// time (from the caches).
 #include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/rotate.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -31,7 +31,8 @@ __device__ inline void load_halves(const FloatMatrix& from, int64_t index, float
   for (int i = 0; i < 4; ++i) out[i] = wide[i];
 }
 
-// y = step(y, v) where there is such a vector v. Its type is asked for once, so that all loads are on their way together.
+// y = step(y, v) where there is such a vector v. Its type is asked for once, so that all loads are on their way
+// together.
 template <int W, int C, class Step>
 __device__ inline void apply(const FloatMatrix& vector, int64_t row, const Columns<W, C>& columns, float (*y)[W],
                              const Step& step) {

@@ -135,11 +135,16 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
     }
   }
   const int64_t first = part * kPixels, end = first + kPixels < p.pixels() ? first + kPixels : p.pixels();
-  const uint32_t width = static_cast<uint32_t>(p.width);
+  const uint32_t width = static_cast<uint32_t>(p.width), line = static_cast<uint32_t>(first) / width;
+  uint32_t column = static_cast<uint32_t>(first) % width;
+  // The first of the pixels that a pixel becomes, and what lies between those of two lines or of two pixels.
+  int8_t* corner = out + ((p.border + line * p.scale) * p.out_width() + p.border + column * p.scale) * p.channels;
+  const int64_t line_bytes = p.out_width() * p.channels, step = p.scale * p.channels;
+  int64_t from = (image * p.pixels() + first) * p.x.row_stride + c;
 #pragma unroll 2
-  for (int64_t pixel = first; pixel < end; ++pixel) {
+  for (int64_t pixel = first; pixel < end; ++pixel, from += p.x.row_stride) {
     float y[W];
-    load_elements<T, W>(p.x, (image * p.pixels() + pixel) * p.x.row_stride + c, y);
+    load_elements<T, W>(p.x, from, y);
     if (p.groups) {
 #pragma unroll
       for (int i = 0; i < W; ++i) y[i] = add(mul(y[i], factor[i]), offset[i]);
@@ -147,11 +152,13 @@ __global__ void __launch_bounds__(kThreads) write_codes(const __grid_constant__ 
     activate_all<W>(p.activation, y);
 #pragma unroll
     for (int i = 0; i < W; ++i) codes[i] = code_bits(y[i], to);
-    const int64_t line = static_cast<uint32_t>(pixel) / width, column = static_cast<uint32_t>(pixel) % width;
-    int8_t* corner = out + ((p.border + line * p.scale) * p.out_width() + p.border + column * p.scale) * p.channels;
-    for (int64_t i = 0; i < p.scale; ++i) {
-      for (int64_t j = 0; j < p.scale; ++j) store_codes<W>(corner + (i * p.out_width() + j) * p.channels, codes);
+    int8_t* to_line = corner;
+    for (int64_t i = 0; i < p.scale; ++i, to_line += line_bytes) {
+      int8_t* to_pixel = to_line;
+      for (int64_t j = 0; j < p.scale; ++j, to_pixel += p.channels) store_codes<W>(to_pixel, codes);
     }
+    corner += step;
+    if (++column == width) column = 0, corner += p.scale * line_bytes - p.width * step;
   }
 }
 

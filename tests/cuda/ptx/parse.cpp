@@ -6,6 +6,7 @@
 
 #include "operations.h"
 #include "program.h"
+#include "traffic.h"
 
 namespace ptx {
 
@@ -268,6 +269,7 @@ struct Parser {
     for (size_t i = first; i + 1 < at; ++i) made.text += tokens[i] + " ";
     made.collective = made.has("sync") || made.has("aligned") || made.name[0] == "bar";
     made.run = handler_of(made);
+    made.slots_taken = slots_of(made);
     const bool partial = made.name[0] == "bar" && !made.has("warp") && made.arguments.size() > 1;
     if (partial || made.name[0] == "mbarrier" || made.has("cluster")) program.plain_barriers = false;
     if (!made.run) throw std::runtime_error("PTX: an instruction that is not known: " + made.text);

@@ -32,6 +32,7 @@ struct Instruction {
   int guard = -1;  // slot of a predicate, or none
   bool guard_negated = false;
   bool collective = false;  // all lanes of the warp run it together
+  int slots_taken = 1;      // of a scheduler, see traffic.h
   std::string text;         // for messages
   Handler run;
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime.h"
+
 namespace ptx {
 
 uint32_t Block::living() const {
@@ -100,6 +102,7 @@ Step step(Warp& w) {
     for_each_lane(lanes, [&](int l) { w.counter[l] = at + 1; });
     if (!chosen) return Step::done;
     Step result;
+    slots_taken += i.slots_taken;
     try {
       result = i.run(w, i, chosen);
     } catch (const std::exception& error) {

@@ -40,6 +40,9 @@ struct BankTurns {
 };
 extern BankTurns bank_turns;
 
+// Turns of a scheduler that all instructions of warps have taken, about (traffic.h).
+extern uint64_t slots_taken;
+
 // Kernels that have run since the start.
 extern uint64_t launches;
 
