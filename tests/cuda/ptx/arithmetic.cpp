@@ -1,5 +1,6 @@
 // Arithmetic, logic, comparison and selection: a lane's registers to its registers.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -109,15 +110,17 @@ Handler floats(const Instruction& i, const std::string& op) {
   return nullptr;
 }
 
-// The device's approximate reciprocal is off by one unit at most: so is this one, to either side at random, so that
-// nothing may depend on its last bit.
+// The device's approximate reciprocal is off by one unit at most: so is this one at random, that is, the nearest float or
+// the one on the other side of the true value. But where all bits of a mantissa are ones, division relies on the nearest.
 Handler approximate_reciprocal() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
     for_each_lane(lanes, [&](int l) {
-      float y = flushed(1.0f / flushed(w.get<float>(i.slot(1), l)));
-      if (std::isfinite(y) && y != 0) {
-        const int to = static_cast<int>(w.block->grid->random() % 3) - 1;
-        if (to) y = std::nextafter(y, to * std::numeric_limits<float>::infinity());
+      const float x = flushed(w.get<float>(i.slot(1), l));
+      float y = flushed(1.0f / x);
+      const bool all_ones = (std::bit_cast<uint32_t>(x) & 0x7fffffu) == 0x7fffffu;
+      const double beyond = 1.0 / x - y;
+      if (std::isfinite(y) && y != 0 && beyond != 0 && !all_ones && w.block->grid->coin()) {
+        y = std::nextafter(y, beyond * std::numeric_limits<float>::infinity());
       }
       w.set<float>(i.slot(0), l, y);
     });
