@@ -63,12 +63,12 @@ template <class One, class Two, class Four, class Eight>
 struct RotationStages {
   static_assert(kMaxEpilogueRotation == 16);
 
-  // N values of a lane, whose columns, all in one block of 16, column_of gives.
+  // N values of a lane, whose columns column_of gives: of each four in a row in one block of 16.
   template <int N, class ColumnOf>
   __device__ static void rotate(float* v, int block, const ColumnOf& column_of) {
-    const uint32_t signs = signs_of_sixteen(column_of(0));
 #pragma unroll
     for (int i = 0; i < N; ++i) {
+      const uint32_t signs = signs_of_sixteen(column_of(i / 4 * 4));
       v[i] = bits_float(float_bits(v[i]) ^ (signs << (31 - (column_of(i) & 15)) & 0x80000000u));
     }
     if (block > 1) One::template rotate<N>(v);

@@ -58,6 +58,16 @@ Handler arrive(bool expects_bytes) {
   };
 }
 
+// Bytes that are to come before the phase ends, without an arrival.
+Handler expect() {
+  return [](Warp& w, const Instruction& i, uint32_t lanes) {
+    for_each_lane(lanes, [&](int l) {
+      change(*w.block, address_of(w, i.arguments[0], l), 0, w.get<uint32_t>(i.slot(1), l));
+    });
+    return Step::done;
+  };
+}
+
 // Has the phase of this parity ended? A warp that learns no gives way to others.
 Handler ask() {
   return [](Warp& w, const Instruction& i, uint32_t lanes) {
@@ -128,6 +138,7 @@ Handler barriers(const Instruction& i) {
     const bool expects = i.has("expect_tx"), plain = i.arguments[0].kind == Argument::Kind::unused;
     return plain && i.arguments.size() == (expects ? 3 : 2) ? arrive(expects) : nullptr;
   }
+  if (i.has("expect_tx") && i.arguments.size() == 2) return expect();
   if (i.has("try_wait") && i.has("parity")) return ask();
   return nullptr;
 }

@@ -39,36 +39,63 @@ __device__ inline uint32_t pack_half2(float a, float b, Output output) {
   return word;
 }
 
-// One, two or four neighbours; `index` is a multiple of N and the matrix is aligned to N elements.
+// One, two or four neighbours as they are in memory, in as many words as they fill there. Nothing waits for them before
+// lanes_of.
 template <int N>
-__device__ inline Lanes<N> load_lanes(const void* data, DType dtype, int64_t index) {
+struct Raw {
+  uint32_t words[N];
+};
+
+// `index` is a multiple of N and the matrix is aligned to N elements.
+template <int N>
+__device__ inline Raw<N> load_raw(const void* data, DType dtype, int64_t index) {
   static_assert(N == 1 || N == 2 || N == 4);
-  Lanes<N> out;
-  if constexpr (N == 1) {
-    out.v[0] = load_float(data, dtype, index);
-    return out;
-  }
+  Raw<N> out;
   if (dtype == DType::f32) {
-    const float* p = static_cast<const float*>(data) + index;
+    const uint32_t* p = static_cast<const uint32_t*>(data) + index;
     if constexpr (N == 4) {
-      const float4 x = __ldg(reinterpret_cast<const float4*>(p));
-      out.v[0] = x.x, out.v[1] = x.y, out.v[2] = x.z, out.v[3] = x.w;
+      const uint4 x = __ldg(reinterpret_cast<const uint4*>(p));
+      out.words[0] = x.x, out.words[1] = x.y, out.words[2] = x.z, out.words[3] = x.w;
+    } else if constexpr (N == 2) {
+      const uint2 x = __ldg(reinterpret_cast<const uint2*>(p));
+      out.words[0] = x.x, out.words[1] = x.y;
     } else {
-      const float2 x = __ldg(reinterpret_cast<const float2*>(p));
-      out.v[0] = x.x, out.v[1] = x.y;
+      out.words[0] = __ldg(p);
     }
     return out;
   }
   const uint16_t* p = static_cast<const uint16_t*>(data) + index;
   if constexpr (N == 4) {
     const uint2 x = __ldg(reinterpret_cast<const uint2*>(p));
-    const float2 low = unpack_half2(x.x, dtype), high = unpack_half2(x.y, dtype);
-    out.v[0] = low.x, out.v[1] = low.y, out.v[2] = high.x, out.v[3] = high.y;
+    out.words[0] = x.x, out.words[1] = x.y;
+  } else if constexpr (N == 2) {
+    out.words[0] = __ldg(reinterpret_cast<const uint32_t*>(p));
   } else {
-    const float2 x = unpack_half2(__ldg(reinterpret_cast<const uint32_t*>(p)), dtype);
-    out.v[0] = x.x, out.v[1] = x.y;
+    out.words[0] = __ldg(p);
   }
   return out;
+}
+
+template <int N>
+__device__ inline Lanes<N> lanes_of(const Raw<N>& raw, DType dtype) {
+  Lanes<N> out;
+  if (dtype == DType::f32) {
+    PTQ4ARVG_UNROLL
+    for (int i = 0; i < N; ++i) out.v[i] = bits_float(raw.words[i]);
+    return out;
+  }
+  PTQ4ARVG_UNROLL
+  for (int i = 0; i < N; i += 2) {
+    const float2 pair = unpack_half2(raw.words[i / 2], dtype);
+    out.v[i] = pair.x;
+    if constexpr (N > 1) out.v[i + 1] = pair.y;
+  }
+  return out;
+}
+
+template <int N>
+__device__ inline Lanes<N> load_lanes(const void* data, DType dtype, int64_t index) {
+  return lanes_of(load_raw<N>(data, dtype, index), dtype);
 }
 
 __device__ inline Integers<4> load_integers(const int32_t* p) {

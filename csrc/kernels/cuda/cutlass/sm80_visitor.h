@@ -53,7 +53,7 @@ struct Sm80Visitor {
     TokenIndex tokens;
     Channels channels[kColumns];
     TokenRow rows[kRows];
-    Lanes<kWidth> gate[kRows * kColumns], residual[kRows * kColumns];
+    Raw<kWidth> gate[kRows * kColumns], residual[kRows * kColumns];
 
     CUTLASS_DEVICE Callbacks(const Params* params, Coordinates coordinates, int32_t m, int32_t n)
         : params(params), coordinates(coordinates), m(m), n(n) {}
@@ -86,24 +86,23 @@ struct Sm80Visitor {
     CUTLASS_DEVICE void begin_step(int step) {
       const Epilogue& e = params->epilogue;
       CUTLASS_PRAGMA_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const int32_t row = row_at(r, step);
-        rows[r] = token_row(e, tokens.table(row), output == Output::codes);
+      for (int r = 0; r < kRows; ++r) rows[r] = token_row(e, tokens.table(row_at(r, step)), output == Output::codes);
+      if (e.gate.data) load_operand(e.gate, true, step, gate);
+      if (e.residual.data) load_operand(e.residual, false, step, residual);
+    }
+
+    // A gate has a row for each image. Its type is asked for once, so that all loads are on their way together.
+    CUTLASS_DEVICE void load_operand(const FloatMatrix& x, bool by_image, int step, Raw<kWidth>* to) const {
+      const auto all = [&](DType dtype) {
         CUTLASS_PRAGMA_UNROLL
-        for (int c = 0; c < kColumns; ++c) {
-          const int i = r * kColumns + c;
-          const int32_t column = column_at(c);
+        for (int i = 0; i < kRows * kColumns; ++i) {
+          const int32_t row = row_at(i / kColumns, step), column = column_at(i % kColumns);
           if (row >= m || column >= n) continue;
-          if (e.gate.data) {
-            const int64_t at = tokens.image(row) * e.gate.row_stride + column;
-            gate[i] = load_lanes<kWidth>(e.gate.data, e.gate.dtype, at);
-          }
-          if (e.residual.data) {
-            const int64_t at = row * e.residual.row_stride + column;
-            residual[i] = load_lanes<kWidth>(e.residual.data, e.residual.dtype, at);
-          }
+          to[i] = load_raw<kWidth>(x.data, dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
         }
-      }
+      };
+      if (x.dtype == DType::f32) all(DType::f32);
+      else all(DType::f16);  // or bfloat16, of the same size
     }
 
     template <class Accumulator, int size>
@@ -121,12 +120,14 @@ struct Sm80Visitor {
       }
       activate_all(e.activation, y);
       if (e.gate.data) {
+        const Lanes<kWidth> factor = lanes_of(gate[group], e.gate.dtype);
         CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], gate[group].v[i]);
+        for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], factor.v[i]);
       }
       if (e.residual.data) {
+        const Lanes<kWidth> before = lanes_of(residual[group], e.residual.dtype);
         CUTLASS_PRAGMA_UNROLL
-        for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], residual[group].v[i]);
+        for (int i = 0; i < kWidth; ++i) y.v[i] = add_residual(y.v[i], before.v[i]);
       }
       if constexpr (output == Output::codes) {
         if (e.rotation) FoursOfColumns::rotate<kWidth>(y.v, e.rotation, [&](int i) { return column + i; });

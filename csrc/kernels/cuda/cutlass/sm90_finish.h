@@ -37,6 +37,7 @@ struct Sm90Finish {
   struct Arguments {
     Epilogue epilogue;
     RowPositions rows;
+    bool fetched = false;  // the residual is CUTLASS's source operand, which TMA brings while tiles are multiplied
   };
   using Params = Arguments;
 
@@ -61,8 +62,8 @@ struct Sm90Finish {
   CUTLASS_HOST_DEVICE Sm90Finish() {}
   CUTLASS_HOST_DEVICE Sm90Finish(const Params& params, const SharedStorage&) : params_(&params) {}
 
-  CUTLASS_DEVICE bool is_producer_load_needed() const { return false; }
-  CUTLASS_DEVICE bool is_C_load_needed() const { return false; }
+  CUTLASS_DEVICE bool is_producer_load_needed() const { return is_C_load_needed(); }
+  CUTLASS_DEVICE bool is_C_load_needed() const { return output != Output::codes && params_->fetched; }
 
   template <class... Args>
   CUTLASS_DEVICE auto get_producer_load_callbacks(const cutlass::epilogue::fusion::detail::ProducerLoadArgs<Args...>&) {
@@ -70,18 +71,20 @@ struct Sm90Finish {
   }
 
   // Offsets and Rows: (piece, piece in m, piece in n, subtile in m, subtile in n) -> coordinates relative to the
-  // thread's first element, and the entries of the element's row.
-  template <class Offsets, class RowStrides, class Rows>
+  // thread's first element, and the entries of the element's row. Source: a subtile's elements of the source operand.
+  template <class Offsets, class RowStrides, class Rows, class Source>
   struct Callbacks : cutlass::epilogue::fusion::detail::EmptyConsumerStoreCallbacks {
     const Params* params;
     Offsets offsets;
     Rows rows;
+    const Source& source;
     int32_t first_row, first_column, m, n;
     TokenIndex tokens;
 
-    CUTLASS_DEVICE Callbacks(const Params* params, Offsets offsets, Rows rows, int32_t first_row, int32_t first_column,
-                             int32_t m, int32_t n)
-        : params(params), offsets(offsets), rows(rows), first_row(first_row), first_column(first_column), m(m), n(n) {}
+    CUTLASS_DEVICE Callbacks(const Params* params, Offsets offsets, Rows rows, const Source& source, int32_t first_row,
+                             int32_t first_column, int32_t m, int32_t n)
+        : params(params), offsets(offsets), rows(rows), source(source), first_row(first_row),
+          first_column(first_column), m(m), n(n) {}
 
     CUTLASS_DEVICE void begin() {
       tokens = token_index(params->rows);
@@ -100,8 +103,9 @@ struct Sm90Finish {
                                                        const cutlass::Array<float, size>& w_scale,
                                                        const cutlass::Array<int32_t, size>& w_sum,
                                                        const cutlass::Array<float, size>& bias) {
-      // Lanes that share a branch: enough parallelism, few registers. Codes need their tables beside the sums.
-      constexpr int kWidth = output == Output::codes ? 4 : 8;
+      // Lanes that share a branch: enough parallelism, few registers. Codes need their tables beside the sums, and floats
+      // twice the registers of a source.
+      constexpr int kWidth = output == Output::codes || output == Output::f32 ? 4 : 8;
       static_assert(size % 8 == 0);
       const Epilogue& e = params->epilogue;
       auto row_of = rows(cute::_, cute::_, cute::_, subtile_m, subtile_n);
@@ -111,7 +115,11 @@ struct Sm90Finish {
       for (int begin = 0; begin < size; begin += kWidth) {
         Lanes<kWidth> y, gate, residual;
         if (e.gate.data) load_operand(e.gate, true, first, begin, subtile_m, subtile_n, gate);
-        if (e.residual.data) load_operand(e.residual, false, first, begin, subtile_m, subtile_n, residual);
+        if (params->fetched) {
+          take_source<size>(piece, begin, residual);
+        } else if (e.residual.data) {
+          load_operand(e.residual, false, first, begin, subtile_m, subtile_n, residual);
+        }
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; ++i) {
           const int j = place(begin + i);
@@ -177,25 +185,40 @@ struct Sm90Finish {
       });
     }
 
-    // A gate has a row for each image.
+    template <int size, int width>
+    CUTLASS_DEVICE void take_source(int piece, int begin, Lanes<width>& to) const {
+      if constexpr (output != Output::codes) {
+        const auto& fetched = cute::recast<cutlass::Array<Element, size>>(source)(piece);
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < width; ++i) to.v[i] = static_cast<float>(fetched[begin + i]);
+      }
+    }
+
+    // A gate has a row for each image. Its type is asked for once, so that all loads are on their way before any is
+    // waited for.
     template <int width>
     CUTLASS_DEVICE void load_operand(const FloatMatrix& x, bool by_image, int first, int begin, int subtile_m,
                                      int subtile_n, Lanes<width>& to) {
       constexpr int kStep = swapped ? 1 : 2;
       static_assert(swapped || in_pairs());
       auto offset_of = offsets(cute::_, cute::_, cute::_, subtile_m, subtile_n);
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < width; i += kStep) {
-        const auto offset = offset_of(first + place(begin + i));
-        const int32_t row = first_row + cute::get<kRowMode>(offset);
-        const int32_t column = first_column + cute::get<1 - kRowMode>(offset);
-        Lanes<kStep> values(0.0f);
-        if (row < m && column < n) {
-          values = load_lanes<kStep>(x.data, x.dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
-        }
+      const auto all = [&](DType dtype) {
         CUTLASS_PRAGMA_UNROLL
-        for (int j = 0; j < kStep; ++j) to.v[i + j] = values.v[j];
-      }
+        for (int i = 0; i < width; i += kStep) {
+          const auto offset = offset_of(first + place(begin + i));
+          const int32_t row = first_row + cute::get<kRowMode>(offset);
+          const int32_t column = first_column + cute::get<1 - kRowMode>(offset);
+          Lanes<kStep> values(0.0f);
+          if (row < m && column < n) {
+            values = load_lanes<kStep>(x.data, dtype, (by_image ? tokens.image(row) : row) * x.row_stride + column);
+          }
+          CUTLASS_PRAGMA_UNROLL
+          for (int j = 0; j < kStep; ++j) to.v[i + j] = values.v[j];
+        }
+      };
+      if (x.dtype == DType::f32) all(DType::f32);
+      else if (x.dtype == DType::bf16) all(DType::bf16);
+      else all(DType::f16);
     }
 
     template <int size>
@@ -251,8 +274,9 @@ struct Sm90Finish {
     const int32_t m = cute::get<kRowMode>(shape), n = cute::get<1 - kRowMode>(shape);
     const int32_t first_row = m - cute::get<kRowMode>(args.residue_tCcD);
     const int32_t first_column = n - cute::get<1 - kRowMode>(args.residue_tCcD);
-    return Callbacks<decltype(args.tCcD), decltype(mine.stride()), decltype(rows)>(params_, args.tCcD, rows, first_row,
-                                                                                   first_column, m, n);
+    using Source = cute::remove_cvref_t<decltype(args.tCrC)>;
+    return Callbacks<decltype(args.tCcD), decltype(mine.stride()), decltype(rows), Source>(
+        params_, args.tCcD, rows, args.tCrC, first_row, first_column, m, n);
   }
 
  private:

@@ -65,10 +65,11 @@ struct Sm90Gemm {
     using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output, swapped>, PerChannel<float>, PerChannel<int32_t>,
                                                     PerChannel<float>>;
     using OutLayout = cute::conditional_t<swapped, Column, Row>;  // of the product as CUTLASS sees it
-    static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA writes rows in pieces of 16 bytes
+    static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA reads and writes rows in pieces of 16 bytes
+    using Source = cute::conditional_t<output == Output::codes, void, Out>;  // a residual
     using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
-        typename Schedule::Subtile, int32_t, float, void, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
+        typename Schedule::Subtile, int32_t, float, Source, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
         typename Schedule::Epilogue, Tree>::CollectiveOp;
     using RowMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, Row, 16, int8_t, Column, 16, int32_t, Block,
@@ -80,6 +81,13 @@ struct Sm90Gemm {
     using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
                                                         CollectiveEpilogue, typename Schedule::Scheduler>;
     using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+
+    // Can TMA bring the residual? If not, threads load it.
+    static bool fetches(const Epilogue& e) {
+      const FloatMatrix& x = e.residual;
+      return output != Output::codes && x.data && x.dtype == e.out_dtype && aligned(x.data, 16) &&
+             x.row_stride % kOutWidth == 0;
+    }
 
     // *described: whether the driver takes the operands; only patches are described to it here.
     static typename Gemm::Arguments arguments_of(const CodesGemm& g, bool* described) {
@@ -113,8 +121,14 @@ struct Sm90Gemm {
       arguments.epilogue.thread = {{e.w_scale},
                                    {e.a_zero ? g.w_sum : nullptr, 0},
                                    {e.bias, kNoBias},
-                                   {e, p.rows}};
+                                   {e, p.rows, fetches(e)}};
       arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
+      if constexpr (output != Output::codes) {  // described to the driver in any case
+        const FloatMatrix source = fetches(e) ? e.residual : FloatMatrix{e.out, e.out_dtype, p.n};
+        arguments.epilogue.ptr_C = static_cast<const Out*>(source.data);
+        if constexpr (swapped) arguments.epilogue.dC = {cute::_1{}, source.row_stride, 0};
+        else arguments.epilogue.dC = {source.row_stride, cute::_1{}, 0};
+      }
       arguments.hw_info.sm_count = g.sm_count;
       if constexpr (kStreamK) arguments.scheduler.reduction_mode = Reduction::Nondeterministic;
       return arguments;
