@@ -124,10 +124,20 @@ PTQ4ARVG_FN uint16_t float_to_f16(float x) {
   return static_cast<uint16_t>(sign | ((body - (112u << 23)) >> 13));
 }
 
+// A float of any type as it is in memory, and what it is.
+PTQ4ARVG_FN uint32_t load_bits(const void* data, DType dtype, int64_t index) {
+  if (dtype == DType::f32) return static_cast<const uint32_t*>(data)[index];
+  return static_cast<const uint16_t*>(data)[index];
+}
+PTQ4ARVG_FN float float_of_bits(uint32_t bits, DType dtype) {
+  if (dtype == DType::f32) return bits_float(bits);
+  const uint16_t half = static_cast<uint16_t>(bits);
+  return dtype == DType::f16 ? f16_to_float(half) : bf16_to_float(half);
+}
+
 PTQ4ARVG_FN float load_float(const void* data, DType dtype, int64_t index) {
   if (dtype == DType::f32) return static_cast<const float*>(data)[index];
-  const uint16_t half = static_cast<const uint16_t*>(data)[index];
-  return dtype == DType::f16 ? f16_to_float(half) : bf16_to_float(half);
+  return float_of_bits(load_bits(data, dtype, index), dtype);
 }
 
 PTQ4ARVG_FN void store_float(void* data, DType dtype, int64_t index, float x) {

@@ -217,12 +217,13 @@ def test_gate_quantize(shape, dtype, rotation):
 
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [64, 100, 1024, 2304])
-def test_norm_quantize(k, dtype, rms):
+@pytest.mark.parametrize("images", [4, 300])  # a block a row, a warp a row
+@pytest.mark.parametrize("k", [64, 100, 1024, 1536, 2304])
+def test_norm_quantize(k, images, dtype, rms):
     """Statistics may be summed in another order: a code may move by one, and seldom does."""
     g = torch.Generator().manual_seed(k)
-    x = torch.randn(4, 9, k, generator=g).to(dtype)
-    scale, shift = (torch.randn(4, 1, k, generator=g).to(dtype) * 0.1 for _ in range(2))
+    x = torch.randn(images, 9, k, generator=g).to(dtype)
+    scale, shift = (torch.randn(images, 1, k, generator=g).to(dtype) * 0.1 for _ in range(2))
     inv_scale, zero = torch.rand(9, generator=g) * 9 + 9, torch.randint(0, 256, (9,), generator=g)
     arguments = {"x": x, "inv_scale": inv_scale, "zero": zero.int(), "bits": 8, "scale": scale,
                  "shift": shift, "constant": torch.ones(k), "eps": 1e-6, "rms": rms}  # fmt: skip

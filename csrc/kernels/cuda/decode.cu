@@ -16,12 +16,14 @@ struct AddUp {
 __global__ void __launch_bounds__(128) add_up_kernel(const __grid_constant__ AddUp s) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, m = blockIdx.y;
   const bool inside = n < s.p.n;
-  int32_t sum = 0;
-  for (int i = 0; i < s.splits && inside; ++i) sum += s.partial[(i * s.p.m + m) * s.p.n + n];
   const Epilogue& e = s.p.epilogue;
   const RowPlace place = place_of(s.p.rows, m);
+  const RowEntries entries = row_entries(e, place.t);
+  const OutputOperands own = inside ? output_operands(e, place.image, m, n) : OutputOperands{};
   const OutputColumn column = inside ? output_column(e, s.packed_sums, n) : OutputColumn{};
-  finish_neighbours(e, output_row(e, place.t, place.image), column, m, n, s.p.n, inside, sum);
+  int32_t sum = 0;
+  for (int i = 0; i < s.splits && inside; ++i) sum += s.partial[(i * s.p.m + m) * s.p.n + n];
+  finish_neighbours(e, output_row(e, entries), column, own, m, n, s.p.n, inside, sum);
 }
 
 }  // namespace

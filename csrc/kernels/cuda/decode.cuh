@@ -151,14 +151,18 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
     commit_copies();
   }
 
-  // While the first copies are under way: what the epilogue needs.
+  // While the first copies are under way: what the epilogue needs, and nothing waits for here.
   const int64_t column = first_column + threadIdx.x % kColumns;
   OutputColumn output{};
+  constexpr int kRound = 32 * Warps / kColumns;  // tokens that the block's threads finish together
+  const auto operands_of = [&](int token) {
+    if (d.partial || token >= d.p.m || column >= d.p.n) return OutputOperands{};
+    return output_operands(e, e.gate.data ? place_of(d.p.rows, token).image : 0, token, column);
+  };
+  OutputOperands own = operands_of(threadIdx.x / kColumns);
+  RowEntries entries{};
   if (!d.partial) {
-    if (threadIdx.x < d.p.m) {
-      const RowPlace place = place_of(d.p.rows, threadIdx.x);
-      rows[threadIdx.x] = output_row(e, place.t, place.image);
-    }
+    if (threadIdx.x < d.p.m) entries = row_entries(e, place_of(d.p.rows, threadIdx.x).t);
     if (column < d.p.n) output = output_column(e, d.packed_sums, column);
   }
   LaneZeros zeros[ColumnTiles];
@@ -196,6 +200,7 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
   }
 
   // The warps' sums side by side in shared memory, [warp][token][column], then added up.
+  if (threadIdx.x < d.p.m) rows[threadIdx.x] = output_row(e, entries);
   wait_copies<0>();
   __syncthreads();
   int32_t* all = reinterpret_cast<int32_t*>(shared);
@@ -212,8 +217,9 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
   }
   __syncthreads();
   // Rounds of all lanes, which may exchange values.
-  for (int first = 0; first < d.p.m; first += 32 * Warps / kColumns) {
+  for (int first = 0; first < d.p.m; first += kRound) {
     const int token = first + threadIdx.x / kColumns;
+    const OutputOperands next = operands_of(token + kRound);
     const bool inside = token < d.p.m && column < d.p.n;
     int32_t sum = 0;
 #pragma unroll
@@ -221,10 +227,11 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
       if (inside) sum += all[sum_place<kColumns>(w * kTokens + token, threadIdx.x % kColumns)];
     }
     if (!d.partial) {
-      finish_neighbours(e, inside ? rows[token] : OutputRow{}, output, token, column, d.p.n, inside, sum);
+      finish_neighbours(e, inside ? rows[token] : OutputRow{}, output, own, token, column, d.p.n, inside, sum);
     } else if (inside) {
       d.partial[(blockIdx.y * d.p.m + token) * d.p.n + column] = sum;
     }
+    own = next;
   }
 }
 

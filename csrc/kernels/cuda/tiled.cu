@@ -59,8 +59,9 @@ __device__ inline void fill(const Tiled& t, uint32_t to, const int8_t* const (&r
 }
 
 template <bool patched>
-__global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__ Tiled t) {
+__global__ void __launch_bounds__(kThreads, 4) tiled_kernel(const __grid_constant__ Tiled t) {
   __shared__ OutputRow rows[kTile];
+  __shared__ int64_t images[kTile];
   __shared__ OutputColumn columns[kTile];
   const uint32_t ring = shared_address(dynamic_shared());
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
   if (threadIdx.x < kTile) {
     if (m + threadIdx.x < t.p.m) {
       const RowPlace place = place_of(t.p.rows, m + threadIdx.x);
-      rows[threadIdx.x] = output_row(t.p.epilogue, place.t, place.image);
+      rows[threadIdx.x] = output_row(t.p.epilogue, row_entries(t.p.epilogue, place.t));
+      images[threadIdx.x] = place.image;
     }
     if (n + threadIdx.x < t.p.n) columns[threadIdx.x] = output_column(t.p.epilogue, t.w_sum, n + threadIdx.x);
   }
@@ -129,7 +131,9 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const __grid_constant__
       for (int c = 0; c < 8; ++c) {
         const int column = column_of(c);
         const int32_t sum = sums[i][c / 2][half * 2 + c % 2];
-        if (inside(c)) y[c] = output_value(e, rows[row], columns[column], m + row, n + column, sum);
+        if (!inside(c)) continue;
+        const OutputOperands own = output_operands(e, images[row], m + row, n + column);
+        y[c] = output_value(e, rows[row], columns[column], own, sum);
       }
       if (e.rotation) PairsOfColumns<2>::rotate<8>(y, e.rotation, [&](int c) { return n + column_of(c); });
 #pragma unroll
