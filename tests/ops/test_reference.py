@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,36 @@ from ptq4arvg.reference import exponential
 
 def _grid(low: float, high: float) -> torch.Tensor:
     return torch.linspace(low, high, 200_001, dtype=torch.float64).float()
+
+
+def test_fused_rounds_once():
+    """1 + 2^-23 + 2^-24 less 2^-70: in float64 that is halfway between two floats, and the upper
+    one is even."""
+    a, b = (torch.tensor(2.0**-12 * (1 + sign * 2**-23)) for sign in (1, -1))
+    c = torch.tensor(1 + 2.0**-23)
+    assert ref.fused(a, b, c).item() == 1 + 2.0**-23
+    assert ref.fused(-a, b, -c).item() == -1 - 2.0**-23
+    assert (a.double() * b.double() + c.double()).float().item() == 1 + 2.0**-22
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_fused_is_the_nearest_float(seed):
+    g = torch.Generator().manual_seed(seed)
+    a, b, c = torch.randn(3, 50, generator=g) * torch.exp(torch.randn(3, 50, generator=g) * 5)
+    found = ref.fused(a, b, c)
+    around = [torch.nextafter(found, torch.tensor(way)) for way in (-torch.inf, torch.inf)]
+    for x, y, z, *floats in zip(*(t.tolist() for t in (a, b, c, found, *around)), strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        mine, *others = (abs(exact - Fraction(value)) for value in floats)
+        assert mine <= min(others)
+
+
+def test_fused_takes_infinity_and_nan():
+    inf, nan = float("inf"), float("nan")
+    a, b = torch.tensor([inf, inf, 1.0, 1e30]), torch.tensor([1.0, -1.0, nan, 1e30])
+    found = ref.fused(a, b, torch.tensor(1.0))
+    assert torch.equal(found.nan_to_num(0.0, 1.0, -1.0), torch.tensor([1.0, -1.0, 0.0, 1.0]))
 
 
 def test_exponential_error():

@@ -32,6 +32,9 @@ template <Output output, bool swapped>
 struct Sm90Finish {
   static constexpr int kRowMode = swapped ? 1 : 0;  // which of CUTLASS's coordinates counts tokens
   using Element = typename CutlassElement<output>::Type;
+  // Whether it can have a residual as CUTLASS's source operand. Of swapped problems, where threads read its elements one
+  // by one from shared memory, CUTLASS 4.2 makes integers of them, the type of the sums.
+  static constexpr bool kFetches = output != Output::codes && !swapped;
 
   struct SharedStorage {};
   struct Arguments {
@@ -63,7 +66,7 @@ struct Sm90Finish {
   CUTLASS_HOST_DEVICE Sm90Finish(const Params& params, const SharedStorage&) : params_(&params) {}
 
   CUTLASS_DEVICE bool is_producer_load_needed() const { return is_C_load_needed(); }
-  CUTLASS_DEVICE bool is_C_load_needed() const { return output != Output::codes && params_->fetched; }
+  CUTLASS_DEVICE bool is_C_load_needed() const { return kFetches && params_->fetched; }
 
   template <class... Args>
   CUTLASS_DEVICE auto get_producer_load_callbacks(const cutlass::epilogue::fusion::detail::ProducerLoadArgs<Args...>&) {
@@ -115,7 +118,7 @@ struct Sm90Finish {
       for (int begin = 0; begin < size; begin += kWidth) {
         Lanes<kWidth> y, gate, residual;
         if (e.gate.data) load_operand(e.gate, true, first, begin, subtile_m, subtile_n, gate);
-        if (params->fetched) {
+        if (kFetches && params->fetched) {
           take_source<size>(piece, begin, residual);
         } else if (e.residual.data) {
           load_operand(e.residual, false, first, begin, subtile_m, subtile_n, residual);
@@ -187,7 +190,8 @@ struct Sm90Finish {
 
     template <int size, int width>
     CUTLASS_DEVICE void take_source(int piece, int begin, Lanes<width>& to) const {
-      if constexpr (output != Output::codes) {
+      if constexpr (kFetches) {
+        static_assert(cute::is_same_v<typename Source::value_type, Element>);
         const auto& fetched = cute::recast<cutlass::Array<Element, size>>(source)(piece);
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < width; ++i) to.v[i] = static_cast<float>(fetched[begin + i]);

@@ -62,11 +62,12 @@ struct Sm90Gemm {
     template <class Element>
     using PerChannel = cute::conditional_t<swapped, cutlass::epilogue::fusion::Sm90ColBroadcast<0, Block, Element>,
                                            cutlass::epilogue::fusion::Sm90RowBroadcast<0, Block, Element>>;
-    using Tree = cutlass::epilogue::fusion::Sm90EVT<Sm90Finish<output, swapped>, PerChannel<float>, PerChannel<int32_t>,
-                                                    PerChannel<float>>;
+    using Finish = Sm90Finish<output, swapped>;
+    using Source = cute::conditional_t<Finish::kFetches, Out, void>;  // a residual
+    using Tree =
+        cutlass::epilogue::fusion::Sm90EVT<Finish, PerChannel<float>, PerChannel<int32_t>, PerChannel<float>>;
     using OutLayout = cute::conditional_t<swapped, Column, Row>;  // of the product as CUTLASS sees it
     static constexpr int kOutWidth = 16 / output_bytes(output);  // TMA reads and writes rows in pieces of 16 bytes
-    using Source = cute::conditional_t<output == Output::codes, void, Out>;  // a residual
     using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Block, Cluster,
         typename Schedule::Subtile, int32_t, float, Source, OutLayout, kOutWidth, Out, OutLayout, kOutWidth,
@@ -85,7 +86,7 @@ struct Sm90Gemm {
     // Can TMA bring the residual? If not, threads load it.
     static bool fetches(const Epilogue& e) {
       const FloatMatrix& x = e.residual;
-      return output != Output::codes && x.data && x.dtype == e.out_dtype && aligned(x.data, 16) &&
+      return Finish::kFetches && x.data && x.dtype == e.out_dtype && aligned(x.data, 16) &&
              x.row_stride % kOutWidth == 0;
     }
 
@@ -123,11 +124,10 @@ struct Sm90Gemm {
                                    {e.bias, kNoBias},
                                    {e, p.rows, fetches(e)}};
       arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
-      if constexpr (output != Output::codes) {  // described to the driver in any case
+      if constexpr (Finish::kFetches) {  // described to the driver in any case
         const FloatMatrix source = fetches(e) ? e.residual : FloatMatrix{e.out, e.out_dtype, p.n};
         arguments.epilogue.ptr_C = static_cast<const Out*>(source.data);
-        if constexpr (swapped) arguments.epilogue.dC = {cute::_1{}, source.row_stride, 0};
-        else arguments.epilogue.dC = {source.row_stride, cute::_1{}, 0};
+        arguments.epilogue.dC = {source.row_stride, cute::_1{}, 0};
       }
       arguments.hw_info.sm_count = g.sm_count;
       if constexpr (kStreamK) arguments.scheduler.reduction_mode = Reduction::Nondeterministic;
