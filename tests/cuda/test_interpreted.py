@@ -154,8 +154,11 @@ def test_rows(builder):
 
 
 def test_instructions(builder):
-    """An H100 moves 13 bytes for 128 instructions of a lane: 30 for the 3 bytes of an element that is
-    quantized, 49 for the 5 of a gated product, 33 of q, k or v. What needs more is bound by that."""
+    """Of an element, while an H100 moves its bytes: 13 of them for 128 instructions of a lane.
+
+    That is 30 for the 3 bytes of a quantized element, 49 for the 5 of a gated product, 33 for q, k
+    or v. A kernel that takes more is bound by its instructions.
+    """
     names = ("quantize", "norm_quantize", "quantize_map", "store_kv")
     said = builder.run("budgets", HERE / "interpreted" / "budgets.cpp", ours(*names))
     taken = {name: float(count) for name, count in map(str.split, said.splitlines()[:-1])}
