@@ -11,14 +11,6 @@ namespace ptq4arvg {
 
 enum class Activation : int { none, gelu, gelu_tanh, silu };
 
-// Horner's scheme, highest power first.
-template <class F, class... Floats>
-PTQ4ARVG_FN F polynomial(F x, float first, Floats... coefficients) {
-  F y = F(first);
-  ((y = fused(y, x, F(coefficients))), ...);
-  return y;
-}
-
 // exp(x), x clamped to [-87, 87], so that no result is subnormal and reciprocal() takes 1 + any of them; NaN gives
 // exp(-87). x = n ln2 + r with ln2 in two parts; polynomial of Cephes' expf.
 template <class F>
@@ -28,7 +20,7 @@ PTQ4ARVG_FN F exponential(F x) {
   const F n = sub(shifted, F(kRoundingShift));
   const F r = fused(n, F(2.12194440e-4f), fused(n, F(-0.693359375f), x));
   const F p = polynomial(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                            5.0000001201e-1f, 1.0f, 1.0f);
+                         5.0000001201e-1f, 1.0f, 1.0f);
   return times_power(p, shifted);
 }
 
@@ -52,7 +44,7 @@ template <class F>
 PTQ4ARVG_FN F gelu(F x) {
   const F t = reciprocal(fused(smaller(magnitude(x), F(0x1p60f)), F(0.2316419f), F(1.0f)));
   const F q = polynomial(t, -0.07115190476179123f, 0.25082361698150635f, -0.20728987455368042f, 0.23069390654563904f,
-                            0.010500079952180386f, 0.10364207625389099f, 0.0902474969625473f, 0.09253464639186859f);
+                         0.010500079952180386f, 0.10364207625389099f, 0.0902474969625473f, 0.09253464639186859f);
   const F tail = mul(mul(q, t), exponential(larger(mul(mul(x, x), F(-0.5f)), F(-75.0f))));
   return mul(x, if_negative(x, tail, sub(F(1.0f), tail)));
 }

@@ -59,10 +59,7 @@ PTQ4ARVG_FN QueryScale query_scale(float top) {
 // 255 * 2^f for |f| <= 1/2, the cubic of least greatest relative error, 7.5e-5.
 template <class F>
 PTQ4ARVG_FN F level_of_fraction(F f) {
-  F p = F(14.068731f);
-  p = fused(p, f, F(61.865789f));
-  p = fused(p, f, F(176.781553f));
-  return fused(p, f, F(254.981662f));
+  return polynomial(f, 14.068731f, 61.865789f, 176.781553f, 254.981662f);
 }
 
 constexpr float kLeastPower = -24.0f;  // 255 * 2^it is 0, and further down a float's exponent would end

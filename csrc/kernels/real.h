@@ -73,6 +73,7 @@ PTQ4ARVG_FN float reciprocal(float d) {
   return 1.0f / d;
 #endif
 }
+
 PTQ4ARVG_FN float if_negative(float x, float then, float otherwise) {
   return x < 0.0f ? then : otherwise;
 }
@@ -85,6 +86,14 @@ PTQ4ARVG_FN float round_even(float x) { return sub(add(x, kRoundingShift), kRoun
 // x * 2^n, neither subnormal nor zero, as x is; shifted = n + kRoundingShift, whose lowest bits go to the exponent.
 PTQ4ARVG_FN float times_power(float x, float shifted) {
   return bits_float(float_bits(x) + (float_bits(shifted) << 23));
+}
+
+// Horner's scheme, highest power first. F is float or a vector type.
+template <class F, class... Floats>
+PTQ4ARVG_FN F polynomial(F x, float first, Floats... coefficients) {
+  F y = F(first);
+  ((y = fused(y, x, F(coefficients))), ...);
+  return y;
 }
 
 PTQ4ARVG_FN float bf16_to_float(uint16_t h) { return bits_float(static_cast<uint32_t>(h) << 16); }
