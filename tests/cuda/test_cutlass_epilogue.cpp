@@ -78,20 +78,20 @@ long long compare(const Case& c) {
     for (int n = 0; n < kColumns; n += cpu::kPanel) {
       cpu::epilogue<cpu::ScalarLanes, cpu::ScalarLanes>(p, m, n, n + cpu::kPanel, sums + n, nullptr);
     }
-    const cuda::TokenRow row = cuda::token_row(e, tokens.table(m), e.requantize);
+    const cuda::OutputRow row = cuda::output_row(e, cuda::row_entries(e, tokens.table(m), e.requantize));
     for (int n = 0; n < kColumns; n += kWidth) {
       cuda::Lanes<kWidth> out;
       for (int i = 0; i < kWidth; ++i) {
-        out.v[i] = cuda::begin_element(sums[n + i], row.zero, w_sum[n + i], w_scale[n + i], row.scale,
+        out.v[i] = cuda::begin_element(sums[n + i], row.a_zero, w_sum[n + i], w_scale[n + i], row.a_scale,
                                        c.bias ? bias[n + i] : cuda::kNoBias);
       }
-      cuda::activate_all(c.activation, out);
+      cuda::activate_all<kWidth>(c.activation, out.v);
       for (int i = 0; i < kWidth; ++i) {
         if (c.gate) out.v[i] = cuda::apply_gate(out.v[i], gate[tokens.image(m) * kColumns + n + i]);
         if (c.residual) out.v[i] = cuda::add_residual(out.v[i], residual[m * kColumns + n + i]);
       }
       uint32_t bits[kWidth];
-      for (int i = 0; i < kWidth; ++i) bits[i] = e.requantize ? cuda::code_bits(out.v[i], row.out) : 0;
+      for (int i = 0; i < kWidth; ++i) bits[i] = e.requantize ? cuda::code_bits(out.v[i], row.requantize) : 0;
       const uint32_t packed = cuda::low_bytes(bits[0], bits[1], bits[2], bits[3]);
       for (int i = 0; i < kWidth; ++i) {
         const int at = m * kColumns + n + i;

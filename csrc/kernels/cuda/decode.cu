@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(128) add_up_kernel(const __grid_constant__ Add
   const bool inside = n < s.p.n;
   const Epilogue& e = s.p.epilogue;
   const RowPlace place = place_of(s.p.rows, m);
-  const RowEntries entries = row_entries(e, place.t);
+  const RowEntries entries = row_entries(e, place.t, e.requantize);
   const OutputOperands own = inside ? output_operands(e, place.image, m, n) : OutputOperands{};
   const OutputColumn column = inside ? output_column(e, s.packed_sums, n) : OutputColumn{};
   int32_t sum = 0;

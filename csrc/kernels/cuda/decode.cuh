@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
   OutputOperands own = operands_of(threadIdx.x / kColumns);
   RowEntries entries{};
   if (!d.partial) {
-    if (threadIdx.x < d.p.m) entries = row_entries(e, place_of(d.p.rows, threadIdx.x).t);
+    if (threadIdx.x < d.p.m) entries = row_entries(e, place_of(d.p.rows, threadIdx.x).t, e.requantize);
     if (column < d.p.n) output = output_column(e, d.packed_sums, column);
   }
   LaneZeros zeros[ColumnTiles];
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(32 * Warps, 1) decode_kernel(const __grid_cons
     stage = stage == Stages - 1 ? 0 : stage + 1;
   }
 
-  // The warps' sums side by side in shared memory, [warp][token][column], then added up.
   if (threadIdx.x < d.p.m) rows[threadIdx.x] = output_row(e, entries);
+  // The warps' sums side by side in shared memory, [warp][token][column], then added up.
   wait_copies<0>();
   __syncthreads();
   int32_t* all = reinterpret_cast<int32_t*>(shared);

@@ -11,9 +11,11 @@ struct RowEntries {
   int32_t a_zero, out_zero;
 };
 
-PTQ4ARVG_FN RowEntries row_entries(const Epilogue& e, int64_t t) {
+// requantize: e.requantize, which a kernel of one output type knows when it is compiled. A row past the last one has
+// entries, too: row % tokens is inside the table for every row.
+PTQ4ARVG_FN RowEntries row_entries(const Epilogue& e, int64_t t, bool requantize) {
   RowEntries of{e.a_scale[t], 0.0f, e.a_zero ? e.a_zero[t] : 0, 0};
-  if (e.requantize) of.out_inv_scale = e.out_table.inv_scale[t], of.out_zero = e.out_table.zero[t];
+  if (requantize) of.out_inv_scale = e.out_table.inv_scale[t], of.out_zero = e.out_table.zero[t];
   return of;
 }
 

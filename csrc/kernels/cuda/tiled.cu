@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kThreads, 4) tiled_kernel(const __grid_constan
   if (threadIdx.x < kTile) {
     if (m + threadIdx.x < t.p.m) {
       const RowPlace place = place_of(t.p.rows, m + threadIdx.x);
-      rows[threadIdx.x] = output_row(t.p.epilogue, row_entries(t.p.epilogue, place.t));
+      const Epilogue& e = t.p.epilogue;
+      rows[threadIdx.x] = output_row(e, row_entries(e, place.t, e.requantize));
       images[threadIdx.x] = place.image;
     }
     if (n + threadIdx.x < t.p.n) columns[threadIdx.x] = output_column(t.p.epilogue, t.w_sum, n + threadIdx.x);

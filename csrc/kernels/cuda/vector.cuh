@@ -1,6 +1,7 @@
 // 16-byte accesses and float conversions of the row-wise kernels.
 #pragma once
 
+#include "kernels/cuda/activate.h"
 #include "kernels/cuda/codes.h"
 #include "kernels/cuda/ptx.cuh"
 
@@ -9,15 +10,6 @@ namespace ptq4arvg::cuda {
 // How many elements of a type fill 16 bytes.
 template <DType T>
 constexpr int kWidth = T == DType::f32 ? 4 : 8;
-
-__device__ inline float to_float(uint32_t bits, DType type) {
-  return type == DType::bf16 ? bf16_to_float(static_cast<uint16_t>(bits)) : f16_to_float(static_cast<uint16_t>(bits));
-}
-
-template <DType T>
-__device__ inline float load_one(const void* data, int64_t index) {
-  return load_float(data, T, index);
-}
 
 // kWidth<T> floats from 16 aligned bytes.
 template <DType T>
@@ -40,7 +32,7 @@ __device__ inline void widen(uint4 raw, float* out) {
 template <DType T, int W>
 __device__ inline void load_elements(const FloatMatrix& x, int64_t index, float* out) {
   if constexpr (W == 1) {
-    out[0] = load_one<T>(x.data, index);
+    out[0] = load_float(x.data, T, index);
   } else {
     const char* from = static_cast<const char*>(x.data) + index * (16 / W);
     widen<T>(__ldg(reinterpret_cast<const uint4*>(from)), out);
@@ -107,25 +99,6 @@ __device__ inline void store_four(void* data, DType dtype, int64_t index, const 
   if (dtype == DType::f16) pairs = make_uint2(narrow_to_f16(x[0], x[1]), narrow_to_f16(x[2], x[3]));
   else pairs = make_uint2(narrow_to_bf16(x[0], x[1]), narrow_to_bf16(x[2], x[3]));
   *reinterpret_cast<uint2*>(static_cast<uint16_t*>(data) + index) = pairs;
-}
-
-// One branch for all of them.
-template <int W>
-__device__ inline void activate_all(Activation kind, float* y) {
-  const auto each = [&](auto function) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) y[i] = function(y[i]);
-  };
-  switch (kind) {
-    case Activation::silu:
-      return each([](float x) { return silu(x); });
-    case Activation::gelu:
-      return each([](float x) { return gelu(x); });
-    case Activation::gelu_tanh:
-      return each([](float x) { return gelu_tanh(x); });
-    case Activation::none:
-      return;
-  }
 }
 
 // W codes, each the low byte of its word, to where they may be written at once.

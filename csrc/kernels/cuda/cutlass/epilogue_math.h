@@ -5,14 +5,9 @@
 // neither CUTLASS nor CUDA: tests/cuda/test_cutlass_epilogue.cpp compares it with the CPU's epilogue bit for bit.
 #pragma once
 
+#include "kernels/cuda/activate.h"
 #include "kernels/cuda/codes.h"
-#include "kernels/gemm.h"
-
-#if defined(__CUDACC__)
-#define PTQ4ARVG_UNROLL _Pragma("unroll")
-#else
-#define PTQ4ARVG_UNROLL
-#endif
+#include "kernels/cuda/epilogue.h"
 
 namespace ptq4arvg::cuda {
 
@@ -33,45 +28,8 @@ using Lanes = Group<float, N>;
 template <int N>
 using Integers = Group<int32_t, N>;
 
-// One branch for all lanes.
-template <int N>
-PTQ4ARVG_FN void activate_all(Activation kind, Lanes<N>& y) {
-  switch (kind) {
-    case Activation::gelu:
-      PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = gelu(y.v[i]);
-      break;
-    case Activation::gelu_tanh:
-      PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = gelu_tanh(y.v[i]);
-      break;
-    case Activation::silu:
-      PTQ4ARVG_UNROLL
-      for (int i = 0; i < N; ++i) y.v[i] = silu(y.v[i]);
-      break;
-    case Activation::none:
-      break;
-  }
-}
-
 // What stands in for an absent bias without changing a bit of the result: y + -0 = y, also for y = -0.
 constexpr float kNoBias = -0.0f;
-
-// One row's entries of the static tables. The table index needs no bound check in rows past the end of the matrix:
-// row % tokens is inside the table for every row.
-struct TokenRow {
-  float scale;
-  int32_t zero;
-  QuantizeRow out;  // set where the output is codes
-};
-
-PTQ4ARVG_FN TokenRow token_row(const Epilogue& e, int64_t t, bool requantize) {
-  TokenRow row;
-  row.scale = e.a_scale[t];
-  row.zero = e.a_zero ? e.a_zero[t] : 0;
-  if (requantize) row.out = quantize_row(e.out_table.inv_scale[t], e.out_table.zero[t], e.out_table.bits);
-  return row;
-}
 
 // Rows fit 32 bits (CUTLASS's sizes do), and a 32-bit remainder is several times cheaper than position_of's.
 struct TokenIndex {

@@ -52,7 +52,7 @@ struct Sm80Visitor {
     int32_t m, n;
     TokenIndex tokens;
     Channels channels[kColumns];
-    TokenRow rows[kRows];
+    OutputRow rows[kRows];
     Raw<kWidth> gate[kRows * kColumns], residual[kRows * kColumns];
 
     CUTLASS_DEVICE Callbacks(const Params* params, Coordinates coordinates, int32_t m, int32_t n)
@@ -86,7 +86,9 @@ struct Sm80Visitor {
     CUTLASS_DEVICE void begin_step(int step) {
       const Epilogue& e = params->epilogue;
       CUTLASS_PRAGMA_UNROLL
-      for (int r = 0; r < kRows; ++r) rows[r] = token_row(e, tokens.table(row_at(r, step)), output == Output::codes);
+      for (int r = 0; r < kRows; ++r) {
+        rows[r] = output_row(e, row_entries(e, tokens.table(row_at(r, step)), output == Output::codes));
+      }
       if (e.gate.data) load_operand(e.gate, true, step, gate);
       if (e.residual.data) load_operand(e.residual, false, step, residual);
     }
@@ -110,15 +112,15 @@ struct Sm80Visitor {
       static_assert(size == kWidth);
       const Epilogue& e = params->epilogue;
       const int32_t row = row_at(row_group, step), column = column_at(c);
-      const TokenRow& t = rows[row_group];
+      const OutputRow& t = rows[row_group];
       const Channels channel = kHoldChannels ? channels[c] : load_channels(column);
       const int group = row_group * kColumns + c;
       Lanes<kWidth> y;
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kWidth; ++i) {
-        y.v[i] = begin_element(sums[i], t.zero, channel.sum.v[i], channel.scale.v[i], t.scale, channel.bias.v[i]);
+        y.v[i] = begin_element(sums[i], t.a_zero, channel.sum.v[i], channel.scale.v[i], t.a_scale, channel.bias.v[i]);
       }
-      activate_all(e.activation, y);
+      activate_all<kWidth>(e.activation, y.v);
       if (e.gate.data) {
         const Lanes<kWidth> factor = lanes_of(gate[group], e.gate.dtype);
         CUTLASS_PRAGMA_UNROLL
@@ -133,7 +135,7 @@ struct Sm80Visitor {
         if (e.rotation) FoursOfColumns::rotate<kWidth>(y.v, e.rotation, [&](int i) { return column + i; });
       }
       if (row < m && column < n) {
-        store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.out);
+        store_lanes<output>(e.out, static_cast<int64_t>(row) * n + column, y, t.requantize);
       }
       return sums;
     }

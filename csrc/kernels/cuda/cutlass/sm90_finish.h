@@ -96,7 +96,8 @@ struct Sm90Finish {
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < cute::size(distinct); ++i) {
         const int32_t row = first_row + cute::get<kRowMode>(where(i));
-        distinct(i) = token_row(params->epilogue, tokens.table(row), output == Output::codes);
+        const RowEntries of = row_entries(params->epilogue, tokens.table(row), output == Output::codes);
+        distinct(i) = output_row(params->epilogue, of);
       }
     }
 
@@ -126,10 +127,10 @@ struct Sm90Finish {
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; ++i) {
           const int j = place(begin + i);
-          const TokenRow& row = row_of(first + j);
-          y.v[i] = begin_element(sums[j], row.zero, w_sum[j], w_scale[j], row.scale, bias[j]);
+          const OutputRow& row = row_of(first + j);
+          y.v[i] = begin_element(sums[j], row.a_zero, w_sum[j], w_scale[j], row.a_scale, bias[j]);
         }
-        activate_all(e.activation, y);
+        activate_all<kWidth>(e.activation, y.v);
         if (e.gate.data) {
           CUTLASS_PRAGMA_UNROLL
           for (int i = 0; i < kWidth; ++i) y.v[i] = apply_gate(y.v[i], gate.v[i]);
@@ -143,7 +144,7 @@ struct Sm90Finish {
         }
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kWidth; i += 4) {
-          const auto table_of = [&](int k) { return row_of(first + place(begin + i + k)).out; };
+          const auto table_of = [&](int k) { return row_of(first + place(begin + i + k)).requantize; };
           const QuantizeRow to[] = {table_of(0), table_of(1), table_of(2), table_of(3)};
           put(out, begin + i, y.v + i, to);
         }
@@ -274,7 +275,7 @@ struct Sm90Finish {
         cute::make_layout(cute::make_shape(cute::get<0>(shape), cute::get<1>(shape), cute::_1{}), Strides{}));
     auto mine = cutlass::epilogue::fusion::detail::sm90_partition_for_epilogue<reference_source>(
         by_row, args.tile_shape_mnk, args.tile_coord_mnkl, args.epi_tile, args.tiled_copy, args.thread_idx);
-    auto rows = cute::make_tensor_like<TokenRow>(mine);
+    auto rows = cute::make_tensor_like<OutputRow>(mine);
     const int32_t m = cute::get<kRowMode>(shape), n = cute::get<1 - kRowMode>(shape);
     const int32_t first_row = m - cute::get<kRowMode>(args.residue_tCcD);
     const int32_t first_column = n - cute::get<1 - kRowMode>(args.residue_tCcD);
