@@ -62,7 +62,8 @@ PTQ4ARVG_FN F level_of_fraction(F f) {
   return polynomial(f, 14.068731f, 61.865789f, 176.781553f, 254.981662f);
 }
 
-constexpr float kLeastPower = -24.0f;  // 255 * 2^it is 0, and further down a float's exponent would end
+// 255 * 2^it is 0, and further down a float's exponent would end. A power of two: numbers over it have the same digits.
+constexpr float kLeastPower = -32.0f;
 
 // rne(255 * 2^y) for y <= 0, but within .02 of halfway, where it may be the other one. 2^y = 2^n 2^f with n = rne(y).
 template <class F>

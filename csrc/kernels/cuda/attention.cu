@@ -153,37 +153,40 @@ __global__ void __launch_bounds__(kThreads, Size <= 64 ? 4 : 3) attention_kernel
   // Keys that all of the warp's queries see, and that any does.
   const int all_see = -warp_max(-min(limits[0], limits[1]), 4);
   const int any_sees = place.first_query <= last_query ? warp_max(max(limits[0], limits[1]), 4) : 0;
-  const uint32_t lane_keys = T::lane_keys(lane), lane_values = T::lane_values(lane);
+  const uint32_t lane_keys = kept(T::lane_keys(lane)), lane_values = kept(T::lane_values(lane));
 
-  int32_t greatest[2] = {INT32_MIN, INT32_MIN};
+  const int32_t zeros[4] = {};
+  int32_t least[2] = {INT32_MAX, INT32_MAX};  // of the negated scores
   ring.for_each_step(any_sees, [&](uint32_t at, int key) {
-    int32_t scores[kColumnTiles][4] = {};
-    T::score(at + lane_keys, queries, scores);
+    int32_t scores[kColumnTiles][4];
+    T::score(at + lane_keys, queries, zeros, scores);
     if (key + kStepKeys > all_see) hide_scores(key + lane % 4 * 8, limits, scores);
 #pragma unroll
-    for (int i = 0; i < 4 * kColumnTiles; ++i) greatest[i / 2 % 2] = max(greatest[i / 2 % 2], scores[i / 4][i % 4]);
+    for (int i = 0; i < 4 * kColumnTiles; ++i) least[i / 2 % 2] = min(least[i / 2 % 2], scores[i / 4][i % 4]);
   });
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) {
-      greatest[row] = max(greatest[row], __shfl_xor_sync(kAllLanes, greatest[row], step));
+      least[row] = min(least[row], __shfl_xor_sync(kAllLanes, least[row], step));
     }
   }
   if constexpr (Split) {
     __shared__ OfWarps of_warps;
-    share(of_warps, greatest[0], greatest[1]);
+    share(of_warps, least[0], least[1]);
 #pragma unroll
-    for (int i = 0; i < 2 * kWarps; ++i) {
-      greatest[i % 2] = max(greatest[i % 2], of_warps[i / 2][lane / 4 + i % 2 * 8]);
-    }
+    for (int i = 0; i < 2 * kWarps; ++i) least[i % 2] = min(least[i % 2], of_warps[i / 2][lane / 4 + i % 2 * 8]);
   }
 
-  const Softmax rows[2] = {Softmax(greatest[0], exponents[0]), Softmax(greatest[1], exponents[1])};
+  const Softmax rows[2] = {Softmax(least[0], exponents[0]), Softmax(least[1], exponents[1])};
+  // A lane's own number, shuffled: the compiler would copy registers that it knows to be equal for each product.
+  int32_t start[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) start[i] = __shfl_sync(kAllLanes, rows[i / 2].start, lane);
   int32_t sums[Size / 32][kColumnTiles][4] = {}, totals[4] = {};
   ring.for_each_step(any_sees, [&](uint32_t at, int key) {
-    int32_t scores[kColumnTiles][4] = {};
-    T::score(at + lane_keys, queries, scores);
+    int32_t scores[kColumnTiles][4];
+    T::score(at + lane_keys, queries, start, scores);
     uint32_t levels[4];
     levels_of(scores, rows, levels);
     if (key + kStepKeys > all_see) hide_levels(key + lane % 4 * 8, limits, levels);

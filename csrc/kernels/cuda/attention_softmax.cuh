@@ -9,8 +9,8 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Codes of a lane's two queries as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3 after it of
-// lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to exponents.
+// Codes of a lane's two queries, negated, as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3 after
+// it of lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to exponents.
 template <int Size>
 __device__ inline void quantize_queries(const HeadTensor& q, const int64_t* first, const float* k_scale, int size,
                                         bool wide, int w, uint32_t (*codes)[4], float* exponents) {
@@ -38,26 +38,33 @@ __device__ inline void quantize_queries(const HeadTensor& q, const int64_t* firs
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) u[row][i][j] = attention_code(mul(u[row][i][j], to.inverse));
+      for (int j = 0; j < 4; ++j) u[row][i][j] = attention_code(mul(u[row][i][j], -to.inverse));
       codes[i / 2][i % 2 * 2 + row] = pack_codes(u[row][i]);
     }
   }
 }
 
 // A query's way from scores to levels, in fewer instructions than the text of probability_level has, and the same bits.
+//
+// Scores are summed negated, from `start` on: a score less than 2^22 below the greatest then is the fraction of a float
+// at 2^23, which a fused multiplication takes off again and rounds nothing. What it gives is y / kLeastPower: between 0
+// and 1 for free, and exact multiples of a power of two apart from y.
 struct Softmax {
-  uint32_t top;  // bits of 2^23 + the greatest score
-  float minus_exponent, lifted;
+  int32_t start;
+  float scale, minus_lift;
 
-  __device__ Softmax(int32_t most, float exponent)
-      : top(float_bits(kLift) + static_cast<uint32_t>(most)), minus_exponent(-exponent), lifted(mul(kLift, exponent)) {}
+  // `least`: of the negated scores.
+  __device__ Softmax(int32_t least, float exponent)
+      : start(static_cast<int32_t>(float_bits(kLift) - static_cast<uint32_t>(least))),
+        scale(div(exponent, -kLeastPower)), minus_lift(-mul(kLift, scale)) {
+    if (!(exponent == exponent)) scale = 0.0f, minus_lift = 1.0f;  // no level but 0, whose sum divides to NaN
+  }
 
-  // The level is the lowest byte. A score is less than 2^22 below the greatest, so the difference is the fraction of a
-  // float at 2^23, and taking that off again within the multiplication rounds nothing.
-  __device__ uint32_t level_bits(int32_t score) const {
-    const float y = larger(fused(bits_float(top - static_cast<uint32_t>(score)), minus_exponent, lifted), kLeastPower);
-    const float shifted = add(y, kRoundingShift);
-    const float p = level_of_fraction(sub(y, sub(shifted, kRoundingShift)));
+  // The level is the lowest byte.
+  __device__ uint32_t level_bits(int32_t difference) const {
+    const float z = fused_saturated(bits_float(static_cast<uint32_t>(difference)), scale, minus_lift);
+    const float shifted = fused(z, kLeastPower, kRoundingShift);
+    const float p = level_of_fraction(fused(z, kLeastPower, -sub(shifted, kRoundingShift)));
     return float_bits(add(times_power(p, shifted), kRoundingShift));
   }
 
@@ -77,13 +84,13 @@ __device__ inline void levels_of(const int32_t (*scores)[4], const Softmax* rows
   }
 }
 
-// What a query does not see: `first` is the key of the lane's first column, limits are those of its rows. Such scores
-// become the least there is, and such levels zero.
+// What a query does not see: `first` is the key of the lane's first column, limits are those of its rows. Such scores,
+// negated, become the greatest there is, and such levels zero.
 __device__ inline void hide_scores(int first, const int* limits, int32_t (*scores)[4]) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const int t = i / 4, row = i % 4 / 2, column = i % 2;
-    if (first + 4 * column + t >= limits[row]) scores[t][i % 4] = INT32_MIN;
+    if (first + 4 * column + t >= limits[row]) scores[t][i % 4] = INT32_MAX;
   }
 }
 __device__ inline void hide_levels(int first, const int* limits, uint32_t* levels) {

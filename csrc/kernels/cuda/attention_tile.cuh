@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 
 #include "kernels/attention.h"
 #include "kernels/cuda/ptx.cuh"
@@ -26,6 +25,48 @@ struct CachedHead {
   int size, panels;
 };
 
+// A thread's share of the copies of tiles, of `Rows` rows of up to `Chunks` chunks of 16 bytes each, which lie one after
+// the other in the cache. `Across` threads share a row. Tiles are `Apart` rows apart. Places repeat their pattern every
+// `Period` rows and `Across` chunks, so that addresses are sums.
+template <int Threads, int Rows, int Chunks, int Across, int Apart, int Period>
+struct Copies {
+  static constexpr int kDown = Threads / Across;
+  static constexpr int kOffsets = std::max(1, Period / kDown);
+  static_assert(Rows % kDown == 0);
+
+  // `from`: where the first tile begins; chunks of a row there; the place of a chunk in a tile.
+  template <class Place>
+  __device__ Copies(const int8_t* from, int chunks, int thread, Place place)
+      : row(thread / Across), chunk(thread % Across), chunks(chunks), first(from + (row * chunks + chunk) * 16) {
+#pragma unroll
+    for (int k = 0; k < kOffsets; ++k) offsets[k] = kept(16 * place(row + k * kDown, chunk));
+    rewind();
+  }
+
+  __device__ void rewind() { next = first; }
+
+  // Starts those of the next tile, as far as its first `rows` rows.
+  __device__ void start(uint32_t tile, int rows) {
+    rows -= row;
+#pragma unroll
+    for (int j = 0; j < (Chunks + Across - 1) / Across; ++j) {
+      if (chunk + j * Across >= chunks) break;
+      const int8_t* from = next + 16 * j * Across;
+#pragma unroll
+      for (int i = 0; i < Rows / kDown; ++i, from += kDown * 16 * chunks) {
+        const int k = i % kOffsets;
+        if (i * kDown < rows) copy_async(tile + offsets[k] + 16 * ((i - k) * kDown * Chunks + j * Across), from, 16);
+      }
+    }
+    next += Apart * 16 * chunks;
+  }
+
+ private:
+  int row, chunk, chunks;
+  uint32_t offsets[kOffsets];
+  const int8_t *first, *next;
+};
+
 // Size: channels with padding to whole mma. What lies behind the head's last channel or panel in shared memory is never
 // written: codes of queries there are zero, and so are levels.
 template <int Size, int Keys>
@@ -34,56 +75,20 @@ struct Tile {
   static constexpr int kSteps = Keys / kStepKeys;
   static constexpr int kStepBytes = kStepKeys * Size;  // from step to step, of keys and of values alike
 
-  // Places, in chunks of 16 bytes, of four keys of a group of channels and of four channels of a group of keys. The
-  // exchanges keep the eight lanes that load at once in different banks.
-  __device__ static int key_chunk(int panel, int group, int keys) {
-    return panel * Size + group * 4 + (keys ^ (group & 2));
-  }
+  // Places, in chunks of 16 bytes, of the cache's chunks: of a panel four keys of a group of channels, of a group of keys
+  // four channels. The exchanges keep the eight lanes that load at once in different banks.
+  __device__ static int key_chunk(int panel, int chunk) { return panel * Size + (chunk ^ (chunk >> 2 & 2)); }
   __device__ static int value_chunk(int group, int channels) {
     return Keys * Size / 16 + group * (Size / 4) + (channels ^ (group & 6));
   }
 
-  // Copies `rows` rows of `chunks` chunks, one after the other in the cache from byte `begin` on, to place(row, chunk)
-  // in the tile, which has Rows rows of up to Chunks. A thread's chunks are below and beside one another, so that
-  // addresses are sums.
-  template <int Threads, int Rows, int Chunks, class Place>
-  __device__ static void copy_rows(uint32_t to, const int8_t* from, uint32_t begin, int rows, int chunks, int thread,
-                                   Place place) {
-    constexpr int kAcross = std::min(Threads, static_cast<int>(std::bit_ceil(unsigned{Chunks})));
-    constexpr int kDown = Threads / kAcross;
-    static_assert(Rows % kDown == 0);
-    const int first_row = thread / kAcross, first_chunk = thread % kAcross;
-#pragma unroll
-    for (int j = 0; j < (Chunks + kAcross - 1) / kAcross; ++j) {
-      const int chunk = first_chunk + j * kAcross;
-      if (chunk >= chunks) break;
-      const int8_t* next = from + (begin + static_cast<uint32_t>(first_row * chunks + chunk) * 16);
-#pragma unroll
-      for (int i = 0; i < Rows / kDown; ++i, next += kDown * 16 * chunks) {
-        const int row = first_row + i * kDown;
-        if (row < rows) copy_async(to + 16 * place(row, chunk), next, 16);
-      }
-    }
-  }
-
-  // Starts the copies of the tile that begins at key `first`, shared among `Threads` threads.
-  template <int Threads>
-  __device__ static void fill(uint32_t to, const CachedHead& head, int first, int thread, bool with_values) {
-    const int panels = head.panels - first / kKeyPanel;
-    const uint32_t begin = first * head.size;
-    copy_rows<Threads, Keys / kKeyPanel, Size>(to, head.keys, begin, panels, head.size, thread,
-                                               [](int row, int i) { return key_chunk(row, i / 4, i % 4); });
-    if (!with_values) return;
-    copy_rows<Threads, Keys / kKeyGroup, Size / 4>(to, head.values, begin, 4 * panels, head.size / 4, thread,
-                                                   [](int row, int i) { return value_chunk(row, i); });
-  }
-
   // Where a lane's words of a step begin.
-  __device__ static uint32_t lane_keys(int lane) { return 16 * key_chunk(lane / 16, lane % 4, lane / 4 % 4); }
+  __device__ static uint32_t lane_keys(int lane) { return 16 * key_chunk(lane / 16, lane % 4 * 4 + lane / 4 % 4); }
   __device__ static uint32_t lane_values(int lane) { return 16 * value_chunk(lane % 4 * 2, lane / 4); }
 
-  // scores[t][2 h + e], row lane / 4 + 8 h of the queries: of key 8 (lane % 4) + 4 e + t of the step.
-  __device__ static void score(uint32_t from, const uint32_t (*queries)[4], int32_t (*scores)[4]) {
+  // scores[t][2 h + e] = start[2 h + e] + the one of row lane / 4 + 8 h of the queries and key 8 (lane % 4) + 4 e + t of
+  // the step.
+  __device__ static void score(uint32_t from, const uint32_t (*queries)[4], const int32_t* start, int32_t (*scores)[4]) {
 #pragma unroll
     for (int i = 0; i < Size / 32; ++i) {
       uint32_t low[4], high[4];  // channels from 32 i + 4 (lane % 4) on, and 16 after them
@@ -92,7 +97,7 @@ struct Tile {
 #pragma unroll
       for (int t = 0; t < kColumnTiles; ++t) {
         const uint32_t b[2] = {low[t], high[t]};
-        multiply(scores[t], queries[i], b);
+        multiply(scores[t], queries[i], b, i == 0 ? start : scores[t]);
       }
     }
   }

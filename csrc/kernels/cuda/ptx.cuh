@@ -33,22 +33,38 @@ __device__ inline void load_matrices(uint32_t address, uint32_t* out) {
                : "memory");
 }
 
-// sums (16 x 8) += a (16 x 32) b (32 x 8), int8 to int32.
-__device__ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t* b) {
+// sums (16 x 8) = from + a (16 x 32) b (32 x 8), int8 to int32.
+__device__ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t* b, const int32_t* from) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%10, %11, %12, %13};"
+      : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(from[0]), "r"(from[1]), "r"(from[2]),
+        "r"(from[3]));
 }
+__device__ inline void multiply(int32_t* sums, const uint32_t* a, const uint32_t* b) { multiply(sums, a, b, sums); }
 
-// The same where a is uint8.
+// sums += a b where a is uint8.
 __device__ inline void multiply_levels(int32_t* sums, const uint32_t* a, const uint32_t* b) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// a b + c, no less than 0 and no more than 1, in one instruction. 0 if not a number.
+__device__ inline float fused_saturated(float a, float b, float c) {
+  float y;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+}
+
+// x, which the compiler is to keep in a register and not to compute again where it is used.
+__device__ inline uint32_t kept(uint32_t x) {
+  uint32_t y;
+  asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
 }
 
 // Four words, or one, from shared memory, and four to it.

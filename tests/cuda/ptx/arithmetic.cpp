@@ -225,6 +225,12 @@ Handler insert_bits() {
 Handler arithmetic(const Instruction& i) {
   const std::string &op = i.name[0], &type = i.name.back();
   if (op == "rcp" && i.has("approx")) return i.full_name() == "rcp.approx.ftz.f32" ? approximate_reciprocal() : nullptr;
+  if (i.full_name() == "fma.rn.sat.f32") {
+    return ternary<float>([](float a, float b, float c) {
+      const float y = std::fma(a, b, c);
+      return y > 0.0f ? std::min(y, 1.0f) : 0.0f;  // not a number: 0
+    });
+  }
   for (const char* other : {"sat", "ftz", "NaN", "xorsign", "cc", "approx"}) {
     if (i.has(other)) return nullptr;
   }
