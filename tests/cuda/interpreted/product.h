@@ -54,7 +54,7 @@ struct Product {
   DeviceArray<uint8_t> a;
   DeviceArray<float> a_scale, w_scale, bias, inv;
   DeviceArray<int32_t> a_zero, out_zero, position;
-  int64_t operand_stride;
+  int64_t operand_stride, residual_stride;  // 0: all rows add the same
   DeviceArray<uint8_t> gate, residual;
   GemmProblem problem;
   DeviceArray<uint8_t> expected, actual;
@@ -89,6 +89,7 @@ struct Product {
         out_zero(kPositions, [=] { return uniform(0, levels(bits) - 1); }),
         position(1, [&] { return uniform(0, kPositions - static_cast<int>(tokens)); }),
         operand_stride(o.aligned ? n : n + 1),
+        residual_stride(uniform(0, 4) ? operand_stride : 0),
         gate(operand_of((m + tokens - 1) / tokens, operand_stride, o.operand)),
         residual(operand_of(m, operand_stride, o.operand)),
         expected(m * n * o.out_bytes()),
@@ -105,7 +106,7 @@ struct Product {
     if (o.bias) e.bias = bias.data;
     e.activation = o.activation;
     if (o.gate) e.gate = {gate.data, o.operand, operand_stride};
-    if (o.residual) e.residual = {residual.data, o.operand, operand_stride};
+    if (o.residual) e.residual = {residual.data, o.operand, residual_stride};
     e.requantize = o.requantize, e.out_dtype = o.out_dtype;
     e.out_table = {inv.data, out_zero.data, bits};
     const int blocks[] = {0, 2, 4, 8, 16};

@@ -54,7 +54,7 @@ CUresult fill_in(TensorMap* made, CUtensorMap* map, CUtensorMapDataType type, cu
     made->sizes[d] = static_cast<uint32_t>(sizes[d]);
     if (d > 0) {
       if (strides[d - 1] % 16 || strides[d - 1] >= uint64_t{1} << 40) return refuse("a stride", strides[d - 1]);
-      if (made->im2col && strides[d - 1] < reach) return refuse("a stride within a dimension before", strides[d - 1]);
+      if (sizes[d] > 1 && strides[d - 1] < reach) return refuse("a stride within a dimension before", strides[d - 1]);
       made->strides[d - 1] = strides[d - 1];
     }
     reach = (d ? strides[d - 1] : reach) * sizes[d];

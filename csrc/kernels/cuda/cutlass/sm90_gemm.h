@@ -83,11 +83,11 @@ struct Sm90Gemm {
                                                         CollectiveEpilogue, typename Schedule::Scheduler>;
     using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-    // Can TMA bring the residual? If not, threads load it.
-    static bool fetches(const Epilogue& e) {
-      const FloatMatrix& x = e.residual;
-      return Finish::kFetches && x.data && x.dtype == e.out_dtype && aligned(x.data, 16) &&
-             x.row_stride % kOutWidth == 0;
+    // Can TMA bring the residual? If not, as where one row serves all, threads load it.
+    static bool fetches(const GemmProblem& p) {
+      const FloatMatrix& x = p.epilogue.residual;
+      return Finish::kFetches && x.data && x.dtype == p.epilogue.out_dtype && aligned(x.data, 16) &&
+             x.row_stride >= p.n && x.row_stride % kOutWidth == 0;
     }
 
     // *described: whether the driver takes the operands; only patches are described to it here.
@@ -122,10 +122,10 @@ struct Sm90Gemm {
       arguments.epilogue.thread = {{e.w_scale},
                                    {e.a_zero ? g.w_sum : nullptr, 0},
                                    {e.bias, kNoBias},
-                                   {e, p.rows, fetches(e)}};
+                                   {e, p.rows, fetches(p)}};
       arguments.epilogue.ptr_D = static_cast<Out*>(e.out);
       if constexpr (Finish::kFetches) {  // described to the driver in any case
-        const FloatMatrix source = fetches(e) ? e.residual : FloatMatrix{e.out, e.out_dtype, p.n};
+        const FloatMatrix source = fetches(p) ? e.residual : FloatMatrix{e.out, e.out_dtype, p.n};
         arguments.epilogue.ptr_C = static_cast<const Out*>(source.data);
         arguments.epilogue.dC = {source.row_stride, cute::_1{}, 0};
       }
@@ -159,6 +159,7 @@ struct Sm90Gemm {
   static bool can_run(const CodesGemm& g) {
     const int64_t width = 16 / output_bytes(output_of(g.problem.epilogue));
     if (patched && (!patches_fit(g.problem.patches) || g.problem.epilogue.requantize)) return false;
+    if (!patched && g.problem.a_stride < g.problem.k) return false;  // TMA knows no rows within one another
     return g.sm == 90 && patched == (g.problem.patches.height > 0) && operands_fit(g) && epilogue_fits(g, 2) &&
            g.problem.n % width == 0 && aligned(g.problem.epilogue.out, 16);
   }
