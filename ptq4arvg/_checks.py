@@ -78,3 +78,19 @@ def check_shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], meaning:
         raise RuntimeError(
             f"{op}: {name} has shape {list(x.shape)}, wanted {list(wanted)}{meaning}"
         )
+
+
+def check_table(
+    op: str, name: str, scale: Tensor, tokens: int, position_name: str = "position"
+) -> None:
+    """Scales of ``tokens`` positions at least."""
+    check_dtype(op, name, scale, torch.float32)
+    if scale.dim() != 1:
+        raise RuntimeError(f"{op}: {name} has shape {list(scale.shape)}, wanted one dimension")
+    torch._check(
+        tokens <= scale.numel(),
+        lambda: (
+            f"{op}: {name} has {scale.numel()} positions, but {position_name} 0 + tokens {tokens} "
+            f"= {tokens} are needed"
+        ),
+    )

@@ -18,6 +18,7 @@ from ._checks import (
     check_length,
     check_out_dtype,
     check_rotation,
+    check_table,
 )
 from .reference import MAX_EPILOGUE_ROTATION
 
@@ -45,19 +46,6 @@ def _check_packed(op: str, name: str, w: Tensor, n: int, k: int, bits: int) -> N
         lambda: (
             f"{op}: {name} has shape {list(w.shape)}, wanted [{wanted}]: N {n}, K {k}, {bits} bits "
             "as pack_weight lays them out"
-        ),
-    )
-
-
-def _check_table(op: str, name: str, scale: Tensor, tokens: int) -> None:
-    check_dtype(op, name, scale, torch.float32)
-    if scale.dim() != 1:
-        raise RuntimeError(f"{op}: {name} has shape {list(scale.shape)}, wanted one dimension")
-    torch._check(
-        tokens <= scale.numel(),
-        lambda: (
-            f"{op}: {name} has {scale.numel()} positions, but position 0 + tokens {tokens} = "
-            f"{tokens} are needed"
         ),
     )
 
@@ -104,7 +92,7 @@ def _(x, inv_scale, zero, bits, position=None, tokens=0, rotation=0):
     check_device("quantize", x=x, inv_scale=inv_scale, zero=zero, position=position)
     check_bits("quantize", "bits", bits)
     check_dtype("quantize", "x", x, *FLOATS)
-    _check_table("quantize", "inv_scale", inv_scale, tokens)
+    check_table("quantize", "inv_scale", inv_scale, tokens)
     check_dtype("quantize", "zero", zero, torch.int32)
     check_dtype("quantize", "position", position, torch.int32)
     check_rotation("quantize", rotation, x.shape[-1])
@@ -122,7 +110,7 @@ def _(x, inv_scale, zero, bits, *, activation="silu", position=None, tokens=0, r
             f"{op}: x has shape {list(x.shape)}, wanted [..., 2 K]: gates, then what they gate"
         )
     check_activation(op, activation)
-    _check_table(op, "inv_scale", inv_scale, tokens)
+    check_table(op, "inv_scale", inv_scale, tokens)
     check_dtype(op, "zero", zero, torch.int32)
     check_dtype(op, "position", position, torch.int32)
     check_rotation(op, rotation, x.shape[-1] // 2)
@@ -140,7 +128,7 @@ def _(
         w_zero=w_zero, bias=bias, position=position, residual=residual, gate=gate,
     )  # fmt: skip
     check_dtype("gemm", "a", a, torch.int8)
-    _check_table("gemm", "a_scale", a_scale, tokens)
+    check_table("gemm", "a_scale", a_scale, tokens)
     check_out_dtype("gemm", out_dtype)
     return fake_product("gemm", a, w, w_scale, w_zero, bias, bits, activation, out_dtype)
 
@@ -158,9 +146,9 @@ def _(
         residual=residual, gate=gate,
     )  # fmt: skip
     check_dtype(op, "a", a, torch.int8)
-    _check_table(op, "a_scale", a_scale, tokens)
+    check_table(op, "a_scale", a_scale, tokens)
     check_bits(op, "out_bits", out_bits)
-    _check_table(op, "out_inv_scale", out_inv_scale, tokens)
+    check_table(op, "out_inv_scale", out_inv_scale, tokens)
     n = w_scale.shape[0]
     check_rotation(op, out_rotation, n, "out_rotation", "N", MAX_EPILOGUE_ROTATION)
     return fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
@@ -182,7 +170,7 @@ def _(
     )  # fmt: skip
     check_bits(op, "bits", bits)
     check_dtype(op, "x", x, *FLOATS)
-    _check_table(op, "inv_scale", inv_scale, tokens)
+    check_table(op, "inv_scale", inv_scale, tokens)
     for name, value in columns.items():
         check_dtype(op, name, value, *FLOATS)
         check_length(op, name, value, x.shape[-1], "one for each column")

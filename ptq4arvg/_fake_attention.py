@@ -7,12 +7,16 @@ from torch import Tensor
 
 from ._checks import (
     FLOATS,
+    check_bits,
     check_device,
     check_dtype,
     check_length,
     check_out_dtype,
+    check_rotation,
     check_shape,
+    check_table,
 )
+from .reference import MAX_EPILOGUE_ROTATION
 from .reference_attention import (
     HEAD_NORMS,
     KEY_GROUP,
@@ -114,12 +118,11 @@ def _(
     return qkv.new_empty((images, tokens, heads, size))
 
 
-@torch.library.register_fake("ptq4arvg::attention")
-def _(
-    q, k_cache, v_cache, k_scale, v_scale, v_shift, *, limits=None, position=None,
-    out_dtype=torch.float32,
-):  # fmt: skip
-    op, tables = "attention", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
+def _check_attention(
+    op: str, q: Tensor, k_cache: Tensor, v_cache: Tensor, limits: Tensor | None,
+    position: Tensor | None, **tables: Tensor,
+) -> tuple[int, int, int]:  # fmt: skip
+    """The shape of what attention gives."""
     check_device(
         op, q=q, k_cache=k_cache, v_cache=v_cache, limits=limits, position=position, **tables
     )
@@ -131,6 +134,33 @@ def _(
     check_dtype(op, "limits", limits, torch.int32)
     check_length(op, "limits", limits, q.shape[2], "one for each query")
     check_dtype(op, "position", position, torch.int32)
-    check_out_dtype(op, out_dtype)
     images, heads, tokens, size = q.shape
-    return q.new_empty((images, tokens, heads * size), dtype=out_dtype)
+    return images, tokens, heads * size
+
+
+@torch.library.register_fake("ptq4arvg::attention")
+def _(
+    q, k_cache, v_cache, k_scale, v_scale, v_shift, *, limits=None, position=None,
+    out_dtype=torch.float32,
+):  # fmt: skip
+    op, tables = "attention", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
+    shape = _check_attention(op, q, k_cache, v_cache, limits, position, **tables)
+    check_out_dtype(op, out_dtype)
+    return q.new_empty(shape, dtype=out_dtype)
+
+
+@torch.library.register_fake("ptq4arvg::attention_quantize")
+def _(
+    q, k_cache, v_cache, k_scale, v_scale, v_shift, *, out_inv_scale, out_zero, out_bits,
+    limits=None, position=None, out_position=None, out_rotation=0,
+):  # fmt: skip
+    op, tables = "attention_quantize", {"k_scale": k_scale, "v_scale": v_scale, "v_shift": v_shift}
+    shape = _check_attention(op, q, k_cache, v_cache, limits, position, **tables)
+    check_device(op, q=q, out_inv_scale=out_inv_scale, out_zero=out_zero, out_position=out_position)
+    check_bits(op, "out_bits", out_bits)
+    tokens = 1 if out_inv_scale.numel() == 1 else q.shape[2]
+    check_table(op, "out_inv_scale", out_inv_scale, tokens, "out_position")
+    check_dtype(op, "out_zero", out_zero, torch.int32)
+    check_dtype(op, "out_position", out_position, torch.int32)
+    check_rotation(op, out_rotation, q.shape[3], "out_rotation", "d", MAX_EPILOGUE_ROTATION)
+    return q.new_empty(shape, dtype=torch.int8)

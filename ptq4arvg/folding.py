@@ -80,8 +80,13 @@ def fit(
     transforms: dict[str, Transform] = {}
     columns: dict[str, Tensor] = {}
     count, total = 0, sum(map(len, parts))
-    # Their codes may come from the epilogue of the GEMM before them (`fuse_`).
-    emitted = {p.spec.consumer for stage in parts for p in stage if p.spec.act}
+    # Their codes may come from the epilogue of the GEMM or attention before them (`fuse_`).
+    plan = [p for stage in parts for p in stage]
+    emitted = {p.spec.consumer for p in plan if p.spec.act}
+    if method.attention == "int8":
+        c = model.config
+        if c.embed_dim // c.num_heads % MAX_EPILOGUE_ROTATION == 0:
+            emitted.update(p.name for p in plan if p.spec.core)
     for stage in parts:
         with undone(model.transformer):
             for p in _in_fit_order(stage):

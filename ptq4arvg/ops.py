@@ -25,6 +25,7 @@ from .reference_attention import empty_kv_cache, kv_cache_shapes, unpack_kv
 __all__ = [
     "ACTIVATIONS",
     "attention",
+    "attention_quantize",
     "build_info",
     "conv2d",
     "cuda_kernel",
@@ -321,6 +322,26 @@ def attention(
         "attention", _OPS.attention.default, q, k_cache, v_cache, k_scale, v_scale, v_shift,
         limits=limits, position=position,
         out_dtype=None if out_dtype == torch.float32 else out_dtype,
+    )  # fmt: skip
+
+
+def attention_quantize(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, v_shift: Tensor,
+    *, out_inv_scale: Tensor, out_zero: Tensor, out_bits: int, limits: Tensor | None = None,
+    position: Tensor | None = None, out_position: Tensor | None = None, out_rotation: int = 0,
+) -> Tensor:  # fmt: skip
+    """`attention`, its float32 result quantized to the next layer's codes: int8 [B, t, H d].
+
+    out_inv_scale float32 [T'], out_zero int32 [T']: that layer's tables over positions, the first
+    query's being ``out_position`` (int32 of one element, None for 0); or of one entry, for all
+    queries. out_rotation: of the result before that, as in `quantize`, in blocks of at most
+    ``reference.MAX_EPILOGUE_ROTATION`` columns, which divide d.
+    """
+    return _call(
+        "attention_quantize", _OPS.attention_quantize.default, q, k_cache, v_cache, k_scale,
+        v_scale, v_shift, out_inv_scale=out_inv_scale, out_zero=out_zero, out_bits=out_bits,
+        limits=limits, position=position, out_position=out_position,
+        out_rotation=out_rotation or None,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import larger, polynomial, power_of_two, scalar, smaller
+from .reference import larger, polynomial, power_of_two, quantize, scalar, smaller
 
 __all__ = [
     "KEY_GROUP",
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_HEAD_SIZE",
     "MAX_KEYS",
     "attention",
+    "attention_quantize",
     "empty_kv_cache",
     "kv_cache_shapes",
     "store_kv",
@@ -181,3 +182,14 @@ def attention(
     reciprocal = torch.ones((), device=q.device) / levels.sum(-1, keepdim=True)
     out = (levels.double() @ v).float() * reciprocal * v_scale[:, None] + v_shift[:, None]
     return out.transpose(1, 2).flatten(2).to(out_dtype)  # [B, H, t, d] -> [B, t, H d]
+
+
+def attention_quantize(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scale: Tensor, v_scale: Tensor, v_shift: Tensor,
+    *, out_inv_scale: Tensor, out_zero: Tensor, out_bits: int, limits: Tensor | None = None,
+    position: Tensor | None = None, out_position: Tensor | None = None, out_rotation: int = 0,
+) -> Tensor:  # fmt: skip
+    """See `ptq4arvg.ops.attention_quantize`."""
+    y = attention(q, k_cache, v_cache, k_scale, v_scale, v_shift, limits=limits, position=position)
+    tokens = 1 if len(out_inv_scale) == 1 else q.shape[2]
+    return quantize(y, out_inv_scale, out_zero, out_bits, out_position, tokens, out_rotation)

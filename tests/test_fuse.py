@@ -1,5 +1,6 @@
 """Fusing packed linears with norms and activations, and undoing it."""
 
+import pytest
 import torch
 
 import ptq4arvg
@@ -135,3 +136,34 @@ def test_factors_of_q_are_computed_once_where_weights_are_fixed():
     assert all(attention.q_factors is not None for attention in attentions)
     unfuse_(model)
     assert all(attention.q_factors is None for attention in attentions)
+
+
+@pytest.mark.parametrize("name", ["var-tiny", "rar-tiny", "par-tiny", "mar-tiny"])
+def test_attention_in_integers_emits_the_codes_of_its_projection(name):
+    """The same codes, so the same images; but where blocks are wider than an epilogue rotates."""
+    model = ptq4arvg.load_model(name)
+    quantize_(model, "W6A6", "rtn", ptq4arvg.calibrate(model, samples=4, keep=2),
+              attention="int8", rotation="measured")  # fmt: skip
+    root, seen = model.transformer, []
+    cores = [root.get_submodule(core) for core in model.integer_cores()]
+    proj = [root.get_submodule(spec.name) for spec in model.linears() if spec.role == "proj"]
+    for core, linear in zip(cores, proj, strict=True):
+        assert core.quantizer == (linear.quantize_attention if linear.rotation <= 16 else None)
+    first = next(linear for linear in proj if linear.rotation <= 16)
+    handle = first.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    images = model.generate([3, 5], seed=1)
+    assert set(seen) == {torch.int8}
+    seen.clear()
+    for core in cores:
+        core.quantizer = None
+    assert torch.equal(model.generate([3, 5], seed=1), images)
+    assert set(seen) == {torch.float32}
+    handle.remove()
+    fuse_(model)
+    assert cores[proj.index(first)].quantizer is not None
+    unfuse_(model)
+    assert not any(core.quantizer for core in cores)
+
+
+def test_attention_in_floats_emits_floats():
+    assert quantized().transformer.blocks[0].attn.core.quantizer is None

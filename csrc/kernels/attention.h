@@ -8,10 +8,12 @@
 //   p[j] = rne(255 exp(top / 127 (score[j] - max score)))                                 uint8
 //   out[c] = v_scale[c] (sum_j p[j] v_code[j, c] / sum_j p[j]) + v_shift[c]               both sums int32, exact
 //
+// The output is floats, or the codes of the linear that reads it, rotated before that if asked for.
+//
 // Every sum is of integers, so that no order of summation, and no split of the keys, changes a bit.
 #pragma once
 
-#include "kernels/format.h"
+#include "kernels/quantize.h"
 
 namespace ptq4arvg {
 
@@ -103,12 +105,23 @@ struct AttentionProblem {
   const int32_t* position = nullptr;  // of the first query, one element in the device's memory; null means 0
   DType out_dtype = DType::f32;
   void* out = nullptr;  // [batch, tokens, heads * size] contiguous
+
+  bool requantize = false;                // the output is codes by out_table, and out_dtype does not count
+  QuantizeTable out_table;                // an entry for each position, or `one_entry` for all
+  bool one_entry = false;
+  const int32_t* out_position = nullptr;  // of the first query there, as `position`
+  int rotation = 0;                       // when requantize: columns of a block (rotation.h), which divide a head
 };
 
 // Keys that query t reads; those past the cache's end are not there.
 PTQ4ARVG_FN int64_t keys_of(const AttentionProblem& p, int64_t t) {
   const int64_t keys = p.limits ? p.limits[t] : (p.position ? *p.position : 0) + p.tokens;
   return keys < 0 ? 0 : keys < p.cache.capacity ? keys : p.cache.capacity;
+}
+
+// The entry of out_table for query t.
+PTQ4ARVG_FN int64_t entry_of(const AttentionProblem& p, int64_t t) {
+  return (p.out_position ? *p.out_position : 0) + (p.one_entry ? 0 : t);
 }
 
 namespace cpu {

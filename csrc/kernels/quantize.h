@@ -13,6 +13,10 @@ struct QuantizeTable {
   int bits = 8;
 };
 
+PTQ4ARVG_FN QuantizeRow table_row(const QuantizeTable& table, int64_t t) {
+  return quantize_row(table.inv_scale[t], table.zero[t], table.bits);
+}
+
 struct QuantizeProblem {
   int64_t m = 0, k = 0;
   FloatMatrix x;  // [m, k], or [m, 2 k]

@@ -305,25 +305,26 @@ void* Arguments::cache(const char* name, const Tensor& tensor) {
   return data;
 }
 
-RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length) {
+RowPositions Arguments::positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length,
+                                  const char* name) {
   require(tokens >= 0, "tokens is ", tokens, ", wanted 0 (the whole table) or more");
   RowPositions rows;
   rows.tokens = tokens == 0 ? length : tokens;
   if (position) {
-    require(position->scalar_type() == ScalarType::Int, "position has dtype ", dtype_name(position->scalar_type()),
+    require(position->scalar_type() == ScalarType::Int, name, " has dtype ", dtype_name(position->scalar_type()),
             ", wanted int32");
-    same_device("position", *position);
-    require(position->numel() == 1, "position has shape ", shape_text(*position), ", wanted one element");
+    same_device(name, *position);
+    require(position->numel() == 1, name, " has shape ", shape_text(*position), ", wanted one element");
     rows.position = keep(*position).const_data_ptr<int32_t>();
-    if (cpu_) require(*rows.position >= 0, "position is ", *rows.position, ", wanted 0 or more");
+    if (cpu_) require(*rows.position >= 0, name, " is ", *rows.position, ", wanted 0 or more");
   }
-  covers(table, length, rows);
+  covers(table, length, rows, name);
   return rows;
 }
 
-void Arguments::covers(const char* table, int64_t length, const RowPositions& rows) const {
+void Arguments::covers(const char* table, int64_t length, const RowPositions& rows, const char* name) const {
   const int64_t first = cpu_ && rows.position ? *rows.position : 0;
-  require(first + rows.tokens <= length, table, " has ", length, " positions, but position ", first, " + tokens ",
+  require(first + rows.tokens <= length, table, " has ", length, " positions, but ", name, " ", first, " + tokens ",
           rows.tokens, " = ", first + rows.tokens, " are needed");
 }
 

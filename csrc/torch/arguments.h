@@ -82,9 +82,10 @@ class Arguments {
   void* cache(const char* name, const Tensor& tensor);
 
   // The rows' places in tables of `length` positions called `table`.
-  RowPositions positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length);
+  RowPositions positions(const OptionalTensor& position, int64_t tokens, const char* table, int64_t length,
+                         const char* name = "position");
   // Is a further table long enough?
-  void covers(const char* table, int64_t length, const RowPositions& rows) const;
+  void covers(const char* table, int64_t length, const RowPositions& rows, const char* name = "position") const;
 
   Tensor empty(const Tensor& lead, int64_t columns, ScalarType dtype) const;  // lead's shape, other last dimension
 

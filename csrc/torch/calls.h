@@ -112,4 +112,7 @@ struct AttentionArguments {
 
 Tensor call_attention(const AttentionArguments& given, ScalarType out_dtype, const Run<AttentionProblem>& run);
 
+Tensor call_attention_quantize(const AttentionArguments& given, const Requantize& to,
+                               const OptionalTensor& out_position, const Run<AttentionProblem>& run);
+
 }  // namespace ptq4arvg

@@ -82,6 +82,36 @@ HeadNorm norm_of(const Arguments& args, const std::string& name) {
   args.fail("norm is '", name, "', wanted one of none, l2, layer, rms");
 }
 
+// What both operators of attention have. Without a position where there is nothing to compute.
+AttentionProblem attention_problem(Arguments& args, const AttentionArguments& given) {
+  AttentionProblem p;
+  p.q = heads_of(args, "q", given.q);
+  check_head(args, "q", given.q, given.q.size(1), kHeads);
+  p.batch = given.q.size(0);
+  p.heads = given.q.size(1);
+  p.tokens = given.q.size(2);
+  p.size = given.q.size(3);
+  p.cache = cache_of<const int8_t>(args, p.batch, p.heads, p.size, given.k_cache, given.v_cache);
+  p.k_scale = args.of_heads("k_scale", given.k_scale, p.heads, p.size, true);
+  p.v_scale = args.of_heads("v_scale", given.v_scale, p.heads, p.size, true);
+  p.v_shift = args.of_heads("v_shift", given.v_shift, p.heads, p.size, false);
+  args.require(!given.limits || !given.position, "limits and position are both given, wanted one of them");
+  p.limits = args.integers("limits", given.limits, p.tokens, 1, p.cache.capacity, "one for each query");
+  if (!p.limits && p.batch * p.tokens > 0) {
+    p.position = position_in(args, given.position, p.tokens, p.cache.capacity);
+  }
+  return p;
+}
+
+// [B, t, H d] of a type, computed.
+Tensor run_attention(AttentionProblem p, ScalarType type, const Tensor& lead, const Run<AttentionProblem>& run) {
+  Tensor out = torch::stable::empty({p.batch, p.tokens, p.heads * p.size}, type, torch::headeronly::Layout::Strided,
+                                    lead.device());
+  p.out = out.mutable_data_ptr();
+  if (p.batch * p.tokens > 0) run(p);
+  return out;
+}
+
 }  // namespace
 
 void call_store_kv(const StoreKvArguments& given, const Run<StoreKvProblem>& run) {
@@ -136,27 +166,25 @@ Tensor call_store_qkv(const StoreQkvArguments& given, const Run<StoreKvProblem>&
 
 Tensor call_attention(const AttentionArguments& given, ScalarType out_dtype, const Run<AttentionProblem>& run) {
   Arguments args("attention", "q", given.q);
-  AttentionProblem p;
-  p.q = heads_of(args, "q", given.q);
-  check_head(args, "q", given.q, given.q.size(1), kHeads);
-  p.batch = given.q.size(0);
-  p.heads = given.q.size(1);
-  p.tokens = given.q.size(2);
-  p.size = given.q.size(3);
-  p.cache = cache_of<const int8_t>(args, p.batch, p.heads, p.size, given.k_cache, given.v_cache);
-  p.k_scale = args.of_heads("k_scale", given.k_scale, p.heads, p.size, true);
-  p.v_scale = args.of_heads("v_scale", given.v_scale, p.heads, p.size, true);
-  p.v_shift = args.of_heads("v_shift", given.v_shift, p.heads, p.size, false);
-  args.require(!given.limits || !given.position, "limits and position are both given, wanted one of them");
-  p.limits = args.integers("limits", given.limits, p.tokens, 1, p.cache.capacity, "one for each query");
+  AttentionProblem p = attention_problem(args, given);
   p.out_dtype = args.out_dtype(out_dtype);
-  Tensor out = torch::stable::empty({p.batch, p.tokens, p.heads * p.size}, out_dtype,
-                                    torch::headeronly::Layout::Strided, given.q.device());
-  p.out = out.mutable_data_ptr();
-  if (p.batch * p.tokens == 0) return out;
-  if (!p.limits) p.position = position_in(args, given.position, p.tokens, p.cache.capacity);
-  run(p);
-  return out;
+  return run_attention(p, out_dtype, given.q, run);
+}
+
+Tensor call_attention_quantize(const AttentionArguments& given, const Requantize& to,
+                               const OptionalTensor& out_position, const Run<AttentionProblem>& run) {
+  Arguments args("attention_quantize", "q", given.q);
+  AttentionProblem p = attention_problem(args, given);
+  p.requantize = true;
+  p.out_table = args.table("out_inv_scale", "out_zero", to.inv_scale, to.zero, args.bits("out_bits", to.bits));
+  p.one_entry = to.inv_scale.numel() == 1;
+  const int64_t entries = p.one_entry ? 1 : p.tokens;
+  if (entries > 0) {
+    p.out_position =
+        args.positions(out_position, entries, "out_inv_scale", to.inv_scale.numel(), "out_position").position;
+  }
+  p.rotation = args.rotation("out_rotation", to.rotation, "d", p.size, kMaxEpilogueRotation);
+  return run_attention(p, ScalarType::Char, given.q, run);
 }
 
 }  // namespace ptq4arvg

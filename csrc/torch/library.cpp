@@ -47,4 +47,8 @@ STABLE_TORCH_LIBRARY(ptq4arvg, m) {
   m.def(
       "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale, Tensor v_shift, *, "
       "Tensor? limits=None, Tensor? position=None, ScalarType out_dtype=6) -> Tensor");
+  m.def(
+      "attention_quantize(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale, Tensor v_shift, *, "
+      "Tensor out_inv_scale, Tensor out_zero, int out_bits, Tensor? limits=None, Tensor? position=None, "
+      "Tensor? out_position=None, int out_rotation=0) -> Tensor");
 }

@@ -91,6 +91,16 @@ struct Operators {
                           runner<AttentionProblem>("attention", q));
   }
 
+  static Tensor attention_quantize(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& k_scale,
+                                   const Tensor& v_scale, const Tensor& v_shift, const Tensor& out_inv_scale,
+                                   const Tensor& out_zero, int64_t out_bits, const OptionalTensor& limits,
+                                   const OptionalTensor& position, const OptionalTensor& out_position,
+                                   int64_t out_rotation) {
+    return call_attention_quantize({q, k_cache, v_cache, k_scale, v_scale, v_shift, limits, position},
+                                   {out_inv_scale, out_zero, out_bits, out_rotation}, out_position,
+                                   runner<AttentionProblem>("attention_quantize", q));
+  }
+
   static Tensor quantize_map(const Tensor& x, const Tensor& inv_scale, const Tensor& zero, int64_t bits, int64_t groups,
                              const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                              const std::string& activation, int64_t scale, int64_t border) {
@@ -122,6 +132,7 @@ struct Operators {
     m.impl("quantize_map", TORCH_BOX(&Operators::quantize_map));
     m.impl("conv2d", TORCH_BOX(&Operators::conv2d));
     m.impl("attention", TORCH_BOX(&Operators::attention));
+    m.impl("attention_quantize", TORCH_BOX(&Operators::attention_quantize));
   }
 };
 

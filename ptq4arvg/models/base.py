@@ -37,7 +37,8 @@ class LinearSpec:
     (None: there are none). fold: what ``fold_`` absorbs a transform of the input into, or None with
     a reason in ``no_fold``; shift: whether it absorbs a shift, too, or only a scale. norm: the
     ModulatedNorm that feeds only this linear; gated: the GatedFeedForward whose product it reads;
-    act: the Activation between this linear and the linear ``consumer``; "" where there is none.
+    core: the attention core that feeds it; act: the Activation between this linear and the linear
+    ``consumer``; "" where there is none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LinearSpec:
     gated: str = ""
     act: str = ""
     consumer: str = ""
+    core: str = ""
     finest: tuple[int, ...] | None = None
 
 

@@ -146,7 +146,8 @@ class MARModel(ARVGModel):
             norm1, norm2 = f"{block}.norm1", f"{block}.norm2"
             specs += [
                 LinearSpec(f"{block}.attn.qkv", "qkv", i, **slots, fold=norm1, norm=norm1),
-                LinearSpec(f"{block}.attn.proj", "proj", i, **slots, fold=f"{block}.attn.qkv"),
+                LinearSpec(f"{block}.attn.proj", "proj", i, **slots, fold=f"{block}.attn.qkv",
+                           core=f"{block}.attn.core"),
                 LinearSpec(f"{block}.mlp.fc1", "fc1", i, **slots, fold=norm2, norm=norm2,
                            act=f"{block}.mlp.act", consumer=f"{block}.mlp.fc2"),
                 LinearSpec(f"{block}.mlp.fc2", "fc2", i, **slots,

@@ -206,7 +206,8 @@ class PARModel(ARVGModel):
             specs += [
                 LinearSpec(f"{attention}.wqkv", "qkv", i, *shared, f"{block}.attention_norm",
                            norm=f"{block}.attention_norm"),
-                LinearSpec(f"{attention}.wo", "proj", i, *shared, f"{attention}.wqkv"),
+                LinearSpec(f"{attention}.wo", "proj", i, *shared, f"{attention}.wqkv",
+                           core=f"{attention}.core"),
                 LinearSpec(f"{feed_forward}.w13", "fc1", i, *shared, f"{block}.ffn_norm",
                            norm=f"{block}.ffn_norm"),
                 LinearSpec(f"{feed_forward}.w2", "fc2", i, *shared, f"{feed_forward}.w13",

@@ -261,7 +261,7 @@ class VARModel(ARVGModel):
                 LinearSpec(f"{block}.attn.mat_qkv", "qkv", i, step, step, sink, into,
                            norm=f"{block}.norm1"),
                 LinearSpec(f"{block}.attn.proj", "proj", i, first_and_rest, step, sink,
-                           f"{block}.attn.mat_qkv"),
+                           f"{block}.attn.mat_qkv", core=f"{block}.attn.core"),
                 LinearSpec(f"{block}.ffn.fc1", "fc1", i, step, step, sink, into,
                            norm=f"{block}.norm2", act=f"{block}.ffn.act",
                            consumer=f"{block}.ffn.fc2"),

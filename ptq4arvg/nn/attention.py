@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,7 @@ class AttentionCore(nn.Module):
     """
 
     cache_dtype: torch.dtype | None = None  # of a cache; None: that of k and v
+    quantizer: Callable[..., Tensor] | None = None  # see ``IntAttention``
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)

@@ -21,7 +21,8 @@ class IntAttention(AttentionCore):
 
     k_scale, k_shift, v_scale, v_shift float32 [H, d]: static scales and shifts per head and
     channel. A query needs none, because its scale is that of its own channels. ``operators``: what
-    has the operators that compute.
+    has the operators that compute. ``quantizer``, if set, computes in ``attend`` what
+    ``operators.attention`` does, and returns the codes of the one linear that reads it.
     """
 
     cache_dtype = torch.int8
@@ -64,7 +65,8 @@ class IntAttention(AttentionCore):
         self, qkv: Tensor, prologue: Prologue, cache: tuple[Tensor, Tensor] | None = None,
         cursor: Cursor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """As ``AttentionCore.attend``, by ``ops.store_qkv``, with a cache in ``cache_shapes``."""
+        """As ``AttentionCore.attend``, by ``ops.store_qkv``, with a cache in ``cache_shapes``;
+        int8 codes where there is a ``quantizer``."""
         position, keys = None, qkv.shape[1]
         if cache is None:
             cache = self._new_cache(len(qkv), keys, qkv.device)
@@ -73,9 +75,12 @@ class IntAttention(AttentionCore):
         q = self.operators.store_qkv(
             qkv, *cache, *self._tables(), **prologue.arguments(), position=position
         ).transpose(1, 2)  # [B, t, H, d] -> [B, H, t, d]
-        if mask is None:
-            return self._products(q, cache, position=position)
-        return self._products(q, cache, limits=limits_of(mask, q.shape[2], keys, q.device))
+        where = {"position": position}
+        if mask is not None:
+            where = {"limits": limits_of(mask, q.shape[2], keys, q.device)}
+        if self.quantizer is not None:
+            return self.quantizer(q, *cache, self.k_scale, self.v_scale, self.v_shift, **where)
+        return self._products(q, cache, **where)
 
     def _new_cache(
         self, images: int, positions: int, device: torch.device

@@ -134,6 +134,37 @@ def test_limits(tokens):
         same(case.run("cuda", limits=limits), case.run("cpu", limits=limits))
 
 
+@pytest.mark.parametrize("block", [0, 4, 16])
+@pytest.mark.parametrize("size", SIZES[:14], ids=str)
+def test_codes_of_the_next_layer(size, block):
+    """By a table of places, and by one entry for all, with and without limits."""
+    case, results = Case(*size, dtype=torch.bfloat16), []
+    begin, tokens = size[5], size[2]
+    block = block if size[3] % max(block, 1) == 0 else 4
+    g = torch.Generator()
+    for device in ("cuda", "cpu"):
+        cache = case.cache(device)
+        q, k, v = case.at(device, begin, tokens)
+        case.store(device, cache, k, v, case.position.to(device))
+        k_scale, _, v_scale, v_shift = case.tables[device]
+        for entries in (begin + tokens, 1):
+            g.manual_seed(entries)
+            to = {
+                "out_inv_scale": (torch.rand(entries, generator=g) * 20 + 2).to(device),
+                "out_zero": torch.randint(0, 64, (entries,), generator=g).int().to(device),
+                "out_position": case.position.to(device) if entries > 1 else None,
+            }
+            where = {"position": case.position.to(device)}
+            if entries == 1:
+                where = {"limits": torch.arange(1, tokens + 1, device=device).int()}
+            codes = ops.attention_quantize(
+                q, *cache, k_scale, v_scale, v_shift, **to, **where, out_bits=6, out_rotation=block
+            )
+            assert ops.last_kernel().startswith("attention.")
+            results.append(codes)
+    same(results[:2], results[2:])
+
+
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_extremes(tokens):
     """Queries of zeros and of almost nothing, codes at both ends, and one key above all others."""

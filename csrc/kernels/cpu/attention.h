@@ -12,7 +12,7 @@
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/cpu/lanes_scalar.h"
+#include "kernels/cpu/rotate.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/parallel.h"
 
@@ -151,14 +151,21 @@ PTQ4ARVG_FN void attention_block(const AttentionProblem& p, int64_t image, int64
   }
   Dots::values(rows, s.levels, s.padded, values, padded / kKeyGroup, p.size, s.sums);
   for (int r = 0; r < rows; ++r) {
-    const int64_t to = ((image * p.tokens + first + r) * p.heads + head) * p.size;
-    for_lanes<Whole, Tail>(p.size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+    const int64_t channel = head * p.size, to = (image * p.tokens + first + r) * p.heads * p.size + channel;
+    const auto output = [&](auto lanes, int64_t c) __attribute__((always_inline)) {
       using F = typename decltype(lanes)::F;
       const F sum = lanes.to_float(lanes.load_int(s.sums + r * kMaxHeadSize + c));
-      const F y = attention_output(sum, F(reciprocals[r]), lanes.load(p.v_scale + head * p.size + c),
-                                   lanes.load(p.v_shift + head * p.size + c));
-      lanes.store_any(p.out, p.out_dtype, to + c, y);
-    });
+      return attention_output(sum, F(reciprocals[r]), lanes.load(p.v_scale + channel + c),
+                              lanes.load(p.v_shift + channel + c));
+    };
+    if (p.requantize) {
+      const QuantizeRow row = table_row(p.out_table, entry_of(p, first + r));
+      emit_codes<Whole, Tail>(static_cast<int8_t*>(p.out) + to, channel, p.size, p.rotation, row, output);
+    } else {
+      for_lanes<Whole, Tail>(p.size, [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+        lanes.store_any(p.out, p.out_dtype, to + c, output(lanes, c));
+      });
+    }
   }
 }
 

@@ -15,10 +15,6 @@ namespace {  // compiled for several instruction sets: internal linkage, see rea
 
 constexpr int64_t kRowwiseGrain = 32768;  // elements that are worth a thread
 
-PTQ4ARVG_FN QuantizeRow table_row(const QuantizeTable& table, int64_t t) {
-  return quantize_row(table.inv_scale[t], table.zero[t], table.bits);
-}
-
 // body(matrix) with the matrix's dtype known to the compiler: no branch in the loops over its elements.
 template <class Body>
 PTQ4ARVG_FN void with_dtype(const FloatMatrix& x, const Body& body) {
@@ -30,14 +26,7 @@ PTQ4ARVG_FN void with_dtype(const FloatMatrix& x, const Body& body) {
 // The codes of row m, whose values load(lanes, k) gives.
 template <class Whole, class Tail, class Problem, class Load>
 PTQ4ARVG_FN void emit_row(const Problem& p, const QuantizeRow& row, int64_t m, const Load& load) {
-  int8_t* out = p.out + m * p.k;
-  const auto store = [&](auto lanes, int64_t k, auto value) __attribute__((always_inline)) {
-    lanes.store_codes(out + k, quantize(value, row));
-  };
-  if (p.rotation) return rotate_row<Whole, Tail>(p.k, p.rotation, load, store);
-  for_lanes<Whole, Tail>(p.k, [&](auto lanes, int64_t k) __attribute__((always_inline)) {
-    store(lanes, k, load(lanes, k));
-  });
+  emit_codes<Whole, Tail>(p.out + m * p.k, 0, p.k, p.rotation, row, load);
 }
 
 // Rows [begin, end); value(lanes, index of element k of the row) is what they hold.

@@ -6,8 +6,9 @@
 // its own; maxima and sums are put together through shared memory. All sums are int32: their order changes nothing.
 #include "kernels/cuda/attention.h"
 
-#include "kernels/cuda/attention_softmax.cuh"
 #include "kernels/cuda/attention_ring.cuh"
+#include "kernels/cuda/attention_softmax.cuh"
+#include "kernels/cuda/rotate.cuh"
 
 namespace ptq4arvg::cuda {
 namespace {
@@ -42,7 +43,11 @@ __device__ inline int warp_max(int x, int first_step) {
   return x;
 }
 
-// Sums of the channels from 8 (lane % 4) on of 32 of them to outputs, for the two rows of a lane.
+// Eight neighbouring columns in each of four lanes.
+using EightsOfColumns = RotationStages<Held<1>, Held<2>, Held<4>, Across<1>>;
+
+// Sums of the channels from 8 (lane % 4) on of 32 of them to outputs, for the two rows of a lane. All lanes of the warp
+// take part.
 __device__ inline void finish(const Attention& a, const QueryPlace& place, int first_channel, const int32_t (*sums)[4],
                               const float* reciprocals) {
   const AttentionProblem& p = a.p;
@@ -52,18 +57,30 @@ __device__ inline void finish(const Attention& a, const QueryPlace& place, int f
   float scale[2][4], shift[2][4];
   load_fours<2>({p.v_scale, DType::f32, 0}, first_of_head, 4, a.wide, inside, scale);
   load_fours<2>({p.v_shift, DType::f32, 0}, first_of_head, 4, a.wide, inside, shift);
+  QuantizeRow entries[2];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = i / 2, e = i % 2;
-    const int64_t query = place.first_query + lane / 4 + 8 * row;
-    if (query >= p.tokens || !inside(e)) continue;
-    float y[4];
+  for (int row = 0; row < 2 && p.requantize; ++row) {
+    const int query = place.first_query + lane / 4 + 8 * row;
+    entries[row] = table_row(p.out_table, entry_of(p, min(query, static_cast<int>(p.tokens) - 1)));
+  }
 #pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const float sum = static_cast<float>(sums[t][i]);
-      y[t] = attention_output(sum, reciprocals[row], scale[e][t], shift[e][t]);
+  for (int row = 0; row < 2; ++row) {
+    float y[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float sum = static_cast<float>(sums[i % 4][2 * row + i / 4]);
+      y[i] = attention_output(sum, reciprocals[row], scale[i / 4][i % 4], shift[i / 4][i % 4]);
     }
-    store_four(p.out, p.out_dtype, (place.image * p.tokens + query) * p.heads * size + first_of_head + 4 * e, y);
+    if (p.rotation) EightsOfColumns::rotate<8>(y, p.rotation, [=](int i) { return first_of_head + i; });
+    const int64_t query = place.first_query + lane / 4 + 8 * row;
+    if (query >= p.tokens) continue;
+    const int64_t at = (place.image * p.tokens + query) * p.heads * size + first_of_head;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (!inside(e)) continue;
+      if (p.requantize) quantize_and_store<4>(static_cast<int8_t*>(p.out) + at + 4 * e, y + 4 * e, entries[row]);
+      else store_four(p.out, p.out_dtype, at + 4 * e, y + 4 * e);
+    }
   }
 }
 

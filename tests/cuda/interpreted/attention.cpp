@@ -154,15 +154,26 @@ void check(int64_t batch, int64_t heads, int64_t tokens, int64_t size, int64_t c
   const DeviceArray<int32_t> limits(tokens, [=] { return uniform(least, static_cast<int>(capacity) + (least < 0)); });
   if (uniform(0, 1)) p.limits = limits.data;
   p.out_dtype = DType(uniform(0, 2));
-  const int64_t outputs = batch * tokens * channels;
-  const DeviceArray<uint8_t> expected(outputs * bytes_of(p.out_dtype)), actual(expected.count);
+  // The same as codes, by a table of places or of one entry.
+  const DeviceArray<float> inverse = floats(tokens + 9, 1, 40);
+  const DeviceArray<int32_t> zero(tokens + 9, [] { return uniform(0, 255); }), place(1, [] { return uniform(0, 9); });
+  p.requantize = uniform(0, 1), p.one_entry = uniform(0, 3) == 0;
+  p.out_table = {inverse.data, zero.data, 8};
+  if (uniform(0, 1)) p.out_position = place.data;
+  for (const int block : {2, 4, 8, 16}) {
+    if (p.requantize && rotation_fits(block, size, kMaxEpilogueRotation) && uniform(0, 2)) p.rotation = block;
+  }
+  const int64_t outputs = batch * tokens * channels, of_output = p.requantize ? 1 : bytes_of(p.out_dtype);
+  const DeviceArray<uint8_t> expected(outputs * of_output), actual(expected.count);
   actual.fill(0x33);
   p.out = expected.data;
   cpu::scalar_table().attention(p);
   p.out = actual.data;
   if (cuda::attention(p, launch()) != cudaSuccess) fail("attention start", batch, heads, tokens, size);
-  if (!same(expected.data, actual.data, p.out_dtype, outputs)) {
-    fail("attention", batch, heads, tokens, size, capacity, p.limits != nullptr, placed ? position[0] : -1, int(type));
+  const bool equal = p.requantize ? !std::memcmp(expected.data, actual.data, expected.bytes())
+                                  : same(expected.data, actual.data, p.out_dtype, outputs);
+  if (!equal) {
+    fail(p.requantize ? "attention to codes" : "attention", batch, heads, tokens, size, capacity, p.limits != nullptr, placed ? position[0] : -1, int(type));
   }
 }
 

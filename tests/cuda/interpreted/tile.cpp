@@ -55,7 +55,8 @@ int main() {
   Product same(3, tile_n, 64, 8, Options(true));
   same.problem.a_stride = 0;
   const PlainCodes w(same.weight);
-  const cuda::CodesGemm g{same.problem, w.codes.data, w.ldc, w.sums.data, nullptr, 0, config.sm_min, kMultiprocessors};
+  const cuda::CodesGemm g{same.problem, w.codes.data,  w.ldc,            w.sums.data, nullptr,
+                          0,            config.sm_min, kMultiprocessors, nullptr};
   if (config.can_run(g) != (config.sm_min < 90)) fail("rows within one another", config.sm_min);
   std::printf("%s: %d products agree, %.3f bank conflicts\nok\n", config.name, count, bank_conflicts());
   return 0;
