@@ -1,4 +1,4 @@
-"""Every refusal of store_kv, store_qkv, attention and kv_cache_shapes, with its text."""
+"""Every refusal of the attention operators and of kv_cache_shapes, with its text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.ops.refusals import call_fake, check_refusal, each
 B, H, TOKENS, D, PANELS = 2, 3, 5, 8, 2
 NAN, INF = float("nan"), float("inf")
 STORES = ("store_kv", "store_qkv")
-ALL = (*STORES, "attention")
+READS, CODES = ("attention", "attention_quantize"), ("attention_quantize",)
+ALL = (*STORES, *READS)
 FLOATS = "wanted float32, float16 or bfloat16"
 HEADS = "wanted heads [B, H, t, d] of d channels, a multiple of 4 up to 128"
 KEYS = "wanted [2, 3, panels, 2, 16, 4] as kv_cache_shapes gives them"
@@ -28,6 +29,10 @@ def _codes(*shape: int) -> Tensor:
 
 def _ints(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+def _floats(*values: float) -> Tensor:
+    return torch.tensor(values)
 
 
 def _table(value: float) -> Tensor:
@@ -47,13 +52,14 @@ def _arguments(op: str) -> dict:
         return {"k": x, "v": x, **cache, **k, "k_shift": tables, **v}
     if op == "store_qkv":
         return {"qkv": torch.ones(B, TOKENS, 3, H, D), **cache, **k, "k_shift": tables, **v}
-    return {"q": x, **cache, **k, **v}
+    out = {"out_inv_scale": torch.ones(40), "out_zero": _ints(*range(40)), "out_bits": 6}
+    return {"q": x, **cache, **k, **v, **(out if op in CODES else {})}
 
 
 def _of_lead(x: Tensor, message: str) -> list[tuple[tuple[str], dict, str]]:
     """The same about the leading argument of each operator."""
     return [((op,), {name: x}, f"{name} {message}") for op, name in
-            (("store_kv", "k"), ("attention", "q"))]  # fmt: skip
+            (("store_kv", "k"), *((read, "q") for read in READS))]  # fmt: skip
 
 
 VECTORS = ("q_weight", "q_bias", "k_weight", "k_bias")
@@ -127,19 +133,29 @@ SHAPE_CASES = [
        f"{table} has shape {list(shape)}, wanted [3, 8] (heads, channels)")
       for names, table in TABLES for shape in ((H * D,), (D, H), (1, D))],
     # limits, positions, output
-    (("attention",), {"limits": torch.ones(TOKENS)}, "limits has dtype float32, wanted int32"),
-    (("attention",), {"limits": torch.ones(TOKENS, dtype=torch.int64)},
+    (READS, {"limits": torch.ones(TOKENS)}, "limits has dtype float32, wanted int32"),
+    (READS, {"limits": torch.ones(TOKENS, dtype=torch.int64)},
      "limits has dtype int64, wanted int32"),
-    (("attention",), {"limits": _ints(1, 2)},
+    (READS, {"limits": _ints(1, 2)},
      "limits has 2 entries, wanted 5 (one for each query)"),
-    (("attention",), {"limits": _ints(1, 2, 3, 4, 5)[None]},
+    (READS, {"limits": _ints(1, 2, 3, 4, 5)[None]},
      "limits has shape [1, 5], wanted one dimension"),
     (ALL, {"position": torch.zeros(1, dtype=torch.int64)},
      "position has dtype int64, wanted int32"),
-    (("attention",), {"limits": _ints(1, 2, 3, 4, 5), "position": _ints(0)},
+    (READS, {"limits": _ints(1, 2, 3, 4, 5), "position": _ints(0)},
      "limits and position are both given, wanted one of them"),
     (("attention",), {"out_dtype": torch.int8}, f"out_dtype is int8, {FLOATS}"),
     (("attention",), {"out_dtype": torch.float64}, f"out_dtype is float64, {FLOATS}"),
+    # codes
+    (CODES, {"out_bits": 5}, "out_bits is 5, wanted 4, 6 or 8"),
+    (CODES, {"out_inv_scale": _ints(*range(40))}, "out_inv_scale has dtype int32, wanted float32"),
+    (CODES, {"out_inv_scale": torch.ones(4), "out_zero": _ints(0, 0, 0, 0)},
+     "out_inv_scale has 4 positions, but out_position 0 + tokens 5 = 5 are needed"),
+    (CODES, {"out_zero": torch.ones(40)}, "out_zero has dtype float32, wanted int32"),
+    (CODES, {"out_position": torch.zeros(1, dtype=torch.int64)},
+     "out_position has dtype int64, wanted int32"),
+    *[(CODES, {"out_rotation": block}, f"out_rotation is {block} and d 8; wanted 0, or a power of "
+       "two from 2 to 16 that divides d") for block in (-2, 1, 3, 16, 32)],
 ]  # fmt: skip
 
 DATA_CASES = [
@@ -156,18 +172,27 @@ DATA_CASES = [
       for value, text in ((NAN, "nan"), (INF, "inf"), (0.0, "0"), (-2.0, "-2"))],
     *[(names, {table: _table(-3e38)}, None) for names, table in SHIFTS],
     (ALL, {"k_scale": _table(1e-45)}, None),
-    (("attention",), {"limits": _ints(1, 2, 0, 4, 5)}, "limits[2] is 0, wanted 1 to 32"),
-    (("attention",), {"limits": _ints(1, 2, 3, 33, 5)}, "limits[3] is 33, wanted 1 to 32"),
+    (READS, {"limits": _ints(1, 2, 0, 4, 5)}, "limits[2] is 0, wanted 1 to 32"),
+    (READS, {"limits": _ints(1, 2, 3, 33, 5)}, "limits[3] is 33, wanted 1 to 32"),
     (ALL, {"position": _ints(1, 2)}, "position has shape [2], wanted one element"),
     (ALL, {"position": _ints()}, "position has shape [0], wanted one element"),
     (ALL, {"position": _ints(-1)}, "position is -1, wanted 0 or more"),
     (ALL, {"position": _ints(28)},
      "k_cache has 32 positions, but position 28 + tokens 5 = 33 are needed"),
     (ALL, {"position": _ints(27)}, None),
-    (("attention",), {"q": torch.ones(B, H, 33, D)},
+    (READS, {"q": torch.ones(B, H, 33, D)},
      "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
-    (("attention",), {"q": torch.ones(B, H, 33, D), "limits": torch.ones(33, dtype=torch.int32)},
+    (READS, {"q": torch.ones(B, H, 33, D), "limits": torch.ones(33, dtype=torch.int32)},
      None),
+    (CODES, {"out_inv_scale": _floats(1, 1, 1, INF, 1), "out_zero": _ints(0, 0, 0, 0, 0)},
+     "out_inv_scale[3] is inf, wanted finite numbers above 0"),
+    (CODES, {"out_zero": _ints(0, 64, *range(38))}, "out_zero[1] is 64, wanted 0 to 63"),
+    (CODES, {"out_position": _ints(0, 1)}, "out_position has shape [2], wanted one element"),
+    (CODES, {"out_position": _ints(-1)}, "out_position is -1, wanted 0 or more"),
+    (CODES, {"out_position": _ints(36)},
+     "out_inv_scale has 40 positions, but out_position 36 + tokens 5 = 41 are needed"),
+    (CODES, {"out_position": _ints(35), "position": _ints(27), "out_rotation": 8}, None),
+    (CODES, {"out_inv_scale": torch.ones(1), "out_zero": _ints(9)}, None),
     (("store_kv",), {"k": torch.ones(B, H, 33, D), "v": torch.ones(B, H, 33, D)},
      "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
     (("store_qkv",), {"qkv": torch.ones(B, 33, 3, H, D)},
@@ -201,9 +226,15 @@ def test_fake_kernels_refuse_nothing_else(op, spoiled, message):
 @pytest.mark.parametrize(
     ("op", "name"),
     [
-        *[(op, name) for op in ALL for name in _arguments(op) if name not in ("k", "q", "qkv")],
+        *[
+            (op, name)
+            for op in ALL
+            for name in _arguments(op)
+            if name not in ("k", "q", "qkv", "out_bits")
+        ],
         *[(op, "position") for op in ALL],
-        ("attention", "limits"),
+        *[(op, "limits") for op in READS],
+        ("attention_quantize", "out_position"),
         *[("store_qkv", name) for name in (*VECTORS, "q_factors", "rotation")],
     ],
 )
@@ -211,7 +242,7 @@ def test_device(op, name):
     arguments = _arguments(op)
     lead = next(iter(arguments))
     optional = {
-        "position": _ints(1), "limits": _ints(1, 2, 3, 4, 5), "q_factors": torch.ones(H),
+        "position": _ints(1), "out_position": _ints(1), "limits": _ints(1, 2, 3, 4, 5), "q_factors": torch.ones(H),
         "rotation": torch.ones(TOKENS, D // 2, 2), **dict.fromkeys(VECTORS, torch.ones(D)),
     }  # fmt: skip
     value = {**optional, **arguments}[name]

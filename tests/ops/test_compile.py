@@ -98,12 +98,21 @@ def _calls(make) -> dict[str, list[tuple[tuple, dict]]]:
             ),
             ((heads[0][:, :, :0], *cache, k_table[0], *v_table), {}),
         ],
+        "attention_quantize": [
+            ((heads[0], *cache, k_table[0], *v_table), {"position": position, **out}),
+            (
+                (heads[0].half(), *gaps, k_table[0], *v_table),
+                {"limits": limits, **out, "out_position": position, "out_rotation": 8},
+            ),
+            ((heads[0][:, :, :0], *cache, k_table[0], *v_table), out),
+        ],
     } | map_calls(make)
 
 
 NAMES = (
     "pack_weight", "unpack_weight", "quantize", "gate_quantize", "gemm", "gemm_quantize",
-    "norm_quantize", "gemm_float", "store_kv", "store_qkv", "attention", "quantize_map", "conv2d",
+    "norm_quantize", "gemm_float", "store_kv", "store_qkv", "attention", "attention_quantize",
+    "quantize_map", "conv2d",
 )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_torch_ops_have_the_documented_names():
         assert hasattr(torch.ops.ptq4arvg, name)
         assert hasattr(ops, name)
         assert hasattr(ops.reference, name)
-    for name in ("attention", "store_kv"):
+    for name in ("attention", "attention_quantize", "store_kv", "store_qkv"):
         assert hasattr(torch.ops.ptq4arvg, name)
         assert hasattr(ops, name)
         assert hasattr(ops.reference_attention, name)
