@@ -242,8 +242,9 @@ def test_device(op, name):
     arguments = _arguments(op)
     lead = next(iter(arguments))
     optional = {
-        "position": _ints(1), "out_position": _ints(1), "limits": _ints(1, 2, 3, 4, 5), "q_factors": torch.ones(H),
-        "rotation": torch.ones(TOKENS, D // 2, 2), **dict.fromkeys(VECTORS, torch.ones(D)),
+        "position": _ints(1), "out_position": _ints(1), "limits": _ints(1, 2, 3, 4, 5),
+        "q_factors": torch.ones(H), "rotation": torch.ones(TOKENS, D // 2, 2),
+        **dict.fromkeys(VECTORS, torch.ones(D)),
     }  # fmt: skip
     value = {**optional, **arguments}[name]
     message = f"{op}: {name} is on meta, but {lead} is on cpu; wanted all on one device"
