@@ -17,19 +17,22 @@ from ..serialize import check_writable, plain, pretty_json
 from .architecture import architecture
 from .card import model_card
 from .config import QUANT_METHOD, quantization_config
-from .folder import write_folder
+from .folder import replaceable, write_folder
 from .hashing import content_hash, text_hash
 from .layout import pack_linear
-from .tensors import kept_tensors, shrink
+from .load import check_loadable
+from .tensors import kept_tensors, shrink, some
 
 __all__ = ["check_target", "describe", "save_quantized"]
+
+FILES = ("config.json", "model.safetensors", "recipe.yaml", "report.json", "README.md")
 
 
 def check_target(folder: str | Path, overwrite: bool = False) -> None:
     """ValueError unless a checkpoint may be written to ``folder``: free, empty, or (overwrite)
-    holding a checkpoint of this package."""
+    holding a checkpoint of this package and nothing else."""
     folder = Path(folder)
-    check_writable(folder)
+    check_writable(replaceable(folder))
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not _holds_checkpoint(folder):
@@ -41,6 +44,12 @@ def check_target(folder: str | Path, overwrite: bool = False) -> None:
         raise ValueError(
             f"{folder} holds a checkpoint already; give another folder, or --overwrite "
             "(overwrite=True) to replace it"
+        )
+    others = sorted(p.name for p in folder.iterdir() if p.name not in FILES or p.is_dir())
+    if others:
+        raise ValueError(
+            f"{folder} holds more than its checkpoint, and is left as it is: {some(others)}. "
+            "Move that elsewhere, or give another folder"
         )
 
 
@@ -97,11 +106,16 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
     """Write ``model`` to ``folder`` and return the hash of its contents.
 
     The folder appears complete or not at all. An existing checkpoint is replaced only with
-    ``overwrite``, anything else never: ValueError says what is there.
+    ``overwrite``, anything else never: ValueError says what is there. Nor is anything written that
+    could not be loaded.
     """
     folder = Path(folder)
     check_target(folder, overwrite)
     config, tensors = describe(model)
+    try:
+        check_loadable(config, tensors)
+    except ValueError as error:
+        raise ValueError(f"save: a checkpoint of this model could not be loaded: {error}") from None
     recipe = yaml.safe_dump(config["recipe"], sort_keys=False)
     report = pretty_json(model.report.to_dict())
     config["hash"] = content_hash(config, tensors)
@@ -119,5 +133,5 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
         mode = (path / "config.json").stat().st_mode
         (path / "model.safetensors").chmod(mode)
 
-    write_folder(folder, write, replace=folder.exists())
+    write_folder(folder, write, replace=overwrite)
     return config["hash"]

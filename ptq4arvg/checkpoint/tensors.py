@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fill", "kept_tensors", "shrink"]
+__all__ = ["check_fit", "fill", "kept_tensors", "shrink", "some"]
 
 
 def _slots(module: nn.Module, skip: set[str]) -> Iterator[tuple[str, nn.Module, str, bool]]:
@@ -59,28 +59,49 @@ def fill(
     ValueError unless every parameter and buffer that the architecture has is there with its
     shape; buffers that are None in it are optional (a fold creates them). Unknown names too.
     """
-    slots = {name: (owner, own, param) for name, owner, own, param in _slots(module, skip)}
-    unknown = sorted(set(tensors) - set(slots))
-    needed = {name for name, (owner, own, _) in slots.items() if getattr(owner, own) is not None}
-    missing = sorted(needed - set(tensors))
-    if unknown or missing:
-        raise ValueError(
-            f"tensors missing: {_some(missing)}; not known to this architecture: {_some(unknown)}"
-        )
+    slots = _fitting_slots(module, tensors, skip)
     for name, tensor in tensors.items():
         owner, own, parameter = slots[name]
         old = getattr(owner, own)
-        if old is not None and old.shape != tensor.shape:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(old.shape)}")
+        _check(name, tensor, old)
         if tensor.is_floating_point():
             tensor = tensor.to(dtype if old is None else old.dtype)
-        elif old is not None and old.dtype != tensor.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}; wanted {old.dtype}")
         tensor = tensor.to(device)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         setattr(owner, own, value)
 
 
-def _some(names: list[str]) -> str:
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], skip: set[str]) -> None:
+    """ValueError where `fill` would raise it."""
+    slots = _fitting_slots(module, tensors, skip)
+    for name, tensor in tensors.items():
+        owner, own, _ = slots[name]
+        _check(name, tensor, getattr(owner, own))
+
+
+def _fitting_slots(
+    module: nn.Module, names: Iterable[str], skip: set[str]
+) -> dict[str, tuple[nn.Module, str, bool]]:
+    """Name -> slot. ValueError unless ``names`` are those that the slots need, or may take."""
+    slots = {name: (owner, own, param) for name, owner, own, param in _slots(module, skip)}
+    unknown = sorted(set(names) - set(slots))
+    needed = {name for name, (owner, own, _) in slots.items() if getattr(owner, own) is not None}
+    missing = sorted(needed - set(names))
+    if unknown or missing:
+        raise ValueError(
+            f"tensors missing: {some(missing)}; not known to this architecture: {some(unknown)}"
+        )
+    return slots
+
+
+def _check(name: str, tensor: Tensor, old: Tensor | None) -> None:
+    if old is not None and old.shape != tensor.shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(old.shape)}")
+    if old is not None and not tensor.is_floating_point() and old.dtype != tensor.dtype:
+        raise ValueError(f"{name} is {tensor.dtype}; wanted {old.dtype}")
+
+
+def some(names: list[str]) -> str:
+    """The first three of ``names``, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "none"

@@ -1,9 +1,11 @@
 """Folders appear whole or not at all."""
 
+import os
+
 import pytest
 
 from ptq4arvg.checkpoint import folder as module
-from ptq4arvg.checkpoint.folder import write_folder
+from ptq4arvg.checkpoint.folder import replaceable, write_folder
 
 
 def names(path):
@@ -38,7 +40,30 @@ def test_replacing_drops_the_old_files(tmp_path, monkeypatch, can_exchange):
 
 def test_without_replace_a_full_folder_stays(tmp_path):
     write_folder(tmp_path / "a", lambda p: (p / "old").write_text("1") and None)
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(FileExistsError, match=r"not empty any more.*Give another folder"):
         write_folder(tmp_path / "a", lambda p: None)
     assert names(tmp_path / "a") == ["old"]
     assert names(tmp_path) == ["a"]
+
+
+def test_what_a_link_leads_to_is_replaced(tmp_path):
+    write_folder(tmp_path / "v1", lambda p: (p / "old").write_text("1") and None)
+    (tmp_path / "latest").symlink_to("v1")
+    (tmp_path / "next").symlink_to("v2")
+    for link in ("latest", "next"):
+        write_folder(tmp_path / link, lambda p: (p / "new").write_text("2") and None, replace=True)
+    assert names(tmp_path) == ["latest", "next", "v1", "v2"]
+    assert names(tmp_path / "v1") == names(tmp_path / "v2") == ["new"]
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "next").is_symlink()
+
+
+def test_folders_that_cannot_give_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for current in (".", "", tmp_path):
+        with pytest.raises(ValueError, match=r"is the current folder.* such as .*quantized"):
+            replaceable(current)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ValueError, match="circle is a link that leads to itself"):
+        replaceable("circle")
+    with pytest.raises(ValueError, match="is where a file system is mounted"):
+        replaceable(os.sep)
