@@ -127,8 +127,19 @@ class Group:
             self._store.set(f"stopped {self.rank}", f"{type(error).__name__}: {text}")
 
 
+@dataclass
+class _Place:
+    """Where the ranks meet: one connection for all entries of ``joined``, since the others may
+    connect to rank 0, which must not go away between two of them."""
+
+    key: tuple[Any, ...]
+    store: Any
+    entries: int = 0
+
+
 ALONE = Group()
 _current = ALONE
+_place: _Place | None = None
 
 
 def current() -> Group:
@@ -153,12 +164,30 @@ def _from_environment() -> tuple[int, int]:
     return rank, world
 
 
+def _entry(rank: int, world: int) -> Any:
+    """A store whose keys are those of this entry of ``joined`` alone."""
+    global _place
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    # After a restart torchrun's store still says where the processes of the last attempt listened.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    where = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    key = (rank, world, attempt, *where)
+    if _place is None or _place.key != key:
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=JOINING))
+        _place = _Place(key, store)
+    _place.entries += 1
+    return PrefixStore(f"attempt {attempt} entry {_place.entries}", _place.store)
+
+
 @contextmanager
 def joined() -> Iterator[Group]:
     """Share the work inside among the processes of ``torchrun``; without it, nothing happens.
 
     All of them have to do the same: a rank that fails tells the others, whose next meeting raises
-    RankError. ValueError if RANK and WORLD_SIZE make no sense.
+    RankError. It may be entered again, and within itself. ValueError if RANK and WORLD_SIZE make no
+    sense.
     """
     global _current
     rank, world = _from_environment()
@@ -166,16 +195,13 @@ def joined() -> Iterator[Group]:
         yield ALONE
         return
     from torch.distributed import PrefixStore, ProcessGroupGloo
-    from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", rank, world, timeout=JOINING))
-    # After a restart torchrun's store still says where the processes of the last attempt listened.
-    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = _entry(rank, world)
     # Not torch's default group: that is the host program's to make, and modules imported while it
     # exists keep it alive, which aborts the process at its end.
     group = Group(rank, world, PrefixStore("ptq4arvg", store))
     group._gloo = ProcessGroupGloo(PrefixStore("gloo", store), rank, world, timeout=WORKING)
-    _current = group
+    before, _current = _current, group
     try:
         yield group
         group.barrier()  # nobody leaves while another needs it
@@ -183,7 +209,7 @@ def joined() -> Iterator[Group]:
         group._stop(error)
         raise
     finally:
-        _current, group._gloo = ALONE, None  # its threads end with it
+        _current, group._gloo = before, None  # its threads end with it
 
 
 def local_device(device: str) -> torch.device:

@@ -164,6 +164,25 @@ def use_collectives() -> None:
     assert current().world == 1
 
 
+def join_again() -> None:
+    """Many entries one after another, one that fails among them, and one within another."""
+    for number in range(8):
+        try:
+            with joined() as group:
+                if number == 3 and group.rank == 1:
+                    raise ValueError("no such thing")
+                assert group.sum_(torch.ones(1)).item() == group.world
+        except (RankError, ValueError):
+            assert number == 3
+    with joined() as outer:
+        with joined() as inner:
+            assert current() is inner
+            assert inner.sum_(torch.ones(1)).item() == outer.world
+        assert current() is outer
+        assert outer.sum_(torch.ones(1)).item() == outer.world
+    assert current().world == 1
+
+
 def command(arguments: list[str], out: Path) -> None:
     """A command line; what it prints goes to a file per rank."""
     with open(out / f"printed{os.environ.get('RANK', '0')}.txt", "w") as file:

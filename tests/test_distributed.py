@@ -131,6 +131,10 @@ def test_collectives():
     assert cases.launch(4, cases.use_collectives) == [0] * 4
 
 
+def test_processes_join_again_and_within_one_another():
+    assert cases.launch(2, cases.join_again) == [0, 0]
+
+
 def test_alone_everything_is_at_once():
     x = torch.ones(2)
     assert ALONE.sum_(x) is x and ALONE.gather({"x": x})[0]["x"] is x
