@@ -68,17 +68,22 @@ def load_strict_(
 ) -> None:
     """Load ``state`` into ``module``, every tensor of it and no other, cast to its dtype.
 
-    assign: take the tensors themselves instead of copying them.
+    assign: take the tensors themselves instead of copying them. Whether they are finite is then not
+    checked: that would read weights that stay in a mapped file.
 
     ``module.recomputed``: expression for names of buffers that follow from the configuration, and
     are ignored; ``module.joined``: ending of a name -> endings of the equal parts of its rows that
-    files may have instead, None for a part that they do not have. ValueError lists missing,
-    unexpected and wrongly shaped tensors before anything is changed.
+    files may have instead, None for a part that they do not have. ValueError lists missing and
+    unexpected tensors and those of a wrong shape or kind, or names the first that is not finite,
+    before anything is changed.
     """
     given = _checked(module, state, what)
     own = module.state_dict().values()
     dtype = next(value.dtype for value in own if value.is_floating_point())
     cast = {n: v.to(dtype) if v.is_floating_point() else v for n, v in given.items()}
+    if not assign:
+        for name, value in cast.items():
+            _check_finite(name, value, what)
     module.load_state_dict(cast, assign=assign)
 
 
@@ -91,15 +96,31 @@ def strict_tensors(
     for name in sorted(module.state_dict()):
         if name in given:
             parts = [given[name]]
-            yield name, given[name]
+            tensor = given[name]
         else:
             ending = next(e for e in joined if name.endswith(e))
             stem = name.removesuffix(ending)
             like = next(given[stem + part] for part in joined[ending] if part is not None)
             parts = [torch.zeros_like(like) if part is None else given[stem + part]
                      for part in joined[ending]]  # fmt: skip
-            yield name, torch.cat(parts)
+            tensor = torch.cat(parts)
+        _check_finite(name, tensor, what)
+        yield name, tensor
         release_mapped(parts)
+
+
+def _check_finite(name: str, value: Tensor, what: str) -> None:
+    """ValueError for a tensor with values that are not finite, at the cost of reading it once."""
+    if not value.is_floating_point() or not value.numel():
+        return
+    # Of a NaN both ends are NaN, and nothing of the tensor's size is made. Of what is narrower than
+    # float16 torch knows no ends.
+    ends = torch.aminmax(value if value.itemsize > 1 else value.float())
+    if not all(end.isfinite() for end in ends):
+        raise ValueError(
+            f"{what}: {name} has values that are NaN or infinite in {value.dtype}; wanted finite "
+            "weights. Copy the file again, or give another one"
+        )
 
 
 def _checked(module: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -109,20 +130,28 @@ def _checked(module: nn.Module, state: dict[str, Tensor], what: str) -> dict[str
     given = {n: v for n, v in state.items() if not (recomputed and re.search(recomputed, n))}
     own = module.state_dict()
     wanted: dict[str, torch.Size] = {}
+    floats: dict[str, bool] = {}
     for name, value in own.items():
         ending = next((e for e in joined if name.endswith(e) and name not in given), None)
-        if ending is None:
-            wanted[name] = value.shape
-        else:
+        names, shape = [name], value.shape
+        if ending is not None:
             stem, parts = name.removesuffix(ending), joined[ending]
             shape = torch.Size([value.shape[0] // len(parts), *value.shape[1:]])
-            wanted |= {stem + part: shape for part in parts if part is not None}
+            names = [stem + part for part in parts if part is not None]
+        wanted |= dict.fromkeys(names, shape)
+        floats |= dict.fromkeys(names, value.is_floating_point())
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes = [
         f"{name} is {list(given[name].shape)}, wanted {list(shape)}"
         for name, shape in wanted.items()
         if name in given and given[name].shape != shape
+    ]
+    kinds = [
+        f"{name} is {given[name].dtype}, wanted {'floats' if floating else 'whole numbers'}"
+        for name, floating in floats.items()
+        if name in given
+        and (given[name].is_complex() or given[name].is_floating_point() != floating)
     ]
     problems = []
     if missing:
@@ -132,6 +161,8 @@ def _checked(module: nn.Module, state: dict[str, Tensor], what: str) -> dict[str
         problems.append(f"unexpected {_few(unexpected)}{near}")
     if shapes:
         problems.append("; ".join(shapes[:4]))
+    if kinds:
+        problems.append("; ".join(kinds[:4]))
     if problems:
         raise ValueError(
             f"{what}: these weights do not fit the model: {'; '.join(problems)}. "

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ptq4arvg.models import load_model
-from ptq4arvg.models.loading import load_strict_, read_state
+from ptq4arvg.models.loading import load_strict_, read_state, strict_tensors
 from tests.golden_cases import find_cases
 
 CASE = find_cases()[0]
@@ -121,3 +121,36 @@ def test_the_bundled_model_from_files(tmp_path):
     again = load_model("var-tiny", weights=tmp_path / "t.pth", tokenizer=tmp_path / "v.safetensors")
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_floats_are_refused(state, transformer, dtype):
+    name = "blocks.0.attn.proj.weight"
+    wrong = {**state, name: state[name].to(dtype)}
+    for assign in (False, True):
+        with pytest.raises(ValueError, match=rf"golden: .*{name} is {dtype}, wanted floats"):
+            load_strict_(transformer, wrong, "golden", assign=assign)
+    assert all(value.is_floating_point() for value in transformer.state_dict().values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite_are_refused(state, transformer, bad, dtype):
+    before = {name: value.clone() for name, value in transformer.state_dict().items()}
+    name = "blocks.0.attn.proj.weight"
+    wrong = {key: (value * 2).to(dtype) for key, value in state.items()}
+    wrong[name][3, 5] = bad
+    with pytest.raises(ValueError, match=rf"golden: {name} has values that are NaN or infinite"):
+        load_strict_(transformer, wrong, "golden")
+    assert all(torch.equal(value, before[n]) for n, value in transformer.state_dict().items())
+    with pytest.raises(ValueError, match=rf"golden: {name} has values that are NaN or infinite"):
+        list(strict_tensors(transformer, wrong, "golden"))
+
+
+def test_weights_of_one_byte_are_read(state, transformer):
+    name = "blocks.0.attn.proj.weight"
+    small = {**state, name: state[name].to(torch.float8_e4m3fn)}
+    load_strict_(transformer, small, "golden")
+    assert torch.equal(transformer.state_dict()[name], small[name].float())
+    found = dict(strict_tensors(transformer, small, "golden"))
+    assert found[name].dtype == torch.float8_e4m3fn

@@ -162,3 +162,16 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, tensors, message):
 def test_files_of_floats_only(tmp_path):
     with pytest.raises(ValueError, match=r"dtype is torch.int8; wanted one of torch.float32"):
         write_tensors(tmp_path / "x", {}, torch.int8, [])
+
+
+def test_weights_that_stay_mapped_are_not_read_to_be_checked(file, tmp_path):
+    state = load_file(file)
+    name = "layers.0.attention.wqkv.weight"
+    state[name][0, 0] = float("nan")
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=rf"{name} has values that are NaN or infinite"):
+        load(tmp_path / "bad.safetensors", mmap=False)
+    load(tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=rf"{name} has values that are NaN or infinite"):
+        store_weights(NAME, tmp_path / "new.safetensors", tmp_path / "bad.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
