@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,30 +110,41 @@ class SampleFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no file {str(path)!r}; wanted samples as .npz with arr_0")
-        try:
-            with self._open() as member:
-                self.shape = self._header(member)
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no file of samples: {error}; wanted an .npz with the images as "
-                "arr_0"
-            ) from None
+        with self._open() as member:
+            self.shape = self._header(member)
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(_MEMBER) as member:
-            yield member
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(_MEMBER) as member:
+                yield member
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            raise ValueError(
+                f"{str(self.path)!r} is no file of samples: {error}; wanted an .npz with the "
+                "images as arr_0"
+            ) from None
 
     def _header(self, member: IO[bytes]) -> tuple[int, ...]:
-        version = np.lib.format.read_magic(member)
-        read = {(1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0}.get(version)  # fmt: skip
-        if read is None:
+        try:
+            version = np.lib.format.read_magic(member)
+            read = {(1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0}.get(version)  # fmt: skip
+            header = read and read(member)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: arr_0 is broken ({error}); wanted images as np.savez writes them"
+            ) from None
+        if header is None:
             raise ValueError(f"{self.path}: arr_0 has format version {version}; wanted 1.0 or 2.0")
-        shape, fortran, dtype = read(member)
-        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != _CHANNELS:
+        shape, fortran, dtype = header
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != _CHANNELS:
             raise ValueError(
                 f"{self.path}: arr_0 is {dtype} {list(shape)}; wanted uint8 [N, H, W, 3]"
+            )
+        if fortran:
+            raise ValueError(
+                f"{self.path}: arr_0 is in Fortran order; wanted C order, image by image. Type "
+                "np.savez(path, np.ascontiguousarray(images))"
             )
         return shape
 

@@ -83,6 +83,37 @@ def test_files_without_images_are_an_error(tmp_path):
         SampleFile(tmp_path / "none.npz")
 
 
+def test_a_file_in_fortran_order_says_so(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, np.asfortranarray(pixels(2).numpy()))
+    with pytest.raises(ValueError, match=r"f\.npz: arr_0 is in Fortran order; .*ascontiguousarray"):
+        SampleFile(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"rubbish rubbish", b"\x93NUMPY\x01\x00\x04\x00abcd", b"\x93NUMPY\x01\x00\x10\x00x"]
+)
+def test_a_broken_member_is_named_with_its_file(tmp_path, data):
+    path = tmp_path / "b.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", data)
+    with pytest.raises(
+        ValueError, match=r"b\.npz: arr_0 is broken \(.*; wanted images as np.savez"
+    ):
+        SampleFile(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_images_are_named_with_their_file(tmp_path, save):
+    path = tmp_path / "d.npz"
+    save(path, pixels(40).numpy())
+    data = bytearray(path.read_bytes())
+    data[2000] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"d\.npz' is no file of samples: .*wanted an .npz"):
+        list(SampleFile(path).batches())
+
+
 def test_images_become_bytes_by_rounding():
     images = torch.tensor([-1, 0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 2]).view(1, 1, 2, 3)
     got = to_bytes(images.expand(1, 3, 2, 3))
