@@ -17,7 +17,8 @@ from torch.nn import functional as F
 __all__ = ["InceptionFeatures", "InceptionNetwork", "graph_names", "resize_bilinear"]
 
 SIDE = 299  # pixels that the network reads
-SPATIAL_CHANNELS = 7  # of mixed_6/conv that make the features of sFID: 17 x 17 x 7 = 2023
+SPATIAL_CHANNELS = 7  # of mixed_6/conv that make the features of sFID
+SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 EPSILON = 1e-3  # of the batch norms
 
 

@@ -25,6 +25,7 @@ IMAGENET_METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
 MODEL_METRICS = ("kl", "top1", "relative_error", "first_divergence", "sqnr_db")
 BUNDLED_METRICS = ("bundled_frechet", "bundled_score", "bundled_precision", "bundled_recall",
                    "bundled_accuracy")  # fmt: skip
+METRICS = (*IMAGENET_METRICS, *BUNDLED_METRICS, *MODEL_METRICS)
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz of guided diffusion"
 
 
@@ -54,6 +55,21 @@ class Protocol:
     size: int | None = None
     resize: str = "none"
     compared: int = 16
+
+    def __post_init__(self) -> None:
+        """ValueError for a metric that there is not."""
+        if isinstance(self.metrics, str):
+            raise ValueError(
+                f"{self.name}: metrics is {self.metrics!r}; wanted a tuple of names. Type "
+                f'metrics=("{self.metrics}",)'
+            )
+        wrong = [name for name in self.metrics if name not in METRICS]
+        if wrong:
+            raise ValueError(
+                f"{self.name}: there is no metric {wrong[0]!r}; wanted some of "
+                f"{', '.join(METRICS)}. {closest(wrong[0], METRICS)}"
+            )
+        object.__setattr__(self, "metrics", tuple(self.metrics))  # a list has no hash
 
     @property
     def hash(self) -> str:

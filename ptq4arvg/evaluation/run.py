@@ -19,13 +19,14 @@ from ..models import ARVGModel
 from ..models.registry import BUNDLED
 from .agreement import agreement, evaluation_rows
 from .bootstrap import Progress, bootstrap_interval, share_interval
+from .checks import check_files, check_float, check_images, check_resamples, check_space
 from .divergence import first_divergence
 from .drawing import FLOAT, MODEL, Drawing
 from .features import FeatureNetwork
 from .figures import Figure, ImageReference
 from .protocol import BUNDLED_METRICS, MODEL_METRICS, Protocol, Result
 from .samples import SampleFile
-from .spaces import FeatureSpace, bundled_reference
+from .spaces import FeatureSpace
 
 __all__ = ["SEED", "evaluate", "evaluate_samples", "protocol_labels"]
 
@@ -67,10 +68,10 @@ def _image_figures(
         drawing.write(parts, samples)
     features = drawing.features(parts)
     if other is not None:
-        reference = bundled_reference(torch.cat(other.features(others).pool))
+        reference = replace(reference, features=torch.cat(other.features(others).pool))
     found = space.measure(features, reference, protocol.metrics, seed, resamples, progress)
-    for name in ("bundled_precision", "bundled_recall"):
-        if name in found and found[name].value is not None:
+    if other is not None:
+        for name in {"bundled_precision", "bundled_recall"} & found.keys():
             found[name] = replace(found[name], note="against other images of the float model")
     if bundled and "bundled_accuracy" in protocol.metrics:
         right = torch.cat(features.probabilities).argmax(1) == labels
@@ -152,14 +153,6 @@ def _folder(parts: str | Path | None, samples: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_space(protocol: Protocol, space: FeatureSpace) -> None:
-    if space.name != protocol.space:
-        raise ValueError(
-            f"{protocol.name} measures in the {protocol.space} feature space; this is the "
-            f"{space.name} one"
-        )
-
-
 def evaluate(
     model: ARVGModel,
     protocol: Protocol,
@@ -178,14 +171,18 @@ def evaluate(
     seed: of the images and of the rows compared; it should not be the calibration's.
     float_model: what a quantized model is compared with; None leaves those figures open. In the
     bundled space it also draws, from ``seed + 1``, the images that precision and recall are taken
-    against. samples: file that the images are written to. resamples: of the bootstrap intervals, 0
-    for none. parts: folder for finished batches, which a run that ended early goes on from and
-    ``remove_parts`` deletes; several processes need one that all of them see. Images in the bundled
-    space say nothing about a model of other pictures, whose figures are left open. ValueError if
-    the protocol is not for this model or this space, or if ``parts`` holds batches of other
-    settings.
+    against, unless the reference has images. samples: file that the images are written to.
+    resamples: of the bootstrap intervals, 0 for none. parts: folder for finished batches, which a
+    run that ended early goes on from and ``remove_parts`` deletes; several processes need one that
+    all of them see. Images in the bundled space say nothing about a model of other pictures, whose
+    figures are left open. ValueError, before anything is drawn, if the protocol is not for this
+    model or this space, the float model is quantized, there are too few images or resamples, or
+    ``samples`` cannot be written; later, if ``parts`` holds batches of other settings.
     """
-    _check_space(protocol, space)
+    check_space(protocol, space)
+    check_float(float_model)
+    check_resamples(resamples)
+    check_files(samples, parts)
     labels = protocol_labels(protocol, model.num_classes)
     drawing = Drawing(model, protocol, labels, seed, space, batch_size, samples is not None)
     foreign = space.name == "bundled" and model.name not in BUNDLED
@@ -199,6 +196,9 @@ def evaluate(
             f"evaluate: {current()} has no parts; wanted a folder that all processes see, where "
             "each leaves the images that it drew"
         )
+    other = model if model.report is None else float_model
+    if not foreign:
+        check_images(protocol, reference, space.name == "bundled" and other is not None)
     start = time.perf_counter()
     found = _model_figures(
         model, float_model, protocol, labels, seed, batch_size, resamples, progress
@@ -207,7 +207,6 @@ def evaluate(
         note = f"{model.name} makes other pictures than the bundled model's training images"
         found |= {n: Figure(None, note=note) for n in protocol.metrics if n in BUNDLED_METRICS}
     else:
-        other = model if model.report is None else float_model
         target = None if samples is None else Path(samples)
         with _folder(parts, target) as folder:
             found |= _image_figures(
@@ -223,7 +222,7 @@ def evaluate(
         "float" if report is None else report.method,
         float(model.stress), seed, protocol, protocol.hash,
         reference.name, reference.hash, space.hash,
-        {name: found[name] for name in protocol.metrics if name in found},
+        {name: found[name] for name in protocol.metrics},
         _sampling(model, drawing.options),
         environment=_environment(time.perf_counter() - start, batch_size, device),
     )  # fmt: skip
@@ -244,7 +243,9 @@ def evaluate_samples(
     The figures of models are left open. seed: of the bootstrap. ValueError for another number of
     images or another size than the protocol's.
     """
-    _check_space(protocol, space)
+    check_space(protocol, space)
+    check_resamples(resamples)
+    check_images(protocol, reference)
     file = SampleFile(path)
     size = protocol.size or file.shape[1]
     if len(file) != protocol.images or file.shape[1:3] != (size, size):

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..checkpoint.hashing import content_hash
 from .bootstrap import Progress
 from .features import FeatureNetwork, load_features, load_reference
-from .figures import Features, Figure, ImageReference, image_figures, moments
-from .inception import InceptionNetwork
+from .figures import Features, Figure, ImageReference, Moments, image_figures, moments
+from .inception import SPATIAL_WIDTH, InceptionNetwork
 from .inception_file import load_inception
 from .samples import SampleFile
 
@@ -31,6 +31,7 @@ BUNDLED_FIGURES = MappingProxyType({
     "bundled_frechet": "frechet", "bundled_score": "score",
     "bundled_precision": "precision", "bundled_recall": "recall",
 })  # fmt: skip
+ROUNDING = 1e-4  # of a stored covariance, against its largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def read_reference(
 
     Statistics that are there are used as they are; others are made of the images. images=False
     leaves the images alone where there are statistics, without precision and recall. ValueError if
-    there is neither, or if the statistics are of another space.
+    there is neither, or if the statistics are of another space, not finite or no covariance.
     """
     path = Path(path)
     try:
@@ -145,12 +146,11 @@ def read_reference(
             f"{str(path)!r} holds {', '.join(sorted(keys)) or 'nothing'}; wanted mu and sigma, or "
             "images as arr_0"
         )
-    width = space.network.fc.in_features
-    if pool is not None and (pool[0].shape, pool[1].shape) != ((width,), (width, width)):
-        raise ValueError(
-            f"{str(path)!r}: mu {list(pool[0].shape)} and sigma {list(pool[1].shape)} are not of "
-            f"the {space.name} features; wanted [{width}] and [{width}, {width}]"
-        )
+    if pool is not None:
+        _check_moments(path, space, ("mu", "sigma"), pool, space.network.fc.in_features)
+    if spatial is not None:
+        width = SPATIAL_WIDTH if space.name == "inception" else spatial[0].numel()
+        _check_moments(path, space, ("mu_s", "sigma_s"), spatial, width)
     features = None
     if "arr_0" in keys and (images or pool is None):
         file = SampleFile(path)
@@ -160,6 +160,32 @@ def read_reference(
             pool = moments(seen.pool)
             spatial = moments(seen.spatial) if seen.spatial else None
     return ImageReference(path.name, _statistics_hash(pool, spatial), pool, spatial, features)
+
+
+def _check_moments(
+    path: Path, space: FeatureSpace, names: tuple[str, str], given: Moments, width: int
+) -> None:
+    """ValueError unless they are a mean and a covariance of ``width`` features."""
+    (mu, sigma), (mean, cov) = names, given
+    if (mean.shape, cov.shape) != ((width,), (width, width)):
+        raise ValueError(
+            f"{str(path)!r}: {mu} {list(mean.shape)} and {sigma} {list(cov.shape)} are not of "
+            f"the {space.name} features; wanted [{width}] and [{width}, {width}]"
+        )
+    for name, tensor in zip(names, given, strict=True):
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{str(path)!r}: {name} holds a value that is not finite; wanted statistics of "
+                "finite features"
+            )
+    values = torch.linalg.eigvalsh((cov + cov.mT) / 2)
+    skew, least, scale = (cov - cov.mT).abs().max(), values[0], values.abs().max()
+    if skew > ROUNDING * scale or least < -ROUNDING * scale:
+        raise ValueError(
+            f"{str(path)!r}: {sigma} is no covariance: its least eigenvalue is {least:.3g}, and it "
+            f"differs from its transpose by up to {skew:.3g}; wanted none below 0, and symmetry. "
+            f"Type {sigma}=np.cov(features, rowvar=False)"
+        )
 
 
 def _statistics_hash(pool: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor] | None) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from ptq4arvg.evaluation.figures import Figure
 from ptq4arvg.evaluation.protocol import (
+    METRICS,
     PROTOCOLS,
     Protocol,
     Result,
@@ -55,7 +56,7 @@ def test_a_protocol_fixes_what_published_models_have_by_default(name):
 
 def test_every_setting_is_in_the_hash():
     protocol = find_protocol("smoke")
-    changed = {str: "other", int: 5, float: 0.5, tuple: ("x",)}
+    changed = {str: "other", int: 5, float: 0.5, tuple: ("kl",)}
     hashes = {protocol.hash}
     for f in fields(Protocol):
         value = getattr(protocol, f.name)
@@ -72,6 +73,16 @@ def test_changes_make_another_protocol():
     fewer = protocol.with_(images=100)
     assert (fewer.images, fewer.per_class, fewer.name) == (100, 0, "var-paper")
     assert fewer.hash != protocol.hash
+
+
+def test_metrics_are_known_names():
+    protocol = find_protocol("smoke")
+    with pytest.raises(ValueError, match=r"no metric 'fid2'; wanted some of fid, .*Closest: 'fid'"):
+        protocol.with_(metrics=("kl", "fid2"))
+    with pytest.raises(ValueError, match=r"metrics is 'kl'; .*Type metrics=\(\"kl\",\)"):
+        protocol.with_(metrics="kl")
+    assert protocol.with_(metrics=["kl"]) == protocol.with_(metrics=("kl",))
+    assert all(set(each.metrics) <= set(METRICS) for each in PROTOCOLS.values())
 
 
 def test_an_unknown_protocol_offers_the_nearest():

@@ -6,7 +6,8 @@ import torch
 
 import ptq4arvg
 from ptq4arvg.evaluation import run
-from ptq4arvg.evaluation.figures import Figure
+from ptq4arvg.evaluation.figures import Figure, ImageReference, moments
+from ptq4arvg.evaluation.frechet import frechet_distance
 from ptq4arvg.evaluation.protocol import find_protocol
 from ptq4arvg.evaluation.run import evaluate, evaluate_samples, protocol_labels
 from ptq4arvg.evaluation.samples import SampleFile, to_bytes
@@ -89,6 +90,26 @@ def test_a_quantized_model_is_compared_with_its_float_one(space, bundled):
     assert figures["bundled_precision"].note == "against other images of the float model"
     again = evaluate(model, SMOKE, space, bundled_reference(), float_model, resamples=0)
     assert again.figures == figures
+
+
+@pytest.mark.parametrize("whose", ["quantized", "quantized and float", "float"])
+def test_the_reference_given_is_the_one_measured_against(space, bundled, whose):
+    """In the bundled space, too, where the float model's images stand in for those it lacks."""
+    model = small("var") if whose == "float" else quantized("var")
+    float_model = small("var") if "and" in whose else None
+    mean, cov = torch.full((128,), 5.0).double(), torch.eye(128).double()
+    protocol = SMOKE.with_(metrics=("bundled_frechet", "bundled_precision"))
+    reference = ImageReference("own.npz", "c" * 64, (mean, cov))
+    got = evaluate(model, protocol, space, reference, float_model, resamples=0)
+    assert (got.reference, got.reference_hash) == ("own.npz", "c" * 64)
+    images = to_bytes(model.generate([0, 1, 2, 3, 4, 0], seed=run.SEED))
+    wanted = frechet_distance(*moments(space.gather([images], 6).pool), mean, cov)
+    assert got.figures["bundled_frechet"].value == pytest.approx(wanted, rel=1e-6)
+    precision = got.figures["bundled_precision"]
+    assert (precision.value is None) == (whose == "quantized")
+    own = ImageReference("own.npz", "c" * 64, (mean, cov), features=torch.zeros(4, 128))
+    got = evaluate(model, protocol, space, own, float_model, resamples=0)
+    assert got.figures["bundled_precision"] == Figure(0.0)
 
 
 def test_without_the_float_model_its_figures_are_left_open(space, bundled):

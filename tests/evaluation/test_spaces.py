@@ -106,6 +106,34 @@ def test_other_files_are_an_error(space, tmp_path):
         read_reference(tmp_path / "none.npz", space)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mu": np.full(128, np.nan)}, "mu holds a value that is not finite"),
+        ({"sigma": np.full((128, 128), np.inf)}, "sigma holds a value that is not finite"),
+        ({"sigma": np.diag([-1.0] + 127 * [1.0])}, "sigma is no covariance: its least eigenvalue "
+                                                   "is -1, .*np.cov"),
+        ({"sigma": np.eye(128) + np.eye(128, k=1)}, "differs from its transpose by up to 1;"),
+        ({"sigma_s": np.diag([1.0, -0.5])}, "sigma_s is no covariance: its least .* -0.5"),
+        ({"sigma_s": np.eye(3)}, r"mu_s \[2\] and sigma_s \[3, 3\] are not of"),
+    ],
+)  # fmt: skip
+def test_statistics_that_are_none_are_an_error(space, tmp_path, changes, message):
+    given = {"mu": np.zeros(128), "sigma": np.eye(128), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "r.npz", **given | changes)
+    with pytest.raises(ValueError, match=rf"r\.npz': .*{message}"):
+        read_reference(tmp_path / "r.npz", space)
+
+
+def test_rounding_of_a_covariance_is_none_of_its_faults(space, tmp_path):
+    """Fewer images than dimensions, in float32: eigenvalues about 0 are below it, too."""
+    features = np.random.default_rng(0).normal(size=(9, 128)).astype(np.float32)
+    sigma = np.cov(features, rowvar=False, dtype=np.float32)
+    assert np.linalg.eigvalsh(sigma)[0] < 0
+    np.savez(tmp_path / "r.npz", mu=features.mean(0), sigma=sigma)
+    assert np.array_equal(read_reference(tmp_path / "r.npz", space).pool[1], sigma)
+
+
 def test_images_are_a_reference_in_the_inception_space(tmp_path):
     state = graphs.inception_state()
     torch.save(state, tmp_path / "inception.pth")
