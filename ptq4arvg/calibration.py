@@ -12,6 +12,7 @@ from torch import Tensor
 from .dgc import farthest_rows, mahalanobis, research_ratio
 from .distributed import current, spread
 from .errors import closest
+from .sampling import whole
 
 __all__ = ["Calibration", "calibrate", "check_rows", "check_selection"]
 
@@ -66,6 +67,11 @@ class Calibration:
 
 def check_rows(model: torch.nn.Module, rows: Calibration) -> None:
     """ValueError unless ``model`` can have drawn the rows, for the labels that it knows."""
+    if not isinstance(rows, Calibration):
+        raise ValueError(
+            f"{model.name}: the calibration is a {type(rows).__name__}; wanted rows of "
+            "`calibrate`, or Calibration(ids, labels)"
+        )
     ids, labels, continuous = rows.ids, rows.labels, model.continuous
     vocabulary = 0 if continuous else model.config.vocab_size
     fits = ids.is_floating_point() == continuous and ids.shape[1] == model.tokens
@@ -77,6 +83,11 @@ def check_rows(model: torch.nn.Module, rows: Calibration) -> None:
         raise ValueError(
             f"{model.name}: calibration rows {list(ids.shape)}, {came}; wanted [rows, "
             f"{model.tokens}] of {kind}. Rows of another model? `calibrate` draws this one's"
+        )
+    if continuous and not ids.isfinite().all():
+        raise ValueError(
+            f"{model.name}: calibration rows with infinite numbers, or such that are none; wanted "
+            "finite ones"
         )
     lowest, highest = labels.min().item(), labels.max().item()
     if labels.is_floating_point() or lowest < 0 or highest > model.null_label:
@@ -124,7 +135,7 @@ def calibrate(
     ``joined`` every rank draws its share, and all have the same result.
     """
     check_selection(samples, keep, select)
-    images = samples // 2
+    images, seed = samples // 2, whole("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     rounds = [
         torch.randperm(model.num_classes, generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,7 @@ def quantize_(
     active = [p for p in plan if p.scheme]
     if not active:
         raise ValueError("quantize_: every linear is ignored, so that none is left to quantize")
+    _check_linears(model, active)
     if parts is not None:
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
@@ -211,6 +212,27 @@ def _check_untouched(model: nn.Module) -> None:
     if done or any(turn_of(linear) for linear in linears):
         what = "quantized in part" if done else "rotated"
         raise ValueError(f"quantize_: this model is left {what} by a run that did not end; {again}")
+
+
+def _check_linears(model: nn.Module, plan: Sequence[LayerPlan]) -> None:
+    """ValueError for a linear that is more than a weight and a bias of finite numbers."""
+    for p in plan:
+        linear = model.transformer.get_submodule(p.name)
+        hooks = (*linear._forward_hooks.values(), *linear._forward_pre_hooks.values())
+        ours = all(getattr(hook, "__module__", "").startswith("ptq4arvg.") for hook in hooks)
+        if type(linear) is not nn.Linear or not ours:
+            more = "has forward hooks" if not ours else f"is a {type(linear).__qualname__}"
+            raise ValueError(
+                f"quantize_: {p.name} {more}, and what that does would be lost; wanted a plain "
+                f"torch.nn.Linear, or ignore=[{p.name!r}]"
+            )
+        for name, values in linear.named_parameters():
+            if not values.isfinite().all():
+                raise ValueError(
+                    f"quantize_: {p.name}.{name} has infinite numbers, or such that are none; "
+                    "wanted finite weights"
+                )
+        release_mapped(linear.parameters())
 
 
 def _replace_attention(model, method, scheme, calibration, batch_size, progress) -> None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sampler", "filter_logits", "guide", "image_generator", "image_streams"]
+__all__ = [
+    "Sampler",
+    "filter_logits",
+    "guide",
+    "image_generator",
+    "image_streams",
+    "whole",
+    "whole_index",
+]
 
 TIES = 32  # logits equal to the least of the top-k that are expected; with more it is slower
 
@@ -53,7 +63,8 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 def image_streams(images: int, seed: int, index: int | Tensor = 0) -> list[torch.Generator]:
     """The random streams of ``images`` images under ``seed``; index: of the first of them, those
-    that follow being next to it, or int64 [images], of each. ValueError for another number."""
+    that follow being next to it, or integers [images], of each. ValueError for anything else."""
+    seed, index = whole("seed", seed), whole_index(index)
     if isinstance(index, int):
         index = torch.arange(index, index + images)
     if index.shape != (images,):
@@ -62,6 +73,23 @@ def image_streams(images: int, seed: int, index: int | Tensor = 0) -> list[torch
             "image"
         )
     return [image_generator(seed, i) for i in index.tolist()]
+
+
+def whole(name: str, value: SupportsIndex) -> int:
+    """The integer that ``value`` is, also one of numpy or torch. ValueError if it is none."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; wanted a whole number") from None
+
+
+def whole_index(index: SupportsIndex | Tensor) -> int | Tensor:
+    """The index of the first image, or int64 [n], of each. ValueError if it is of no integers."""
+    if not isinstance(index, Tensor) or not index.ndim:
+        return whole("index", index)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise ValueError(f"index has dtype {index.dtype}; wanted whole numbers")
+    return index.to(torch.int64)
 
 
 class Sampler:
@@ -84,7 +112,12 @@ class Sampler:
         self.streams = image_streams(images, seed, index)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
-        """Token ids [n, t] from logits [n, t, V]."""
+        """Token ids [n, t] from logits [n, t, V]. ValueError where they are not numbers, on the
+        CPU: on another device the step would have to wait for it."""
+        if logits.device.type == "cpu" and logits.isnan().any():
+            raise ValueError(
+                f"step {step}: some logits are not numbers; wanted finite weights and prompts"
+            )
         filtered = filter_logits(logits.float(), self.top_k, self.top_p)
         cumulative = filtered.double().softmax(-1).cumsum(-1)
         tokens = logits.shape[1]

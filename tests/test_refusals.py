@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_batches_of_nothing(model, rows, size):
         quantize_(model, "W8A8", "rtn", rows, batch_size=size)
 
 
-@pytest.mark.parametrize("labels", [[], [3.9], torch.tensor([1.0])])
+@pytest.mark.parametrize("labels", [[], [3.9], torch.tensor([1.0]), "cat", {1, 2}, None])
 def test_labels_that_are_no_whole_numbers(plain, labels):
     with pytest.raises(ValueError, match="wanted one or more whole numbers from 0 to 31"):
         plain.generate(labels)
@@ -126,3 +127,82 @@ def test_a_transformer_in_float64(model, rows):
     with pytest.raises(ValueError, match="the transformer is in float64"):
         quantize_(model.double(), "W8A8", "rtn", rows)
     quantize_(model, "W8A8", "rtn", rows, pack=False)
+
+
+def test_a_model_generates_in_one_thread_at_a_time(model):
+    """The second call says so; the first one is not disturbed."""
+    wanted = model.sample_ids(torch.tensor([1]), seed=0)
+    inside, go_on, found = threading.Event(), threading.Event(), []
+
+    def first():
+        def choose(logits, step):
+            inside.set()
+            assert go_on.wait(60)
+            return sampler(logits, step)
+
+        sampler = model._sampler(1, 0, None, None, 0)
+        found.append(model.sample_ids(torch.tensor([1]), seed=0, choose=choose))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(RuntimeError, match="generates already, in another thread"):
+        model.generate([2], seed=1)
+    go_on.set()
+    thread.join()
+    assert torch.equal(found[0], wanted)
+    assert torch.equal(model.sample_ids(torch.tensor([1]), seed=0), wanted)
+
+
+class _WithMore(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_linears_that_are_more_than_linears(model, rows):
+    """What a subclass or a hook does would be lost, so neither is quantized; ignored, they stay."""
+    name, part = "blocks.0.mlp.fc1", model.transformer.blocks[0].mlp
+    plain, part.fc1 = part.fc1, _WithMore(part.fc1.in_features, part.fc1.out_features)
+    with pytest.raises(ValueError, match=rf"{name} is a _WithMore.*ignore=\['{name}'\]"):
+        quantize_(model, "W8A8", "rtn", rows)
+    part.fc1 = plain
+    handle = plain.register_forward_hook(lambda _module, _args, y: y + 1)
+    with pytest.raises(ValueError, match=f"{name} has forward hooks, and what that does"):
+        quantize_(model, "W8A8", "rtn", rows)
+    quantize_(copy.deepcopy(model), "W8A8", "rtn", rows, ignore=[name])
+    handle.remove()
+    quantize_(model, "W8A8", "rtn", rows)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(model, rows, value):
+    model.transformer.blocks[1].attn.proj.bias.data[3] = value
+    with pytest.raises(ValueError, match=r"blocks.1.attn.proj.bias has infinite numbers, or such"):
+        quantize_(model, "W8A8", "rtn", rows)
+
+
+def test_rows_that_are_none(model, rows):
+    with pytest.raises(ValueError, match="the calibration is a tuple; wanted rows of"):
+        quantize_(model, "W8A8", "rtn", (rows.ids, rows.labels))
+    with pytest.raises(ValueError, match=r"seed is 1\.5; wanted a whole number"):
+        calibrate(model, samples=4, keep=4, seed=1.5)
+
+
+def test_continuous_rows_that_are_not_finite():
+    mar = ptq4arvg.load_model("mar-tiny")
+    ids = torch.zeros_like(calibrate(mar, samples=2, keep=2).ids)
+    check_rows(mar, Calibration(ids, torch.zeros(2, dtype=torch.int64)))
+    ids[1, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="calibration rows with infinite numbers, or such that"):
+        check_rows(mar, Calibration(ids, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_names_in_place_of_models(rows):
+    with pytest.raises(ValueError, match="'rar-tiny' is a str; wanted a model"):
+        quantize_("rar-tiny", "W8A8", "rtn", rows)
+
+
+@pytest.mark.parametrize("cfg", ["4", [4.0]])
+def test_guidance_that_is_no_number(plain, cfg):
+    with pytest.raises(ValueError, match="wanted a finite number, 1 for no guidance"):
+        plain.generate([1], cfg=cfg)

@@ -1,11 +1,12 @@
 """Sampling: streams per image, exact probabilities, filters, guidance."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq4arvg.sampling import Sampler, filter_logits, guide, image_generator
+from ptq4arvg.sampling import Sampler, filter_logits, guide, image_generator, image_streams
 
 
 def test_guidance():
@@ -107,3 +108,36 @@ def test_top_p_counts_only_what_top_k_left(top_k, top_p):
             if up_to > 1 - top_p:
                 wanted.add(i)
         assert set(kept.isfinite().nonzero().flatten().tolist()) == wanted
+
+
+@pytest.mark.parametrize("seed", [3, True, np.int64(3), torch.tensor(3)])
+def test_a_seed_is_the_number_that_it_is(seed):
+    wanted = image_streams(2, int(seed), 4)
+    for index in (4, np.int32(4), torch.tensor(4), torch.tensor([4, 5], dtype=torch.uint8)):
+        streams = image_streams(2, seed, index)
+        for stream, other in zip(streams, wanted, strict=True):
+            assert torch.equal(stream.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize(
+    ("seed", "index", "text"),
+    [
+        (3.0, 0, "seed is 3.0; wanted a whole number"),
+        (None, 0, "seed is None; wanted a whole number"),
+        ("3", 0, "seed is '3'; wanted a whole number"),
+        (torch.Generator(), 0, "seed is .*; wanted a whole number"),
+        (3, 1.5, "index is 1.5; wanted a whole number"),
+        (3, torch.tensor([0.0, 1.0]), "index has dtype torch.float32; wanted whole numbers"),
+        (3, torch.tensor([1, 2, 3]), r"index has shape \[3\]; wanted one number, or \[2\]"),
+    ],
+)
+def test_seeds_and_indices_that_are_none(seed, index, text):
+    with pytest.raises(ValueError, match=text):
+        image_streams(2, seed, index)
+
+
+def test_logits_that_are_not_numbers():
+    logits = torch.zeros(1, 4, 8)
+    logits[0, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match="step 7: some logits are not numbers; wanted finite"):
+        Sampler(1, seed=0, top_k=0, top_p=0.0)(logits, 7)

@@ -173,6 +173,12 @@ class Method:
                     f"method {self.name!r}: {option} is {value!r}; wanted one of "
                     f"{', '.join(wanted)}. {closest(str(value), wanted)}"
                 )
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(option.default, bool) and not isinstance(value, bool):
+                raise ValueError(
+                    f"method {self.name!r}: {option.name} is {value!r}; wanted True or False"
+                )
         if self.no_rotation and self.rotates:
             raise ValueError(
                 f"method {self.name!r}: rotation is {self.rotation!r}, but {self.no_rotation}; "

@@ -15,7 +15,7 @@ from ..distributed import check_batch_size
 from ..errors import closest
 from ..graphs import StepGraphs
 from ..nn import Cursor
-from ..sampling import Sampler
+from ..sampling import Sampler, whole_index
 
 __all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
 
@@ -187,9 +187,9 @@ class ARVGModel(nn.Module):
     def absorb_constant_(self, name: str) -> None:
         """Move the constant that ``fold_`` left in front of linear ``name`` into a bias, if it can.
 
-        Afterwards the weights are those of an ordinary model of the published architecture.
+        Afterwards the weights are those of an ordinary model of the published architecture. Here it
+        stays, which is all there is to do where ``fold_`` leaves none.
         """
-        raise NotImplementedError
 
     def replay(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, T, V] under teacher forcing of ids [B, T] with labels [B]."""
@@ -223,12 +223,13 @@ class ARVGModel(nn.Module):
 
     def check_labels(self, labels: int | Sequence[int] | Tensor) -> Tensor:
         """Labels as an int64 tensor [n]. ValueError if one is not a class."""
-        labels = torch.as_tensor(labels).reshape(-1)
+        wanted = f"wanted one or more whole numbers from 0 to {self.num_classes - 1}"
+        try:
+            labels = torch.as_tensor(labels).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{self.name}: labels {labels!r:.80}; {wanted}") from None
         if not len(labels) or labels.is_floating_point():
-            raise ValueError(
-                f"{self.name}: labels {labels.tolist()}; wanted one or more whole numbers from 0 "
-                f"to {self.num_classes - 1}"
-            )
+            raise ValueError(f"{self.name}: labels {labels.tolist()}; {wanted}")
         labels = labels.to(torch.int64)
         bad = [label for label in labels.tolist() if not 0 <= label < self.num_classes]
         if bad:
@@ -286,11 +287,11 @@ class ARVGModel(nn.Module):
         replayed; None: on a CUDA device; True: ValueError on another. ``model.graphs`` says what
         was captured. Forward hooks do not run in a replay.
         """
-        labels = self.check_labels(labels)
+        labels, index = self.check_labels(labels), whole_index(index)
         check_batch_size(batch_size)
-        if cfg is not None and not math.isfinite(cfg):
+        if cfg is not None and not (isinstance(cfg, (int, float)) and math.isfinite(cfg)):
             raise ValueError(
-                f"{self.name}: cfg is {cfg}; wanted a finite number, 1 for no guidance"
+                f"{self.name}: cfg is {cfg!r}; wanted a finite number, 1 for no guidance"
             )
         options |= {"top_k": top_k, "top_p": top_p}
         options = {name: value for name, value in options.items() if value is not None}
@@ -322,6 +323,5 @@ class ARVGModel(nn.Module):
         super()._apply(fn, recurse)
         # A cursor is no module, but its tensor has to follow the weights to their device.
         for cursor in self.cursors:
-            moved = fn(torch.empty(0, device=cursor.position.device))
-            cursor.position = cursor.position.to(moved.device)
+            cursor.follow(fn)
         return self

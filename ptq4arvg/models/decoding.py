@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,25 @@ if TYPE_CHECKING:
 __all__ = ["anywhere", "decoding", "stepping"]
 
 Steps = EagerSteps | CapturedSteps
+
+_BUSY: set[int] = set()  # models that decode
+_BUSY_LOCK = threading.Lock()
+
+
+@contextmanager
+def _alone(model: ARVGModel) -> Iterator[None]:
+    """RuntimeError where the model decodes already: two would share its cursor and caches."""
+    with _BUSY_LOCK:
+        if id(model) in _BUSY:
+            raise RuntimeError(
+                f"{model.name}: it generates already, in another thread, and a model does one "
+                "thing at a time; wait for it, or give every thread its own: copy.deepcopy(model)"
+            )
+        _BUSY.add(id(model))
+    try:
+        yield
+    finally:
+        _BUSY.discard(id(model))
 
 
 def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Steps:
@@ -44,18 +64,20 @@ def _caches(
 @contextmanager
 def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
     """``stepping``; within, every attention has a cache on the device of ``like``, in its dtype or
-    of int8 codes."""
-    c, net, steps = model.config, model.transformer, stepping(model, rows, like, graphs)
+    of int8 codes. RuntimeError within another one of the same model."""
+    c, net = model.config, model.transformer
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
     shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
-    caches = _caches(steps, attentions, shape, like) if attentions else []
-    try:
-        for attention, cache in zip(attentions, caches, strict=True):
-            attention.cache = cache
-        yield steps
-    finally:
-        for attention in attentions:
-            attention.cache = None
+    with _alone(model):
+        steps = stepping(model, rows, like, graphs)
+        caches = _caches(steps, attentions, shape, like) if attentions else []
+        try:
+            for attention, cache in zip(attentions, caches, strict=True):
+                attention.cache = cache
+            yield steps
+        finally:
+            for attention in attentions:
+                attention.cache = None
 
 
 def anywhere(model: ARVGModel, steps: Steps) -> Callable[..., Tensor]:

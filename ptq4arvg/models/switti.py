@@ -236,6 +236,10 @@ class Switti(nn.Module):
             config.num_classes, config.text_tokens, config.text_dim, config.pooled_dim
         )
 
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents [B, t, z] of a tokenizer in any dtype -> [B, t, C]."""
+        return self.word_embed(latents.to(self.word_embed.weight.dtype))
+
     def condition(self, labels: Tensor) -> Conditioning:
         """Everything that the labels int64 [B] decide, computed once for all scales."""
         words, pooled, mask = self.prompts(labels)
@@ -274,7 +278,7 @@ class Switti(nn.Module):
         logits [B, T, V]."""
         (given, rotation), level = self.prompted(labels), self.levels()
         first = given.embedding[:, None] + self.pos_start  # [B, t0, C]
-        x = torch.cat([first, self.word_embed(inputs)], 1) + self.lvl_embed(level)
+        x = torch.cat([first, self.embed(inputs)], 1) + self.lvl_embed(level)
         self.cursor.set(0, self.config.tokens)
         return self.logits(x, given, rotation, level[:, None] == level)
 
@@ -441,7 +445,7 @@ class SwittiModel(ARVGModel):
             begin = end
             if following is not None:
                 # Conditional and unconditional rows read the same tokens.
-                x = net.word_embed(following).repeat(1 + both, 1, 1)
+                x = net.embed(following).repeat(1 + both, 1, 1)
         return torch.cat(ids, 1)
 
     def decode_ids(self, ids: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class Attention(nn.Module):
         self.core = AttentionCore()
         self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
         self._register_load_state_dict_pre_hook(self._join_bias)
+        self.register_load_state_dict_post_hook(Attention._fix_again)
 
     def _join_bias(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """Published checkpoints hold q_bias and v_bias; k has none."""
@@ -102,6 +103,9 @@ class Attention(nn.Module):
     def fix_constants_(self, fixed: bool) -> None:
         """Compute what depends on weights alone now, or again at every call."""
         self.q_factors = self._factors().detach() if fixed and self.l2_norm else None
+
+    def _fix_again(self, _keys: object) -> None:
+        self.fix_constants_(self.q_factors is not None)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.proj(self.attend(x, mask))
@@ -195,6 +199,10 @@ class VAR(nn.Module):
         """Position plus scale embeddings [1, T, C]."""
         return self.lvl_embed(self.level)[None] + self.pos_1LC
 
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents [B, t, z] of a tokenizer in any dtype -> [B, t, C]."""
+        return self.word_embed(latents.to(self.word_embed.weight.dtype))
+
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(class embedding [B, C], what the blocks are modulated by)."""
         embedding = self.class_emb(labels)
@@ -221,7 +229,7 @@ class VAR(nn.Module):
         logits [B, T, V]."""
         embedding, condition = self.condition(labels)
         first = embedding[:, None] + self.pos_start  # [B, t0, C]
-        x = torch.cat([first, self.word_embed(x_BLCv_wo_first_l)], 1) + self.positions()
+        x = torch.cat([first, self.embed(x_BLCv_wo_first_l)], 1) + self.positions()
         self.cursor.set(0, self.config.tokens)
         mask = self.mask
         for block in self.blocks:
@@ -344,7 +352,7 @@ class VARModel(ARVGModel):
                 f_hat, following = quantizer.step(scale, f_hat, ids[-1])
                 begin += side * side
                 if following is not None:
-                    x = net.word_embed(following) + positions[:, begin : begin + following.shape[1]]
+                    x = net.embed(following) + positions[:, begin : begin + following.shape[1]]
                     x = torch.cat([x, x])  # conditional and unconditional rows read the same tokens
         return torch.cat(ids, 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,9 +26,16 @@ class Cursor:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.begin = 0
         self.tokens = 0
-        self.position = torch.zeros(1, dtype=torch.int32, device=device)
+        with torch.inference_mode(False):  # or no step outside of it could move the cursor
+            self.position = torch.zeros(1, dtype=torch.int32, device=device)
         self._index: Tensor | None = None
         self.mask: Tensor | None = None
+
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move to the device that ``fn`` moves tensors to, as ``nn.Module._apply`` gives it."""
+        device = fn(torch.empty(0, device=self.position.device)).device
+        with torch.inference_mode(False):
+            self.position = self.position.to(device)
 
     def set(self, begin: int, tokens: int) -> None:
         """Declare that the next rows are ``tokens`` positions per image, from ``begin`` on."""

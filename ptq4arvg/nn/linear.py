@@ -30,18 +30,21 @@ class _StaticInput(nn.Module):
         self.register_buffer("input_scale", q.input_scale.float())
         self.register_buffer("input_zero", q.input_zero.to(torch.int32))
         self.register_buffer("position_group", q.position_group)
-        scale = expand_groups(self.input_scale, q.position_group)
-        zero = expand_groups(self.input_zero, q.position_group)
-        # Tables in the form the ops read; derived, so not part of the state.
-        self.register_buffer("a_scale", scale, persistent=False)
-        self.register_buffer("a_inv_scale", 1.0 / scale, persistent=False)
-        self.register_buffer("a_level_zero", zero, persistent=False)
-        residual = zero - 128 if q.a_bits == 8 else None
-        self.register_buffer("a_zero", residual, persistent=False)
+        for name in ("a_scale", "a_inv_scale", "a_level_zero", "a_zero"):
+            self.register_buffer(name, None, persistent=False)
+        self._make_tables()
+        self.register_load_state_dict_post_hook(_StaticInput._make_tables)
         # Taken from here, as a tensor made of numbers would be a copy from the host in every step.
         sinks = torch.tensor(self.sink, dtype=torch.int64)
         self.register_buffer("_sinks", sinks, persistent=False)
-        self._one_row = len(scale) == 1  # its input has no token axis
+        self._one_row = len(self.a_scale) == 1  # its input has no token axis
+
+    def _make_tables(self, _keys: object = None) -> None:
+        """Tables in the form the ops read; derived, so not part of the state."""
+        scale = expand_groups(self.input_scale, self.position_group)
+        zero = expand_groups(self.input_zero, self.position_group)
+        self.a_scale, self.a_inv_scale, self.a_level_zero = scale, 1.0 / scale, zero
+        self.a_zero = zero - 128 if self.a_bits == 8 else None
 
     def _apply(self, fn, recurse: bool = True):
         return super()._apply(keeping_dtype(fn), recurse)

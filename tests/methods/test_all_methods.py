@@ -71,3 +71,9 @@ def test_compensated_rounding_goes_with_it(name, case):
         assert all(torch.isfinite(batch).all() for batch in float_logits(model, *compared))
     assert reports["gptq"].sqnr_db > reports["nearest"].sqnr_db + 1
     assert reports["gptq"].options["rounding"] == "gptq"
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_switches_are_on_or_off(value):
+    with pytest.raises(ValueError, match=r"bias_correction is .*; wanted True or False"):
+        get_method("rtn", bias_correction=value)

@@ -91,3 +91,26 @@ def test_the_cache_is_gone_after_an_interrupt(model):
     with pytest.raises(KeyboardInterrupt):
         model.sample_ids(torch.tensor([1]), choose=stop)
     assert all(block.attn.cache is None for block in model.transformer.blocks)
+
+
+def test_a_transformer_in_another_dtype_than_the_tokenizer():
+    """As users mix them; what is narrower rounds, and quantizes."""
+    model = ptq4arvg.load_model("var-tiny")
+    rows = ptq4arvg.calibrate(model, samples=4, keep=2)
+    model.transformer.bfloat16()
+    assert model.generate([1], seed=0).dtype == torch.float32
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows)
+    assert model.replay(rows.ids, rows.labels).dtype == torch.bfloat16
+
+
+def test_a_quantized_model_takes_the_state_of_another():
+    """Of the same recipe, with other rows: its scales, and what follows from them."""
+    first, second = (ptq4arvg.load_model("var-tiny") for _ in range(2))
+    rows = ptq4arvg.calibrate(first, samples=8, keep=4)
+    ptq4arvg.quantize_(first, "W8A8", "rtn", rows)
+    second.transformer.blocks[0].attn.scale_mul_1H11.data.mul_(0.9)
+    ptq4arvg.quantize_(second, "W8A8", "rtn", ptq4arvg.calibrate(second, 4, 2, seed=9))
+    wanted = first.replay(rows.ids, rows.labels)
+    assert not torch.equal(second.replay(rows.ids, rows.labels), wanted)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.replay(rows.ids, rows.labels), wanted)

@@ -32,3 +32,11 @@ def test_an_error_within_ends_it():
     with pytest.raises(KeyError), cursor.on_device(3, torch.float32):
         raise KeyError
     assert cursor.rows == slice(0, 1) and cursor.mask is None
+
+
+def test_made_or_moved_in_inference_mode_it_still_moves_outside():
+    with torch.inference_mode():
+        cursor = Cursor()
+        cursor.follow(lambda x: x.double())
+    cursor.set(3, 2)
+    assert cursor.position.tolist() == [3] and cursor.position.dtype == torch.int32

@@ -247,3 +247,12 @@ def test_caches_of_both_kinds():
     assert sizes == [B * H * 32 * D] * 2  # bytes: a value each
     with pytest.raises(ValueError, match="heads of 22 channels; wanted a multiple of 4 up to 128"):
         core.cache_shapes(B, H, 32, 22)
+
+
+def test_a_compiler_takes_masks_as_they_are():
+    """It cannot look at their numbers; those of the models are in order."""
+    q, k, v = qkv()
+    core = core_of(k, v)
+    mask = torch.ones(T, T, dtype=torch.bool).tril()
+    compiled = torch.compile(core, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, k, v, mask), core(q, k, v, mask))

@@ -132,3 +132,16 @@ def test_a_move_to_another_kind_of_device_packs_anew(monkeypatch, bits):
     assert codes.device.type == packed.packed.device.type == "meta"
     assert codes.shape == q.codes.shape and w_bits == bits
     assert zero is None or zero.device.type == "meta"
+
+
+def test_tables_follow_a_state():
+    """Assigned or copied: what the operators read is made of it anew."""
+    cursor = Cursor()
+    cursor.set(0, 9)
+    x = torch.randn(2, 9, 52, generator=torch.Generator().manual_seed(3))
+    source = PackedLinear(quantization(8, 8, seed=1), cursor)
+    for assign in (False, True):
+        linear = PackedLinear(quantization(8, 8, seed=2), cursor)
+        assert not torch.equal(linear(x), source(x))
+        linear.load_state_dict(source.state_dict(), assign=assign)
+        assert torch.equal(linear(x), source(x))

@@ -129,3 +129,19 @@ def test_without_its_tokenizer(case):
         ptq4arvg.adopt(module)
     assert module.blocks is blocks
     assert ptq4arvg.adopt(module, tokenizer=vae).tokens == case.config["L"]
+
+
+def test_what_moves_the_module_moves_the_model(case):
+    """All of it: the cursor, what the module does not know, and the tokenizer."""
+    module, records = original(case), case.records
+    model = ptq4arvg.adopt(module)
+    names = set(module.state_dict())
+    module.to(torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert set(module.state_dict()) == names
+    assert model.generate(records["gen.labels"][:1]).isfinite().all()
+    module.to("meta")
+    assert model.cursor.position.is_meta and model.transformer.level.is_meta
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="has been adopted before, with its tokenizer"):
+        ptq4arvg.adopt(module, tokenizer=model.tokenizer)
