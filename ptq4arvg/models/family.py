@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import closest
 from .base import ARVGModel, SamplingDefaults
 
-__all__ = ["Family", "PublishedFiles", "from_dict", "materialize"]
+__all__ = ["NO_FILES", "Family", "PublishedFiles", "from_dict", "materialize"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class PublishedFiles:
     licence: str
 
 
+# Of a size that nobody published.
+NO_FILES = PublishedFiles("WEIGHTS", "TOKENIZER", "its two parts", "licence not known")
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models.
@@ -36,8 +40,9 @@ class Family:
     modules made from them; a module with memory of its own that follows from the configuration
     makes it again in ``reset_buffers()``. model: the ``ARVGModel`` made of (name, config,
     transformer, tokenizer). sizes: name -> (fields of config, fields of tokenizer_config);
-    files: name -> its files. other_tokenizers: kind -> (configuration, module) of tokenizers that
-    can stand in for the family's own, for a configuration that names its "kind".
+    files: name -> its files, of those sizes that have any. other_tokenizers: kind ->
+    (configuration, module) of tokenizers that can stand in for the family's own, for a
+    configuration that names its "kind".
     """
 
     name: str

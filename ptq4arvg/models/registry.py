@@ -15,7 +15,7 @@ from ..devices import usable_device
 from ..errors import closest
 from . import mar, par, rar, switti, var
 from .base import ARVGModel
-from .family import Family, materialize
+from .family import NO_FILES, Family, materialize
 from .loading import load_strict_, read_state, strict_tensors
 from .mapped import check_mappable, release_after_use_, write_tensors
 from .stress import stress_
@@ -33,8 +33,8 @@ PUBLISHED = {name: family for family in FAMILIES.values() for name in family.siz
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One line of ``list_models``. weights: "bundled", or the names of the published files, whose
-    ``licence`` is given."""
+    """One line of ``list_models``. weights: "bundled", "not published", or the names of the
+    published files, whose ``licence`` is given."""
 
     name: str
     family: str
@@ -142,7 +142,7 @@ def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
                 "tokenizer": tokenizer or folder / "tokenizer.safetensors"}  # fmt: skip
     if weights is None or tokenizer is None:
         missing = "weights" if weights is None else "tokenizer"
-        files = PUBLISHED[name].files[name]
+        files = PUBLISHED[name].files.get(name, NO_FILES)
         raise ValueError(
             f"{name} is not bundled: give {missing}. Type load_model({name!r}, "
             f"weights={files.weights!r}, tokenizer={files.tokenizer!r}) with the files of "
@@ -208,9 +208,12 @@ def list_models() -> list[ModelInfo]:
         settings, tokenizer = family.settings(config)
         with torch.device("meta"):
             count = sum(p.numel() for p in family.transformer(settings).parameters())
-        files = family.files.get(name)
-        weights = "bundled" if files is None else f"{files.weights}, {files.tokenizer}"
-        licence = "Apache-2.0" if files is None else files.licence
+        files = family.files.get(name, NO_FILES)
+        weights, licence = f"{files.weights}, {files.tokenizer}", files.licence
+        if name in BUNDLED:
+            weights, licence = "bundled", "Apache-2.0"
+        elif name not in family.files:
+            weights = "not published"
         found.append(ModelInfo(name, family.name, count, tokenizer.image_size, settings.tokens,
                                weights, licence))  # fmt: skip
     return found

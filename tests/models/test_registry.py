@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from ptq4arvg.models import build_model, list_models, load_model, model_config
-from ptq4arvg.models.var import VAR, VARConfig
+from ptq4arvg.models import build_model, list_models, load_model, model_config, registry
+from ptq4arvg.models.base import ARVGModel
+from ptq4arvg.models.family import Family
+from ptq4arvg.models.var import VAR, VARConfig, VARModel
 from ptq4arvg.models.vqvae import VQVAE, VQVAEConfig
+from tests.models.tiny import TINY
 
 # Parameters that the authors give, in millions (table 1 of Tian et al. 2024 and Yu et al. 2024).
 PUBLISHED = {
@@ -116,3 +120,35 @@ def test_a_sequence_of_one_scale():
     net = VAR(config)
     logits = net(torch.tensor([0, 3]), torch.zeros(2, 0, 4))
     assert logits.shape == (2, 4, 8)
+
+
+@pytest.fixture
+def unpublished(monkeypatch):
+    """A family whose only size has no files, and whose folds leave no constant to absorb."""
+
+    class PlainModel(VARModel):
+        family, absorb_constant_ = "plain", ARVGModel.absorb_constant_
+
+    parts = TINY["var"]["transformer"], TINY["var"]["tokenizer"]
+    family = Family(
+        "plain", VARConfig, VQVAEConfig, VAR, VQVAE, PlainModel, sizes={"plain-s": parts}
+    )
+    monkeypatch.setitem(registry.FAMILIES, "plain", family)
+    monkeypatch.setitem(registry.PUBLISHED, "plain-s", family)
+
+
+def test_a_size_without_files(unpublished):
+    for given, missing in (({}, "weights"), ({"weights": "random"}, "tokenizer")):
+        with pytest.raises(
+            ValueError, match=rf"plain-s is not bundled: give {missing}\. Type load"
+        ):
+            load_model("plain-s", **given)
+    info = {info.name: info for info in list_models()}["plain-s"]
+    assert (info.weights, info.licence) == ("not published", "licence not known")
+
+
+def test_stress_without_a_constant_to_absorb(unpublished):
+    files = {"weights": "random", "tokenizer": "random"}
+    ids, labels = torch.randint(40, (2, 14)), torch.tensor([0, 3])
+    plain, stressed = (load_model("plain-s", stress=s, **files) for s in (0, 30))
+    assert_close(stressed.replay(ids, labels), plain.replay(ids, labels))
