@@ -289,7 +289,11 @@ class ARVGModel(nn.Module):
         """
         labels, index = self.check_labels(labels), whole_index(index)
         check_batch_size(batch_size)
-        if cfg is not None and not (isinstance(cfg, (int, float)) and math.isfinite(cfg)):
+        try:
+            finite = cfg is None or math.isfinite(cfg)
+        except TypeError:
+            finite = False
+        if not finite:
             raise ValueError(
                 f"{self.name}: cfg is {cfg!r}; wanted a finite number, 1 for no guidance"
             )
