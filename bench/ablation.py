@@ -21,9 +21,11 @@ from statistics import mean
 from typing import Any
 
 import torch
+from options import at_least
 from record import stamp
 
 import ptq4arvg
+from ptq4arvg.calibration import check_selection
 from ptq4arvg.evaluation import (
     FeatureStatistics,
     agreement,
@@ -33,6 +35,7 @@ from ptq4arvg.evaluation import (
     load_features,
     load_reference,
 )
+from ptq4arvg.serialize import check_writable
 
 MODEL, STRESS, EVALUATION_SEED = "var-tiny", (0.0, 30.0), 1000
 
@@ -153,15 +156,28 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
-def main() -> None:
-    """Run, print a line per row, write the CSV file and print the summary."""
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--keep", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.csv"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    at_least("--seeds", arguments.seeds, 1)
+    at_least("--images", arguments.images, 2)  # a distance needs their covariance
+    check_selection(arguments.samples, arguments.keep, "dgc")
+    check_writable(arguments.out, folder=False)
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print a line per row, write the CSV file and print the summary. 2 for bad arguments."""
+    try:
+        arguments = _parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"ablation.py: {error}\n")
+        return 2
     shared = stamp("cpu", torch.get_num_threads())
     shared |= {"images": arguments.images, "samples": arguments.samples, "keep": arguments.keep}
     out: Path = arguments.out
@@ -183,7 +199,8 @@ def main() -> None:
             sys.stdout.write(f"{time.monotonic() - start:6.0f} s  {shown}\n")
             sys.stdout.flush()
     sys.stdout.write(f"{summary(rows)}\nwrote {out}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,6 +39,7 @@ from ptq4arvg.devices import usable_device
 from ptq4arvg.models.registry import FAMILIES, model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
+from ptq4arvg.serialize import check_writable
 
 DEFAULT_SCHEMES = ("W8A8", "W6A6", "W4A8")
 TIMES = ("image", "first_scale", "tokens", "decode", "cpu")
@@ -246,6 +247,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if graphs and not gpu:
         raise ValueError(f"--floats {graphs[0]} wants --device cuda")
     usable_device(arguments.device)
+    if arguments.out:
+        check_writable(arguments.out, folder=False)
+    if arguments.checkpoints:
+        check_writable(arguments.checkpoints)
     return arguments
 
 

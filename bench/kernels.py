@@ -32,6 +32,7 @@ from ptq4arvg import ops
 from ptq4arvg.devices import usable_device
 from ptq4arvg.errors import closest
 from ptq4arvg.progress import make_progress
+from ptq4arvg.serialize import check_writable
 
 OPS = ("gemm", "quantize", "norm_quantize")
 MOST_COPIES = 256  # in a graph: a few rows stay in the cache, and launching them is what takes time
@@ -215,7 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, write the files. 2 for bad arguments, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        (op,) = choices("--op", arguments.op, OPS)
+        op, *more = choices("--op", arguments.op, OPS) or [""]
+        if more or not op:
+            raise ValueError(f"--op {arguments.op!r}; wanted one of {', '.join(OPS)}")
         known = PEERS if op == "gemm" else ROW_PEERS
         peers = choices("--peers", arguments.peers or ",".join(known), known)
         bits = [int(b) for b in choices("--bits", arguments.bits, ("8", "6", "4"))]
@@ -227,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.threads < 1 or not arguments.budget > 0:
             raise ValueError("--threads and --budget want numbers above 0")
         usable_device(arguments.device)
+        for file in filter(None, (arguments.out, arguments.figure)):
+            check_writable(file, folder=False)
         if arguments.figure:
             from figure import draw, need_matplotlib
 

@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from options import at_least, choices
 from record import stamp, write_csv
 
 import ptq4arvg
 from ptq4arvg.allocation import Budget, assign
+from ptq4arvg.calibration import check_selection
 from ptq4arvg.evaluation import Agreement, agreement, evaluation_rows, float_logits
 from ptq4arvg.evaluation.yardstick import linear_bytes
 from ptq4arvg.methods import get_method
+from ptq4arvg.models import BUNDLED
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.sensitivity import Harm, sensitivities
+from ptq4arvg.serialize import check_writable
 
 MODELS = ("rar-tiny", "par-tiny", "var-tiny")
 TARGETS = (4.5, 5.0, 5.5, 6.0, 7.0)  # at 4 and 8 there is nothing to choose
@@ -113,8 +117,7 @@ def rank_correlation(rows: list[dict[str, Any]]) -> float:
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
-def main() -> None:
-    """Run, print a line per row, write the CSV file."""
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
@@ -122,12 +125,28 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=32)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("bench/results/mixed.csv"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    arguments.models = choices("--models", arguments.models, BUNDLED)
+    if not arguments.models:
+        raise ValueError(f"--models is empty; wanted some of {', '.join(BUNDLED)}")
+    at_least("--seeds", arguments.seeds, 1)
+    check_selection(arguments.samples, arguments.keep, "dgc")
+    check_writable(arguments.out, folder=False)
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print a line per row, write the CSV file. 2 for bad arguments."""
+    try:
+        arguments = _parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"mixed.py: {error}\n")
+        return 2
     measure, columns = (alone, ALONE_COLUMNS) if arguments.alone else (budgets, COLUMNS)
     shared = stamp("cpu", torch.get_num_threads())
     shared |= {"samples": arguments.samples, "keep": arguments.keep}
     found: list[dict[str, Any]] = []
-    for name in arguments.models.split(","):
+    for name in arguments.models:
         case = Case(name, arguments.samples, arguments.keep)
         for seed in range(arguments.seeds):
             for row in measure(case, seed):
@@ -143,7 +162,8 @@ def main() -> None:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in each.items())
             sys.stdout.write(f"{name}: rank correlation {shown}\n")
     sys.stdout.write(f"wrote {arguments.out}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

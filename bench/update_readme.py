@@ -16,6 +16,7 @@ bench/results/demo-NAME/ for another model than var-tiny, which has a table of i
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
@@ -27,6 +28,7 @@ from typing import Any
 from timing import geometric_mean
 
 from ptq4arvg.demo import MODEL
+from ptq4arvg.errors import closest
 from ptq4arvg.report import markdown_table
 from ptq4arvg.tables import markdown_pivot, significant
 
@@ -185,25 +187,74 @@ TABLES = {  # by the name of the CSV file
 }  # fmt: skip
 
 
-def main(path: Path) -> None:
+def csv_table(path: Path) -> str:
+    """The table of README.md that is made of a CSV file. ValueError where none is."""
+    if path.stem not in TABLES:
+        raise ValueError(
+            f"README.md has no table of {path.name}; wanted one of {', '.join(TABLES)}, or the "
+            f"report.json of a demo. {closest(path.stem, TABLES)}"
+        )
+    with path.open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    if not rows:
+        raise ValueError(f"{path} has no rows; wanted a whole record")
+    try:
+        return TABLES[path.stem](rows)
+    except KeyError as error:
+        raise ValueError(f"{path} has no column {error}; wanted a whole record") from None
+    except (IndexError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no whole record ({error})") from None
+
+
+def demo_table(path: Path) -> tuple[str, str]:
+    """(name, table) of a demo's report. ValueError where it is none."""
+    try:
+        report = json.loads(path.read_text())
+        name = "demo" if report["model"] == MODEL else f"demo-{report['model']}"
+        return name, markdown_table(report["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no report of a demo ({error}); wanted a report.json as `ptq4arvg demo` "
+            "writes it, or a CSV file of bench/results"
+        ) from None
+
+
+def update(path: Path) -> None:
     """Update README.md from ``path``, and bench/results/demo/ with a demo's report."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no file; wanted the report.json of a demo, or a CSV file of bench/results"
+        )
     readme = ROOT / "README.md"
     text = readme.read_text()
     if path.suffix == ".csv":
-        with path.open(newline="") as file:
-            table = TABLES[path.stem]([*csv.DictReader(file)])
-        readme.write_text(replace_table(text, path.stem, table))
+        readme.write_text(replace_table(text, path.stem, csv_table(path)))
         return
-    report = json.loads(path.read_text())
-    name = "demo" if report["model"] == MODEL else f"demo-{report['model']}"
-    readme.write_text(replace_table(text, name, markdown_table(report["rows"])))
+    name, table = demo_table(path)
     target = ROOT / "bench" / "results" / name
+    grid = path.with_name("grid.png")
+    if not grid.is_file():
+        raise ValueError(f"{grid} is missing; a demo writes it beside its report")
+    readme.write_text(replace_table(text, name, table))
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("grid.png", "report.json"):
-        shutil.copyfile(path.with_name(name), target / name)
+    for file, to in ((grid, target / "grid.png"), (path, target / "report.json")):
+        if file.resolve() != to.resolve():
+            shutil.copyfile(file, to)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Update what the file named in ``argv`` is for. 2 if it is for nothing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path)
+    try:
+        update(parser.parse_args(argv).file)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"update_readme.py: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    sys.exit(main())

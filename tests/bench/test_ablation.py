@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from bench import ablation
 
 STAMP = {"commit": "abc", "date": "2026-01-02", "keep": 4}
@@ -48,3 +50,25 @@ def test_every_variant_is_accepted_by_the_library():
         method = options.get("method", "ptq4arvg")
         get_method(method, **{k: v for k, v in options.items()
                               if k not in ("pack", "method", "compat")})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0; wanted 1 or more"),
+        (["--images", "1"], "--images 1; wanted 2 or more"),
+        (["--keep", "0"], "keep 0; wanted"),
+    ],
+)
+def test_bad_arguments_leave_the_record(tmp_path, capsys, arguments, message):
+    path = tmp_path / "a.csv"
+    path.write_text("record")
+    assert ablation.main([*arguments, "--out", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert path.read_text() == "record"
+
+
+def test_a_folder_is_no_record(tmp_path, capsys):
+    assert ablation.main(["--out", str(tmp_path)]) == 2
+    assert "is a folder; wanted the name of a file" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def test_a_bundled_model(tmp_path, capsys, model, scheme):
         (["--floats", "bfloat16_graphs"], "--floats bfloat16_graphs wants --device cuda"),
         (["--device", "cuda"], "device is 'cuda', and torch"),
         (["--schemes", "", "--floats", ""], "nothing to measure"),
+        (["--out", "."], ". is a folder; wanted the name of a file"),
+        (["--checkpoints", __file__], "is a file; wanted the name of a folder"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):
@@ -72,6 +74,13 @@ def test_bad_arguments(capsys, arguments, message):
 )
 def test_schemes_that_a_model_can_have(model, schemes):
     assert generate._parse(["--model", model]).schemes == schemes
+
+
+def test_what_is_named_twice_is_measured_once():
+    twice = ["--images", "2,2", "--schemes", "W8A8,w8a8", "--floats", "float32,float32"]
+    arguments = generate._parse(twice)
+    assert (arguments.images, arguments.schemes) == ([2], ["W8A8"])
+    assert arguments.floats == ["float32"]
 
 
 @pytest.mark.parametrize(

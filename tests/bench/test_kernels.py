@@ -117,6 +117,9 @@ def test_a_chosen_instruction_set(tmp_path):
         (["--isa", "mmx"], "mmx"),
         (["--threads", "0"], "above 0"),
         (["--budget", "nan"], "above 0"),
+        (["--op", "gemm,quantize"], "--op 'gemm,quantize'; wanted one of gemm"),
+        (["--out", "."], ". is a folder; wanted the name of a file"),
+        (["--figure", "."], ". is a folder; wanted the name of a file"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

@@ -38,3 +38,20 @@ def test_rank_correlation():
     assert mixed.rank_correlation(rows) == pytest.approx(0.5)
     rows = [{"estimate": e, "kl": -e, "relative_error": 0} for e in (1, 5, 3)]
     assert mixed.rank_correlation(rows) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0; wanted 1 or more"),
+        (["--models", "var-tine"], "Closest: 'var-tiny'"),
+        (["--models", "var-d16"], "unknown 'var-d16'"),
+        (["--models", ""], "--models is empty; wanted some of "),
+        (["--samples", "3"], "samples 3, keep 32"),
+        (["--out", "."], ". is a folder; wanted the name of a file"),
+    ],
+)
+def test_bad_arguments(capsys, arguments, message):
+    assert mixed.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out

@@ -119,3 +119,51 @@ def test_the_table_of_whole_calls(script):
     assert script.generate_table([row]).splitlines()[2:] == [
         "| W8A8 | 8.0 | 4.0 | 12.0 | 2.00 | 0.60 |"
     ]
+
+
+@pytest.fixture
+def root(script, tmp_path, monkeypatch):
+    """A folder with a README of its own, which the script then updates."""
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    text = "".join(f"<!-- {n}-table -->\n<!-- /{n}-table -->\n" for n in ("demo", "mixed"))
+    (tmp_path / "README.md").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("kernels.csv", "op\ngemm\n", "no table of kernels.csv; wanted one of ablation, mixed, "),
+        ("mixed.csv", "op\ngemm\n", "mixed.csv has no column 'model'; wanted a whole record"),
+        ("mixed.csv", "model\n", "mixed.csv has no rows"),
+        ("mixed.csv", None, "mixed.csv is no file; wanted the report.json of a demo, or a CSV"),
+        ("report.json", "{}", "report.json is no report of a demo ('model')"),
+        ("report.json", "[", "report.json is no report of a demo"),
+        ("report.json", '{"model": "var-tiny", "rows": []}', "grid.png is missing"),
+    ],
+)
+def test_files_that_nothing_is_made_of(script, root, capsys, name, text, message):
+    before = (root / "README.md").read_text()
+    if text is not None:
+        (root / name).write_text(text)
+    assert script.main([str(root / name)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert (root / "README.md").read_text() == before
+
+
+def test_a_report_and_its_picture(script, root):
+    folder = root / "bench" / "results" / "demo"
+    report = ROOT / "bench" / "results" / "demo" / "report.json"
+    for path in (report, folder / "report.json"):  # then the copy itself
+        assert script.main([str(path)]) == 0
+        assert "|" in (root / "README.md").read_text()
+        assert (folder / "report.json").read_text() == report.read_text()
+        assert (folder / "grid.png").is_file()
+
+
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--help"])
+    assert ended.value.code == 0
+    assert "bench/update_readme.py demo/report.json" in capsys.readouterr().out
