@@ -24,8 +24,4 @@ __device__ inline RowPlace place_of(const RowPositions& rows, int64_t row) {
   return {(rows.position ? *rows.position : 0) + token, image};
 }
 
-__device__ inline QuantizeRow table_row(const QuantizeTable& table, int64_t t) {
-  return quantize_row(table.inv_scale[t], table.zero[t], table.bits);
-}
-
 }  // namespace ptq4arvg::cuda

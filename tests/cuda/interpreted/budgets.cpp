@@ -1,5 +1,5 @@
-// How many instructions an element of the kernels takes that are to run at the speed of memory, in large calls. What
-// test_interpreted.py compares them with says how many there may be.
+// How many instructions an element of the kernels takes that are to run at the speed of memory, in large calls, and how
+// many a score of attention. What test_interpreted.py compares them with says how many there may be.
 #include <vector>
 
 #include "device.h"
@@ -103,12 +103,31 @@ void tell_qkv() {
   tell("store_qkv.rotation", 3 * kElements, store(s));
 }
 
+// The last scale of a VAR: scores of all queries with all keys.
+void tell_attention() {
+  constexpr int64_t kHeads = 1, kTokens = 256, kKeys = 680, kCapacity = 688, kSize = 64;
+  const DeviceArray<uint8_t> q = halves(kTokens * kHeads * kSize), out(2 * q.count);
+  const DeviceArray<float> scale = floats(kHeads * kSize, 0.01f, 0.1f), shift = floats(kHeads * kSize, -1, 1);
+  const DeviceArray<int8_t> keys(kHeads * kCapacity * kSize, [] { return uniform(-127, 127); }), values(keys.count);
+  const DeviceArray<int32_t> position(1, [] { return kKeys - kTokens; });
+  AttentionProblem p;
+  p.batch = 1, p.heads = kHeads, p.tokens = kTokens, p.size = kSize;
+  p.q = {q.data, DType::bf16, kTokens * kHeads * kSize, kSize, kHeads * kSize};
+  p.k_scale = p.v_scale = scale.data, p.v_shift = shift.data, p.position = position.data;
+  p.cache = {keys.data, values.data, 0, 0, kCapacity};
+  p.out_dtype = DType::bf16, p.out = out.data;
+  cuda::Launch launch{ptx_device()};
+  launch.device.sm_count = 1;  // so few that the keys are not split among the warps
+  tell("attention", kHeads * kTokens * kKeys, [&] { return cuda::attention(p, launch); });
+}
+
 }  // namespace
 
 int main() {
   tell_rows();
   tell_map();
   tell_qkv();
+  tell_attention();
   std::printf("ok\n");
   return 0;
 }
