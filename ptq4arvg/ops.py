@@ -4,7 +4,7 @@ Rows of an activation are laid out [images, tokens]; row m uses entry ``position
 layer's tables over the positions of the sequence. ``tokens=0`` means the whole table; ``position``
 is None for 0, or an int32 tensor of one element on the same device. Codes are int8: a level q is
 stored as q - 128 at 8 bits and as q - zero at 6 and 4 bits. A weight's codes have their zero point
-taken off. `reference` is the specification in plain torch.
+taken off. `reference` is the specification in plain torch. No operator has a gradient.
 
 Bad arguments raise ValueError with the operator, the argument, what came and what was wanted
 (``torch.ops.ptq4arvg`` itself raises RuntimeError with the same text).
