@@ -25,9 +25,9 @@ from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
 from .hashing import content_hash, text_hash
 from .layout import linear_names, unpack_linear
 from .reading import Section, TensorFile
-from .tensors import check_fit, fill
+from .tensors import fill
 
-__all__ = ["check_loadable", "load_quantized", "read_config"]
+__all__ = ["load_quantized", "read_config"]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -135,17 +135,6 @@ def _assemble(
     model.recipe = config["recipe"]
     model.report = _report(json.loads((folder / "report.json").read_text("utf-8")))
     return model.eval().requires_grad_(False)
-
-
-def check_loadable(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """ValueError where `load_quantized` would refuse a tensor that is not a quantized layer's."""
-    quantization, model = config["quantization_config"], _build(config)
-    _install_attention(model, quantization, tensors)
-    for part, groups in (("transformer", "config_groups"), ("tokenizer", "decoder_groups")):
-        layers = set(layer_settings(quantization, groups)) if groups in quantization else set()
-        taken = {f"{part}.{name}" for name in layers}
-        kept = {name for name in tensors if name.rpartition(".")[0] not in taken}
-        check_fit(getattr(model, part), Section(tensors, f"{part}.", kept), layers)
 
 
 def _install_linear(

@@ -20,8 +20,7 @@ from .config import QUANT_METHOD, quantization_config
 from .folder import replaceable, write_folder
 from .hashing import content_hash, text_hash
 from .layout import pack_linear
-from .load import check_loadable
-from .tensors import kept_tensors, shrink, some
+from .tensors import check_fit, kept_tensors, shrink, some
 
 __all__ = ["check_target", "describe", "save_quantized"]
 
@@ -101,6 +100,22 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
+def _check_loadable(model: Any) -> None:
+    """ValueError where a part has other tensors than its class makes of its configuration."""
+    replaced = set(_modules(model, PackedLinear, QuantAttention, IntAttention))
+    decoder = set(packed_convolutions(model.tokenizer))
+    for part, config, skip in ((model.transformer, model.config, replaced),
+                               (model.tokenizer, model.tokenizer.config, decoder)):  # fmt: skip
+        with torch.device("meta"):
+            twin = type(part)(config)
+        try:
+            check_fit(twin, kept_tensors(part, skip), skip)
+        except ValueError as error:
+            raise ValueError(
+                f"save: a checkpoint of this model could not be loaded: {error}"
+            ) from None
+
+
 @torch.inference_mode()
 def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> str:
     """Write ``model`` to ``folder`` and return the hash of its contents.
@@ -112,10 +127,7 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
     folder = Path(folder)
     check_target(folder, overwrite)
     config, tensors = describe(model)
-    try:
-        check_loadable(config, tensors)
-    except ValueError as error:
-        raise ValueError(f"save: a checkpoint of this model could not be loaded: {error}") from None
+    _check_loadable(model)
     recipe = yaml.safe_dump(config["recipe"], sort_keys=False)
     report = pretty_json(model.report.to_dict())
     config["hash"] = content_hash(config, tensors)
