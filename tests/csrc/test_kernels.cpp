@@ -185,7 +185,13 @@ void check_attention(const cpu::KernelTable& table, int64_t tokens, int64_t size
   p.cache = expected.read();
   p.position = s.position;
   p.limits = uniform(0, 1) ? limits.get() : nullptr;
-  const size_t out_bytes = batch * tokens * heads * size * (out_dtype == DType::f32 ? 4 : 2);
+  const Exact<float> inverse = floats(tokens, 1, 40);
+  const Exact<int32_t> zeros(tokens, [] { return uniform(0, 255); });
+  p.requantize = uniform(0, 1), p.one_entry = uniform(0, 1), p.out_table = {inverse.get(), zeros.get(), 8};
+  const int block = 1 << uniform(1, 4);
+  if (p.requantize && rotation_fits(block, size, kMaxEpilogueRotation)) p.rotation = block;
+  const size_t element = p.requantize ? 1 : out_dtype == DType::f32 ? 4 : 2;
+  const size_t out_bytes = batch * tokens * heads * size * element;
   const Exact<uint8_t> wanted(out_bytes), found(out_bytes);
   p.out = wanted.get();
   cpu::scalar_table().attention(p);

@@ -43,7 +43,8 @@ PTQ4ARVG_FN void rotate_blocks(float* v, int count, int block) {
   }
 }
 
-// load(lanes, k) for `columns` columns of a row from column `first` on, whole blocks, rotated, to store(lanes, k, value).
+// load(lanes, k) for `columns` columns of a row from column `first` on, whole blocks, rotated, to
+// store(lanes, k, value).
 template <class Whole, class Tail, class Load, class Store>
 PTQ4ARVG_FN void rotate_row(int64_t first, int64_t columns, int block, const Load& load, const Store& store) {
   alignas(64) float buffer[kMaxRotation] = {};

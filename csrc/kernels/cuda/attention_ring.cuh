@@ -80,9 +80,10 @@ struct Ring {
   int first_key, panels, tiles, filled = 0, fill_key;
   uint32_t begin, taking, filling;  // addresses of buffers
   static constexpr int kPanels = kKeys / kKeyPanel;
-  Copies<kThreadsOfTile, kPanels, Size, std::max(16, kThreadsOfTile / kPanels), kApart / kKeyPanel, 1> keys;
-  Copies<kThreadsOfTile, kKeys / kKeyGroup, Size / 4, std::min(std::bit_ceil(Size / 4u), std::max(8u, kThreadsOfTile / 8u)),
-         kApart / kKeyGroup, 8> values;
+  static constexpr int kAcrossKeys = std::max(16, kThreadsOfTile / kPanels);
+  static constexpr int kAcrossValues = std::min<int>(std::bit_ceil(Size / 4u), std::max(8, kThreadsOfTile / 8));
+  Copies<kThreadsOfTile, kPanels, Size, kAcrossKeys, kApart / kKeyPanel, 1> keys;
+  Copies<kThreadsOfTile, kKeys / kKeyGroup, Size / 4, kAcrossValues, kApart / kKeyGroup, 8> values;
 };
 
 }  // namespace

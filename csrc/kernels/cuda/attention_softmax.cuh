@@ -9,8 +9,9 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Codes of a lane's two queries, negated, as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3 after
-// it of lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to exponents.
+// Codes of a lane's two queries, negated, as the A operand: word [i][2 h + row] has channels 32 i + 16 h + 4 w to 3
+// after it of lane w of four, zeros past the last channel. By how many powers of two a difference of scores is, to
+// exponents.
 template <int Size>
 __device__ inline void quantize_queries(const HeadTensor& q, const int64_t* first, const float* k_scale, int size,
                                         bool wide, int w, uint32_t (*codes)[4], float* exponents) {

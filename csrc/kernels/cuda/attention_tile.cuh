@@ -25,9 +25,9 @@ struct CachedHead {
   int size, panels;
 };
 
-// A thread's share of the copies of tiles, of `Rows` rows of up to `Chunks` chunks of 16 bytes each, which lie one after
-// the other in the cache. `Across` threads share a row. Tiles are `Apart` rows apart. Places repeat their pattern every
-// `Period` rows and `Across` chunks, so that addresses are sums.
+// A thread's share of the copies of tiles, of `Rows` rows of up to `Chunks` chunks of 16 bytes each, which lie one
+// after the other in the cache. `Across` threads share a row. Tiles are `Apart` rows apart. Places repeat their pattern
+// every `Period` rows and `Across` chunks, so that addresses are sums.
 template <int Threads, int Rows, int Chunks, int Across, int Apart, int Period>
 struct Copies {
   static constexpr int kDown = Threads / Across;
@@ -75,8 +75,8 @@ struct Tile {
   static constexpr int kSteps = Keys / kStepKeys;
   static constexpr int kStepBytes = kStepKeys * Size;  // from step to step, of keys and of values alike
 
-  // Places, in chunks of 16 bytes, of the cache's chunks: of a panel four keys of a group of channels, of a group of keys
-  // four channels. The exchanges keep the eight lanes that load at once in different banks.
+  // Places, in chunks of 16 bytes, of the cache's chunks: of a panel four keys of a group of channels, of a group of
+  // keys four channels. The exchanges keep the eight lanes that load at once in different banks.
   __device__ static int key_chunk(int panel, int chunk) { return panel * Size + (chunk ^ (chunk >> 2 & 2)); }
   __device__ static int value_chunk(int group, int channels) {
     return Keys * Size / 16 + group * (Size / 4) + (channels ^ (group & 6));
@@ -86,9 +86,10 @@ struct Tile {
   __device__ static uint32_t lane_keys(int lane) { return 16 * key_chunk(lane / 16, lane % 4 * 4 + lane / 4 % 4); }
   __device__ static uint32_t lane_values(int lane) { return 16 * value_chunk(lane % 4 * 2, lane / 4); }
 
-  // scores[t][2 h + e] = start[2 h + e] + the one of row lane / 4 + 8 h of the queries and key 8 (lane % 4) + 4 e + t of
-  // the step.
-  __device__ static void score(uint32_t from, const uint32_t (*queries)[4], const int32_t* start, int32_t (*scores)[4]) {
+  // scores[t][2 h + e] = start[2 h + e] + the one of row lane / 4 + 8 h of the queries and key 8 (lane % 4) + 4 e + t
+  // of the step.
+  __device__ static void score(uint32_t from, const uint32_t (*queries)[4], const int32_t* start,
+                               int32_t (*scores)[4]) {
 #pragma unroll
     for (int i = 0; i < Size / 32; ++i) {
       uint32_t low[4], high[4];  // channels from 32 i + 4 (lane % 4) on, and 16 after them
