@@ -132,6 +132,11 @@ def quantize_(
             f"quantize_: {f'compat={compat!r}' if compat else f'method {method.name!r}'} does not "
             "learn block by block, so that there are no finished blocks to keep; wanted parts=None"
         )
+    if target_bits is None:
+        plan = make_plan(model.linears(), scheme, ignore, overrides)
+    else:
+        plan = budget.plan  # the same linears, whose schemes are still open
+    _check_linears(model, [p for p in plan if p.scheme])
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
     check_rows(model, calibration)
@@ -140,15 +145,10 @@ def quantize_(
             model, scheme, method, calibration, batch_size, progress, options
         )
     allocation = None
-    if target_bits is None:
-        plan = make_plan(model.linears(), scheme, ignore, overrides)
-    else:
+    if target_bits is not None:
         allocation = allocate(model, budget, method, calibration, batch_size, progress)
         plan = allocation.plan
     active = [p for p in plan if p.scheme]
-    if not active:
-        raise ValueError("quantize_: every linear is ignored, so that none is left to quantize")
-    _check_linears(model, active)
     if parts is not None:
         parts = BlockParts.of(parts, model, active, calibration, method, batch_size)
     method = method.prepare(model, active, calibration, batch_size, progress, parts)
@@ -215,7 +215,10 @@ def _check_untouched(model: nn.Module) -> None:
 
 
 def _check_linears(model: nn.Module, plan: Sequence[LayerPlan]) -> None:
-    """ValueError for a linear that is more than a weight and a bias of finite numbers."""
+    """ValueError for a linear that is more than a weight and a bias of finite numbers, or if there
+    is none at all."""
+    if not plan:
+        raise ValueError("quantize_: every linear is ignored, so that none is left to quantize")
     for p in plan:
         linear = model.transformer.get_submodule(p.name)
         hooks = (*linear._forward_hooks.values(), *linear._forward_pre_hooks.values())

@@ -174,11 +174,17 @@ def test_linears_that_are_more_than_linears(model, rows):
     quantize_(model, "W8A8", "rtn", rows)
 
 
+def _no_work(*_):
+    raise AssertionError("found before any work")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite(model, rows, value):
     model.transformer.blocks[1].attn.proj.bias.data[3] = value
-    with pytest.raises(ValueError, match=r"blocks.1.attn.proj.bias has infinite numbers, or such"):
-        quantize_(model, "W8A8", "rtn", rows)
+    refused = pytest.raises(ValueError, match=r"blocks.1.attn.proj.bias has infinite numbers, or")
+    for options in ({}, {"target_bits": 5}, {"calibration": None}):
+        with refused:
+            quantize_(model, "W8A8", **({"calibration": rows} | options), progress=_no_work)
 
 
 def test_rows_that_are_none(model, rows):
