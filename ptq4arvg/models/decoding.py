@@ -38,14 +38,18 @@ def _alone(model: ARVGModel) -> Iterator[None]:
         _BUSY.discard(id(model))
 
 
-def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Steps:
+@contextmanager
+def stepping(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
     """What runs the steps of ``rows`` rows in dtype and on the device of ``like``, captured if
-    ``graphs``. ValueError where no step can be captured."""
-    if not graphs:
-        return EagerSteps()
-    net = model.transformer
-    positions = (cursor.position for cursor in model.cursors)
-    return model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
+    ``graphs``. ValueError where no step can be captured, RuntimeError within another one of the
+    same model."""
+    with _alone(model):
+        if not graphs:
+            yield EagerSteps()
+            return
+        net = model.transformer
+        positions = (cursor.position for cursor in model.cursors)
+        yield model.graphs.open(rows, like, (*net.parameters(), *net.buffers(), *positions))
 
 
 def _caches(
@@ -64,12 +68,11 @@ def _caches(
 @contextmanager
 def decoding(model: ARVGModel, rows: int, like: Tensor, graphs: bool) -> Iterator[Steps]:
     """``stepping``; within, every attention has a cache on the device of ``like``, in its dtype or
-    of int8 codes. RuntimeError within another one of the same model."""
+    of int8 codes."""
     c, net = model.config, model.transformer
     attentions = [net.get_submodule(core.rpartition(".")[0]) for core in model.attention_cores()]
     shape = rows, c.num_heads, model.positions, c.embed_dim // c.num_heads
-    with _alone(model):
-        steps = stepping(model, rows, like, graphs)
+    with stepping(model, rows, like, graphs) as steps:
         caches = _caches(steps, attentions, shape, like) if attentions else []
         try:
             for attention, cache in zip(attentions, caches, strict=True):

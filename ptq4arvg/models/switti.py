@@ -422,30 +422,30 @@ class SwittiModel(ARVGModel):
         net, quantizer, n = self.transformer, self.tokenizer.quantize, len(labels)
         both = bool(guided and cfg)
         rows = self._label_rows(labels, both)
-        steps = stepping(self, len(rows), net.pos_start, graphs)
-        # The same for all scales, which read it where it is.
-        given, rotation = steps.run("prompts", net.prompted, rows)
-        level = net.lvl_embed(net.levels())  # [T, C]
-        x = given.embedding[:, None] + net.pos_start
-        f_hat, begin, ids = quantizer.empty(n), 0, []
-        for scale, side in enumerate(c.patch_nums):
-            if both and scale == guided:
-                both, x, given = False, x[:n], given.first(n)
-            end = begin + side * side
-            step = functools.partial(net.logits, given=given, rotation=rotation[begin:end])
-            # Another call of as many rows may guide fewer scales of more images.
-            name = f"scale {scale}" if len(x) == len(rows) else f"scale {scale}, {len(x)} rows"
-            net.cursor.set(begin, side * side)
-            logits = steps.run(name, step, x + level[begin:end])
-            if both:
-                strength = cfg * scale / max(len(c.patch_nums) - 1, 1)
-                logits = guide(logits[:n], logits[n:], strength)
-            ids.append(choose(logits, scale))
-            f_hat, following = quantizer.step(scale, f_hat, ids[-1])
-            begin = end
-            if following is not None:
-                # Conditional and unconditional rows read the same tokens.
-                x = net.embed(following).repeat(1 + both, 1, 1)
+        with stepping(self, len(rows), net.pos_start, graphs) as steps:
+            # The same for all scales, which read it where it is.
+            given, rotation = steps.run("prompts", net.prompted, rows)
+            level = net.lvl_embed(net.levels())  # [T, C]
+            x = given.embedding[:, None] + net.pos_start
+            f_hat, begin, ids = quantizer.empty(n), 0, []
+            for scale, side in enumerate(c.patch_nums):
+                if both and scale == guided:
+                    both, x, given = False, x[:n], given.first(n)
+                end = begin + side * side
+                step = functools.partial(net.logits, given=given, rotation=rotation[begin:end])
+                # Another call of as many rows may guide fewer scales of more images.
+                name = f"scale {scale}" if len(x) == len(rows) else f"scale {scale}, {len(x)} rows"
+                net.cursor.set(begin, side * side)
+                logits = steps.run(name, step, x + level[begin:end])
+                if both:
+                    strength = cfg * scale / max(len(c.patch_nums) - 1, 1)
+                    logits = guide(logits[:n], logits[n:], strength)
+                ids.append(choose(logits, scale))
+                f_hat, following = quantizer.step(scale, f_hat, ids[-1])
+                begin = end
+                if following is not None:
+                    # Conditional and unconditional rows read the same tokens.
+                    x = net.embed(following).repeat(1 + both, 1, 1)
         return torch.cat(ids, 1)
 
     def decode_ids(self, ids: Tensor) -> Tensor:
