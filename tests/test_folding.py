@@ -33,6 +33,8 @@ def test_a_part_is_a_block_unless_folds_join_several():
     assert named(stages(back)) == [["a", "b", "c"], ["d"]]
     ahead = planned(("a", 0, None), ("b", 1, "c"), ("c", 2, None), ("d", 3, "e"), ("e", 3, None))
     assert named(stages(ahead)) == [["a"], ["b", "c"], ["d", "e"]]
+    far = planned(("a", 0, "c"), ("b", 0, None), ("c", 2, None), ("d", 1, None), ("e", 3, None))
+    assert named(stages(far)) == [["a", "b", "d", "c"], ["e"]]
     assert stages([]) == []
 
 

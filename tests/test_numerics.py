@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq4arvg.numerics import SCHEMES, affine_grid, get_scheme, quantize_weight, search_range
+from ptq4arvg.numerics import (
+    SCHEMES,
+    affine_grid,
+    get_scheme,
+    grid_error,
+    quantize_weight,
+    search_range,
+    weight_range,
+)
 
 
 def test_schemes_have_the_published_widths():
@@ -34,8 +42,10 @@ def test_grid_holds_zero_and_both_ends(lo, width, bits):
         assert -1 <= level.item() <= 2**bits
 
 
-def test_empty_range_is_exact_and_finite():
-    scale, zero = affine_grid(torch.zeros(3), torch.zeros(3), 6)
+@pytest.mark.parametrize("reach", [0.0, 1e-37])
+def test_empty_range_is_exact_and_finite(reach):
+    """So is one whose step would be too small for a float32 of full precision."""
+    scale, zero = affine_grid(-torch.full((3,), reach), torch.full((3,), reach), 6)
     assert scale.tolist() == [1.0] * 3 and zero.tolist() == [0] * 3
 
 
@@ -73,8 +83,39 @@ def test_search_never_loses_to_minimum_maximum(bits):
     assert searched.sum() < plain.sum() * {8: 0.999, 6: 0.97, 4: 0.95}[bits]
 
 
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_both_ends_are_searched_alike(bits):
+    """What is all positive gets the range of its mirror image, with the ends exchanged."""
+    g = torch.Generator().manual_seed(3)
+    w = torch.rand(64, 96, generator=g).pow(3)
+    lo, hi = weight_range(w, bits)
+    low, high = weight_range(-w, bits)
+    assert torch.equal(high, -lo) and torch.equal(low, -hi)
+    histogram = torch.randint(9, (64, 256), generator=g).float() * torch.linspace(1, 0, 256).pow(2)
+    lo, hi = search_range(histogram, torch.zeros(64), torch.ones(64), bits)
+    low, high = search_range(histogram.flip(1), -torch.ones(64), torch.zeros(64), bits)
+    assert (hi < 1).any() and not lo.any() and not high.any()
+    torch.testing.assert_close(low, -hi, rtol=0, atol=0)
+
+
+def test_values_of_a_histogram_lie_in_the_middle_of_their_bins():
+    histogram = torch.tensor([[1.0, 2, 3, 4], [5.0, 0, 0, 0]])
+    zero, top = torch.zeros(2), torch.tensor([4.0, 2.0])
+    # A step of 1: values at 0.5, 1.5, 2.5 and 3.5 are off by a half, those at 0.25 by a quarter.
+    error = grid_error(histogram, zero, top, zero, torch.full((2,), 15.0), 4)
+    assert error.tolist() == [10 * 0.25, 5 * 0.0625]
+    # Bins about as wide as the grid's steps: the range found is for their middles.
+    histogram = torch.rand(64, 24, generator=torch.Generator().manual_seed(4))
+    full = -torch.ones(64), torch.ones(64)
+    least = grid_error(histogram, *full, *search_range(histogram, *full, 4), 4)
+    for ratio in torch.linspace(1.0, 0.25, 16)[:, None]:
+        ends = full[0] * ratio, full[1] * ratio
+        assert (least <= grid_error(histogram, *full, *ends, 4)).all()
+
+
+@pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize("bits", [8, 6])
-def test_range_search_clips_an_outlier_only_when_it_pays(bits):
+def test_range_search_clips_an_outlier_only_when_it_pays(bits, side):
     g = torch.Generator().manual_seed(2)
     flat = torch.rand(4, 2_000_000, generator=g) * 2 - 1
     outlier = flat.clone()
@@ -85,5 +126,7 @@ def test_range_search_clips_an_outlier_only_when_it_pays(bits):
 
     lo, hi = search_range(histogram(flat, -1, 1), -torch.ones(4), torch.ones(4), bits)
     assert (hi - 1).abs().max() < 0.03 and (lo + 1).abs().max() < 0.03
-    lo, hi = search_range(histogram(outlier, -1, 3), -torch.ones(4), torch.full((4,), 3.0), bits)
-    assert (hi < 1.3).all()
+    ends = (-1, 3) if side > 0 else (-3, 1)
+    full = (torch.full((4,), float(end)) for end in ends)
+    lo, hi = search_range(histogram(side * outlier, *ends), *full, bits)
+    assert (hi < 1.3).all() and (lo > -1.3).all()

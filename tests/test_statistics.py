@@ -80,6 +80,8 @@ def test_ranges_of_the_sample(case):
                     sample_position=stats.sample_position[at == 0]).sampled()  # fmt: skip
     assert torch.equal(first.lo[0], stats.sample[at == 0].amin(0))
     assert not first.lo[1:].any() and not first.hi[1:].any()
+    positive = replace(stats, sample=stats.sample.abs() + 1).sampled()
+    assert (positive.lo >= 1).all()  # no zero that is not in the sample
     empty = replace(stats, sample=stats.sample[:0], sample_position=stats.sample_position[:0])
     assert not empty.turned(2).hi.any() and empty.turned(2).hi.shape == stats.hi.shape
 
@@ -96,14 +98,14 @@ class Growing(Toy):
 def test_inputs_of_fewer_positions_than_the_table(case, batch_size):
     rows = case[1]
     toy, x = Growing(), case[0].inputs(rows.ids)
-    stats = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=40,
+    stats = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=20,
                            batch_size=batch_size)["linear"]  # fmt: skip
     assert torch.equal(stats.lo[2], x[:, 4:7].amin((0, 1)))
-    assert 40 <= len(stats.sample) <= 3 * 40
+    assert 20 <= len(stats.sample) <= 2 * 20
     for row, position in zip(stats.sample, stats.sample_position, strict=True):
         assert (x[:, position] == row).all(-1).any()
     assert set(stats.sample_position.tolist()) == set(range(7))
-    whole = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=40,
+    whole = collect_inputs(toy, rows, {"linear": STEP}, {"linear": 2}, sample=20,
                            batch_size=ROWS)["linear"]  # fmt: skip
     assert sorted(stats.sample.tolist()) == sorted(whole.sample.tolist())
     ranges = {"linear": (x.amin((0, 2)), x.amax((0, 2)), torch.ones(K))}
@@ -144,6 +146,24 @@ def test_histograms_count_even_and_odd_rows_apart(case, batch_size):
             bins = ((values - lo[t]) * (64 / (hi[t] - lo[t]))).long().clamp(0, 63)
             expected = torch.zeros(64).index_add_(0, bins, weight.repeat(ROWS // 2))
             torch.testing.assert_close(found[half, t], expected)
+
+
+def test_weights_of_all_sizes_count_and_values_outside_fall_into_the_end_bins(case):
+    toy, rows = case
+    x = toy.inputs(rows.ids)
+    weight = torch.tensor([1.0, 1 / 3, 1e-9, 0.0, 0.0, 0.0])
+    middle = torch.tensor([-0.5, 0.5]).expand(T, 2)
+    found = collect_histograms(toy, rows, {"linear": (*middle.unbind(1), weight)}, 4)["linear"]
+    bins = ((x + 0.5) * 4).floor().long().clamp(0, 3)  # [ROWS, T, K]
+    for half in (0, 1):
+        for t in range(T):
+            own = bins[half::2, t, :3]
+            counts = torch.stack([(own == b).sum(0) for b in range(4)])  # [4, 3]
+            expected = counts.double() @ weight[:3].double()
+            # Each weight to 2^-23 of the largest, the sum to float32; and never to nothing.
+            error = (found[half, t].double() - expected).abs()
+            assert (error <= 2.0**-22 * counts.sum(1)).all()
+            assert torch.equal(found[half, t] > 0, counts.sum(1) > 0)
 
 
 def test_histograms_of_a_transformed_input(case):
@@ -187,7 +207,7 @@ def test_a_thinned_sample_keeps_vectors_with_their_positions():
     thin = stats.thinned(100)
     assert len(thin.sample) == len(thin.sample_position) == 100
     assert torch.equal(thin.sample[:, 1].long(), thin.sample_position)
-    assert (thin.sample[:, 0].diff() > 0).all()
+    assert (thin.sample[:, 0].diff() > 0).all() and thin.sample[-1, 0] >= 400
     assert set(thin.sample_position.tolist()) == set(range(7))
     assert torch.equal(thin.sample, stats.thinned(100).sample)
     assert stats.thinned(500) is stats
