@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ptq4arvg.numerics import round_to_grid
+from ptq4arvg import token_scales
+from ptq4arvg.numerics import affine_grid, round_to_grid, search_range
 from ptq4arvg.statistics import InputStatistics
 from ptq4arvg.token_scales import GRANULARITIES, input_grid, position_groups, step_ranges
 
@@ -44,6 +45,83 @@ def error(x, grid, bits=6):
 def test_groups_are_what_the_names_say():
     counts = {g: len(set(position_groups(SPEC, g).tolist())) for g in GRANULARITIES}
     assert counts == {"tensor": 1, "group": 2, "step": 3, "position": T, "auto": T}
+
+
+def test_the_range_of_a_position_is_its_steps_with_zero():
+    stats = case(4, torch.ones(T))[1]
+    stats.lo[1], stats.hi[2] = stats.lo[1].abs() + 1, -stats.hi[2].abs() - 1
+    lo, hi = step_ranges(stats)
+    zero = torch.zeros(())
+    least = torch.stack([stats.lo[0].min(), zero, stats.lo[2].min()])
+    most = torch.stack([stats.hi[0].max(), stats.hi[1].max(), zero])
+    assert torch.equal(lo, least[stats.step]) and torch.equal(hi, most[stats.step])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_without_histograms_a_grid_spans_its_group_and_none_is_finer_than_a_step(granularity):
+    stats = case(8, torch.linspace(1, 3, T))[1]
+    scale, zero, group, blend = input_grid(SPEC, stats, None, 6, granularity)
+    wide = granularity if granularity in ("tensor", "group") else "step"
+    assert torch.equal(group, position_groups(SPEC, wide)) and blend is None
+    lo, hi = step_ranges(stats)
+    for g in range(int(group.max()) + 1):
+        wanted = affine_grid(lo[group == g].min(), hi[group == g].max(), 6)
+        assert (scale[g], zero[g]) == wanted
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "group"])
+@pytest.mark.parametrize("positive", [False, True])
+def test_steps_of_different_range_are_pooled_over_a_common_one(granularity, positive):
+    reach = torch.tensor([20.0, *[4.0] * 4, *[1.0] * (T - 5)])
+    x, stats, _ = case(64, reach)
+    if positive:
+        x = x.abs()
+        stats.lo, stats.hi = torch.zeros_like(stats.lo), torch.maximum(stats.hi, -stats.lo)
+    low, high = step_ranges(stats)
+    histogram = torch.stack([
+        torch.stack([torch.histc(x[half::2, t], BINS, low[t].item(), high[t].item())
+                     for t in range(T)]) for half in (0, 1)
+    ])  # fmt: skip
+    scale, _, group, _ = input_grid(SPEC, stats, histogram, 6, granularity)
+    for g in range(int(group.max()) + 1):
+        values = x[:, group == g]
+        ends = values.min().clamp(max=0), values.max()
+        pooled = torch.histc(values, BINS, *(end.item() for end in ends))
+        wanted = affine_grid(*search_range(pooled[None], *(end[None] for end in ends), 6), 6)[0]
+        # Bringing the bins to a common range moves a value by less than a bin.
+        assert abs(scale[g] / wanted - 1) < 0.02
+
+
+def test_occupied_and_joined_bins():
+    mass = torch.tensor([[0, 3.0, 0, 1, 0, 0, 0, 0], [0] * 8, [0, 0, 0, 0, 0, 2, 2, 0]])
+    lo, hi = token_scales._occupied(mass, torch.tensor([-4.0, -4, -4]), torch.tensor([4.0, 4, 4]))
+    assert lo.tolist() == [-3, 0, 0] and hi.tolist() == [0, 0, 3]
+    # Middles at 0.5, 1.5, 2.5 and 3.5; the bins of [-1, 5] begin at -1, 0.5, 2 and 3.5.
+    mass = torch.tensor([[1.0, 2, 3, 4]])
+    ends = torch.zeros(1), torch.full((1,), 4.0), -torch.ones(1), torch.full((1,), 5.0)
+    assert token_scales._rebin(mass, *ends).tolist() == [[0, 3, 3, 4]]
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.25, 1.0])
+def test_a_blend_lies_between_the_positions_and_their_step(blend, monkeypatch):
+    _, stats, histogram = case(8, torch.linspace(1, 3, T))
+    monkeypatch.setattr(token_scales, "BLENDS", (blend,))
+    auto, fine, coarse = (
+        input_grid(SPEC, stats, histogram, 6, g) for g in ("auto", "position", "step")
+    )
+    assert auto[3] == blend and torch.equal(auto[2], (fine if blend else coarse)[2])
+    between = blend * fine[0] + (1 - blend) * coarse[0][[*STEPS]]
+    torch.testing.assert_close(auto[0][auto[2]], between)
+
+
+def test_both_halves_of_the_rows_choose_the_blend():
+    blends = set()
+    for spread in (0, 0.5, 1, 2, 4, 8, 16):  # of the positions' ranges
+        _, stats, histogram = case(16, torch.linspace(1, 1 + spread, T))
+        one, other = (input_grid(SPEC, stats, h, 6, "auto") for h in (histogram, histogram.flip(0)))
+        assert one[3] == other[3] and torch.equal(one[0], other[0])
+        blends.add(one[3])
+    assert len(blends) > 1
 
 
 @pytest.mark.parametrize("granularity", ["position", "auto"])
