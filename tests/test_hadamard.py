@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from ptq4arvg.hadamard import Rotation, factor, paley, split_size
+from ptq4arvg.hadamard import Rotation, factor, paley, split_size, turn_input_, turn_of
 
 
 @pytest.mark.parametrize("order", [4, 8, 12, 20, 24, 28, 36, 44, 60, 68, 76, 84, 108, 200])
@@ -15,7 +16,7 @@ def test_paley_matrices_are_hadamard(order):
 
 def test_both_constructions_are_used():
     assert factor(12) == "paley 1" and factor(28) == "paley 2" and factor(36) == "paley 2"
-    assert [n for n in range(1, 40) if factor(n)] == [1, 4, 8, 12, 20, 24, 28, 32, 36]
+    assert [n for n in range(40) if factor(n)] == [1, 4, 8, 12, 20, 24, 28, 32, 36]
 
 
 @pytest.mark.parametrize("order", [1, 2, 6, 40, 52, 92])
@@ -55,3 +56,15 @@ def test_signs_depend_on_the_seed_only():
 def test_a_size_without_a_matrix_says_so():
     with pytest.raises(ValueError, match="no Hadamard matrix of order 92 is known here; wanted"):
         Rotation(92)
+
+
+def test_a_turned_input_keeps_its_dtype():
+    linear, x = nn.Linear(8, 8, bias=False).bfloat16(), torch.arange(8.0).bfloat16()
+
+    def turn(x):
+        return 2 * x.float()
+
+    assert turn_of(linear) is None
+    turn_input_(linear, turn, torch.eye(8).bfloat16())
+    assert turn_of(linear) is turn
+    assert linear(x).dtype == torch.bfloat16 and torch.equal(linear(x), 2 * x)
