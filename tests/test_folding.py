@@ -38,6 +38,14 @@ def test_a_part_is_a_block_unless_folds_join_several():
     assert stages([]) == []
 
 
+class Recording(type(get_method("ptq4arvg"))):
+    """Keeps the weights that transforms are fitted for."""
+
+    def transform_of(self, layer, scheme):
+        self.seen[layer.name] = layer.weight.clone()
+        return super().transform_of(layer, scheme)
+
+
 SHARED = {**TINY["var"], "transformer": {**TINY["var"]["transformer"], "shared_aln": True}}
 
 
@@ -55,7 +63,9 @@ def test_fitting_changes_nothing_and_folding_what_was_fitted(config):
                            {p.name: model.visits(p.name) for p in plan})  # fmt: skip
     objects = {name: (value, value.clone()) for name, value in model.named_parameters()}
     buffers = set(model.state_dict())
-    transforms, columns = fit(model, parts, stats, get_method("ptq4arvg"), None)
+    method, seen = Recording(), {}
+    object.__setattr__(method, "seen", seen)
+    transforms, columns = fit(model, parts, stats, method, None)
     assert transforms and columns.keys() == {p.name for p in plan}
     now = dict(model.named_parameters())
     assert now.keys() == objects.keys() and set(model.state_dict()) == buffers
@@ -69,3 +79,7 @@ def test_fitting_changes_nothing_and_folding_what_was_fitted(config):
     for p in plan:
         weight = model.transformer.get_submodule(p.name).weight
         torch.testing.assert_close(weight.square().sum(0), columns[p.name])
+        # No later fold changes the rows that a transform of what folds was fitted for.
+        if p.spec.fold is not None:
+            weight_of = transforms[p.name].weight if p.name in transforms else torch.Tensor.clone
+            torch.testing.assert_close(weight, weight_of(seen[p.name]))
