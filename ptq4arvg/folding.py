@@ -91,11 +91,10 @@ def fit(
         with undone(model.transformer):
             for p in _in_fit_order(stage):
                 linear = model.transformer.get_submodule(p.name)
-                sink = p.spec.sink if method.sink == "float" else ()
                 most = MAX_EPILOGUE_ROTATION if p.name in emitted else MAX_ROTATION
                 view = LayerView(p.name, p.spec.role, linear.weight.detach(),
                                  stats[p.name].thinned(SAMPLE).float(), p.spec.fold is not None,
-                                 p.spec.shift, sink, most)  # fmt: skip
+                                 p.spec.shift, most)  # fmt: skip
                 transform = method.transform_of(view, p.scheme)
                 if transform is not None:
                     apply_transform_(model, p.name, transform)

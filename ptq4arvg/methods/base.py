@@ -48,7 +48,6 @@ class LayerView:
     stats: InputStatistics
     foldable: bool
     shiftable: bool = True
-    sink: tuple[int, ...] = ()
     fused_rotation: int = MAX_ROTATION
 
     @cached_property
