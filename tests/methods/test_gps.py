@@ -1,12 +1,14 @@
 """The closed form of GPS, its edge cases, and the transform as a whole on a synthetic layer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ptq4arvg.methods import LayerView, Transform, get_method
-from ptq4arvg.methods.gps import expected_error, gain_projected_scaling
-from ptq4arvg.methods.smoothquant import EXPONENTS
-from ptq4arvg.numerics import get_scheme, quantize_weight
+from ptq4arvg.methods.gps import center, expected_error, gain_projected_scaling
+from ptq4arvg.methods.smoothquant import EXPONENTS, smooth_scale
+from ptq4arvg.numerics import affine_grid, get_scheme, quantize_weight, round_to_grid
 from tests.methods.layers import view_of
 
 
@@ -59,6 +61,60 @@ def test_closed_form_is_the_maximum_of_the_gain():
         assert (gain(ratio * factor) <= gain(ratio) * (1 + 1e-6) + 1e-6)[live].all()
     assert result.gain == pytest.approx(gain(ratio).sum().item(), rel=1e-3)
     assert result.gain > 0
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_scales_are_those_of_the_paper(norm):
+    """The root of the ratio of the sums, relative to the anchor, whose two ranges become equal."""
+    view, bits = layer(outliers=1.0), 6
+    x, w_hat = view.stats.sample.double(), hat(view.weight, 8).double()
+    result = gain_projected_scaling(x, view.weight, bits, w_hat, norm, limit=1e6)
+    reach, column = x.amax(0) - x.amin(0), w_hat.amax(0) - w_hat.amin(0)
+    assert result.anchor == reach.argmax()
+    base = result.scale[result.anchor]
+    torch.testing.assert_close(base**2, (reach / column)[result.anchor])
+    grid = affine_grid(*(f(x[:, result.anchor]) for f in (torch.amin, torch.amax)), bits)
+    dx = round_to_grid(x, *grid, bits) - x
+    power, root = (2, 0.25) if norm == "l2" else (1, 0.5)
+
+    def size(t):
+        return t.abs().pow(power).sum(0)
+
+    ratio = (size(x) * size(w_hat - view.weight) / (size(dx) * size(w_hat))).pow(root)
+    live = torch.ones(64, dtype=torch.bool)
+    live[[5, 7, result.anchor]] = False
+    torch.testing.assert_close((result.scale / base)[live], ratio[live], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("limit", [1.0, 8.0])
+def test_scales_are_fitted_to_the_smoothed_and_centred_layer(norm, limit):
+    view, scheme = layer(), get_scheme("W6A6")
+    fixed = {"smooth": 0.5, "norm": norm, "limit": limit}
+    record = get_method("ptq4arvg", **fixed).fit(view, scheme).record
+    base = get_method("ptq4arvg", gps=False, **fixed).fit(view, scheme)
+    middle, _ = center(view.stats)
+    assert (center(base.statistics(view.stats))[0].abs() <= 1e-5 * middle.abs().max()).all()
+    weight = base.weight(view.weight)
+    x = view.stats.sample.double() / base.scale - base.shift
+    result = gain_projected_scaling(x, weight, 6, hat(weight, 6), norm, limit)
+    assert record["anchor"] == result.anchor
+    assert record["gain_predicted"] == pytest.approx(result.gain, rel=1e-6, abs=1e-6)
+    whole = get_method("ptq4arvg").output_error(view, base.then(result.scale), scheme)
+    assert record["error_whole_step"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_what_cannot_be_centred_is_smoothed_by_its_magnitude():
+    view, w = layer(), layer().weight
+    lo, hi = view.stats.lo.double(), view.stats.hi.double()
+    magnitude = torch.maximum(hi, -lo).square().mean(0).sqrt()
+    half = ((hi - lo) / 2).square().mean(0).sqrt()
+    for given, reach in ((view, half), (replace(view, shiftable=False), magnitude)):
+        _, transform = fit_error(given, gps=False, smooth=0.5)
+        torch.testing.assert_close(transform.scale, smooth_scale(reach, w, 0.5))
+        assert transform.shift.any() == given.shiftable
+    _, transform = fit_error(view, gps=False, smooth=0.5, center=False)
+    torch.testing.assert_close(transform.scale, smooth_scale(magnitude, w, 0.5))
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
@@ -140,8 +196,12 @@ def test_layer_without_a_fold_target_is_left_alone():
         ("ptq4arvg", {"smoth": 0.5}, "has no option 'smoth'.*smooth"),
         ("ptq4arvg", {"norm": "l3"}, "norm is 'l3'; wanted one of l2, l1"),
         ("rtn", {"granularity": "positions"}, "granularity is 'positions'.*position"),
+        ("ptq4arvg", {"smooth": "0.5"}, "smooth is '0.5'; wanted a number from 0 to 1, or None"),
+        ("ptq4arvg", {"smooth": 1.5}, "smooth is 1.5; wanted a number from 0 to 1, or None"),
+        ("ptq4arvg", {"limit": 0.5}, "limit is 0.5; wanted 1 or more"),
+        ("ptq4arvg", {"limit": float("inf")}, "limit is inf; wanted 1 or more"),
     ],
 )
-def test_bad_names_offer_the_nearest(name, options, message):
+def test_bad_options_say_what_was_wanted(name, options, message):
     with pytest.raises(ValueError, match=message):
         get_method(name, **options)

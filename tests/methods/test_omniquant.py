@@ -1,5 +1,7 @@
 """OmniQuant: learned clipping and transforms bring blocks closer, and nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +11,18 @@ from ptq4arvg.methods import Transform, get_method
 from ptq4arvg.methods.reconstruction import CLIP_START, LearnedLinear
 from ptq4arvg.models import build_model
 from ptq4arvg.models.registry import FAMILIES
-from ptq4arvg.numerics import affine_grid, get_scheme, round_to_grid, round_weight, weight_grid
+from ptq4arvg.numerics import (
+    affine_grid,
+    get_scheme,
+    round_to_grid,
+    round_weight,
+    weight_grid,
+    weight_range,
+)
 from ptq4arvg.pipeline import quantize_
 from ptq4arvg.plan import make_plan
+from ptq4arvg.token_scales import collect_steps
+from tests.methods.layers import inputs, random_weight, view_of
 from tests.models.tiny import TINY
 
 
@@ -144,6 +155,40 @@ def test_searched_ranges_are_where_clipping_starts(rows):
     assert shares.max() <= CLIP_START + 1e-6 and shares.min() < 0.8
     shares = shares_of(learned(tiny(), rows, steps=1, clip_rate=0.0, weight_range="minmax"))
     torch.testing.assert_close(shares, torch.full_like(shares, CLIP_START))
+
+
+def test_ranges_are_searched_behind_the_transform_that_learning_starts_from(rows):
+    model = tiny(tails=0.02)
+    with torch.no_grad():
+        model.transformer.blocks[0].ffn.fc1.weight[3] = 0  # a row that has no range
+    plan = make_plan(model.linears(), "W4A8")
+    stats = collect_steps(model, plan, rows, sample=256)
+    fixed = {"steps": 1, "clip_rate": 0.0, "transform_rate": 0.0, "weight_range": "mse"}
+    method = learned(model, rows, **fixed)
+    for name, (transform, clip) in method.learned.items():
+        weight, seen = model.transformer.get_submodule(name).weight.detach(), stats[name]
+        if transform is not None:
+            weight, seen = transform.weight(weight), transform.statistics(seen)
+        found = weight_range(weight, 4, seen.sample.square().mean(0))
+        for own, end, full in zip(clip, found, (weight.amin(1), weight.amax(1)), strict=True):
+            wanted = torch.where(full == 0, 1.0, end / full).clamp(0.1, CLIP_START)
+            assert (own - wanted).abs().max() < 1e-5
+
+
+def test_what_was_learned_is_what_is_used(rows):
+    model = tiny()
+    method = learned(model, rows, steps=1)
+    name = next(n for n, (transform, _) in method.learned.items() if transform is not None)
+    transform, _ = method.learned[name]
+    view = replace(view_of(inputs(torch.ones(64)), random_weight(6)), name=name)
+    assert method.fit(view, get_scheme("W4A8")) is transform
+    assert method.fit(replace(view, name="head"), get_scheme("W4A8")) is not None
+    assert method.with_options(transform=False).fit(view, get_scheme("W4A8")) is None
+    low, high = torch.linspace(0.3, 0.8, 6), torch.linspace(0.9, 0.2, 6)
+    object.__setattr__(method, "learned", {name: (None, (low, high))})
+    lo, hi = method.row_range(name, view.weight, view.stats.sample, 4)
+    assert torch.equal(lo, view.weight.amin(1) * low)
+    assert torch.equal(hi, view.weight.amax(1) * high)
 
 
 @pytest.mark.parametrize("option", ["steps", "rows"])

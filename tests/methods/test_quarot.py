@@ -6,7 +6,7 @@ from torch import nn
 
 import ptq4arvg
 from ptq4arvg.checkpoint.save import describe
-from ptq4arvg.hadamard import Rotation
+from ptq4arvg.hadamard import Rotation, turn_of
 from ptq4arvg.methods import get_method
 from ptq4arvg.methods.quarot import rotate_
 from ptq4arvg.models import build_model
@@ -53,6 +53,17 @@ def test_the_model_comes_through_outlier_channels(rows):
         model = ptq4arvg.load_model("var-tiny", stress=30.0)
         sqnr[name] = quantize_(model, "W6A6", name, rows, activation_range="minmax").worst.sqnr_db
     assert sqnr["quarot"] > sqnr["rtn"] + 6
+
+
+def test_linears_of_as_many_inputs_share_the_rotation_of_the_seed():
+    model = build_model("var-test", TINY["var"], seed=0)
+    get_method("quarot", seed=3).prepare(model, make_plan(model.linears(), "W6A6"), None)
+    linears = [model.transformer.get_submodule(spec.name) for spec in model.linears()]
+    turns = {id(turn_of(linear)): turn_of(linear) for linear in linears}
+    assert len(turns) == len({linear.in_features for linear in linears}) == 2
+    for turn in turns.values():
+        assert torch.equal(turn.signs, Rotation(turn.size, 3).signs)
+        assert not torch.equal(turn.signs, Rotation(turn.size).signs)
 
 
 def test_integers_are_refused_before_anything_happens(rows):

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import ptq4arvg
+from ptq4arvg.methods import get_method, reconstruction
 from ptq4arvg.methods.reconstruction import LearnedLinear, _quantized, _Walk
 from ptq4arvg.models import build_model
 from ptq4arvg.numerics import get_scheme
+from ptq4arvg.plan import make_plan
 from tests.models.tiny import TINY
 
 DEPTH = {"mar": {"encoder_depth": 2, "decoder_depth": 2}}
@@ -72,3 +74,24 @@ def test_calls_are_those_of_whole_replays(family, left_out):
             assert torch.equal(call.target, target)
         learned += simulate_(model, name)
     assert all("forward" not in vars(block) for block in walk.blocks)
+
+
+def test_blocks_learn_the_outputs_of_the_float_model_on_rows_from_all_over(monkeypatch):
+    model, seen = deep("var"), []
+    rows = ptq4arvg.calibrate(model, samples=16, keep=8, seed=0)
+    some = [(rows.ids[[0, 4]], rows.labels[[0, 4]])]
+    names = model.block_names()
+    with torch.no_grad():
+        exact = [runs_of(model, model.transformer.get_submodule(n), some) for n in names]
+
+    def keep(_block, _linears, calls, *_):
+        seen.append(calls)
+        return 1.0, 0.5
+
+    monkeypatch.setattr(reconstruction, "_learn", keep)
+    get_method("omniquant", rows=2).prepare(model, make_plan(model.linears(), "W4A8"), rows)
+    assert len(seen) == len(names)
+    for index, (calls, (args, outputs)) in enumerate(zip(seen, exact, strict=True)):
+        for call, given, output in zip(calls, args, outputs, strict=True):
+            assert torch.equal(call.target, output)
+            assert torch.equal(call.args[0], given[0]) == (index == 0)  # behind quantized blocks

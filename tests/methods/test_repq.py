@@ -60,10 +60,27 @@ def test_an_input_that_takes_no_shift_is_scaled_only():
     error, plain, transform = error_of(unequal(middle=0.0, shiftable=False), "repq")
     assert not transform.shift.any()
     assert error < 0.1 * plain
+    view = unequal(shiftable=False)  # the farther end of a channel decides
+    scale = get_method("repq").fit(view, get_scheme("W6A6")).scale
+    reach = view.stats.sample.double().abs().amax(0)
+    torch.testing.assert_close(scale, reach / reach.mean())
 
 
 def test_a_constant_channel_becomes_zero():
     x = inputs(GAIN, MIDDLE)
     x[..., 5] = 3.0
-    transform = get_method("repq").fit(view_of(x, random_weight()), get_scheme("W6A6"))
+    view = view_of(x, random_weight())
+    transform = get_method("repq").fit(view, get_scheme("W6A6"))
     assert transform.scale[5] == 1 and transform.shift[5] == 3
+    steps = (view.stats.hi.double().amax(0) - view.stats.lo.double().amin(0)) / 63
+    assert transform.record["step"] == pytest.approx(steps.sum().item() / 63)  # one is constant
+
+
+@pytest.mark.parametrize(("side", "zero"), [(1, 0), (-1, 63)])
+def test_the_zero_of_channels_far_from_it_stays_on_the_grid(side, zero):
+    view = view_of(inputs(GAIN, side * 20 * GAIN), random_weight())
+    transform = get_method("repq").fit(view, get_scheme("W6A6"))
+    assert transform.record["zero"] == zero
+    moved = transform.input(view.stats.sample)
+    ends = sorted((0.0, 63 * side * transform.record["step"]))
+    assert moved.min() >= ends[0] - 1e-3 and moved.max() <= ends[1] + 1e-3

@@ -76,6 +76,15 @@ def test_gps_factors_and_their_average(bits):
     close(average(factors(name, b)), scales_ab, 1e-4)
 
 
+def test_a_channel_without_rounding_errors_is_not_scaled():
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(20, 6, generator=g), torch.randn(5, 6, generator=g)
+    x[:, 2] = 0
+    grids = (percentile_grid(t, 6) for t in (x.T.contiguous(), weight))
+    scale = gps_scale(x, weight, *grids, 6)
+    assert scale[2] == 1 and scale.isfinite().all() and (scale > 0).all()
+
+
 def test_smoothing_factors_and_their_average():
     x, weight, scales = record("var/smoothquant", "input", "weight", "scales")
     close(smooth_factors(x.flatten(0, 1), weight), scales)

@@ -67,3 +67,11 @@ def test_a_layer_without_a_fold_target_is_left_alone():
 def test_an_exponent_outside_its_range_is_refused(alpha):
     with pytest.raises(ValueError, match=f"'smoothquant': alpha is {alpha}; wanted a number from"):
         get_method("smoothquant", alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_both_ends_of_its_range_are_exponents(alpha):
+    view = view_of(inputs(outlier_gain()), random_weight())
+    scale = get_method("smoothquant", alpha=alpha).fit(view, get_scheme("W6A6")).scale
+    x, w = view.stats.sample.double().abs().amax(0), view.weight.double().abs().amax(0)
+    torch.testing.assert_close(scale, x if alpha else 1 / w)

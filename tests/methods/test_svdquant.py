@@ -55,6 +55,13 @@ def test_the_branch_takes_low_rank_outliers_off_the_weight():
     assert with_branch < 0.2 * method.output_error(view, smooth, scheme)
 
 
+def test_the_start_of_the_branch_is_that_of_the_seed():
+    weight = low_rank_outliers()[1].double()
+    found = get_method("svdquant", rank=4, seed=2).branch(weight)
+    assert all(map(torch.equal, found, low_rank(weight, 4, seed=2)))
+    assert not torch.equal(found[0], low_rank(weight, 4)[0])
+
+
 def test_smoothing_moves_outliers_of_the_input_into_the_branch():
     view, scheme = view_of(*outlier_channels()), get_scheme("W6A6")
     transform = get_method("svdquant", rank=8).fit(view, scheme)
