@@ -28,7 +28,7 @@ def test_pattern_selects(pattern, found):
     assert match(pattern, NAMES) == found
 
 
-@pytest.mark.parametrize("pattern", ["hed", "re:.*hed$", "blocks.*.fc2x"])
+@pytest.mark.parametrize("pattern", ["hed", "hea", "re:.*hed$", "re:ffn", "blocks.*.fc2x"])
 def test_pattern_that_selects_nothing_names_the_closest(pattern):
     with pytest.raises(ValueError, match=r"matched 0 of 4 layers.*Closest: "):
         match(pattern, NAMES)

@@ -38,8 +38,45 @@ def test_only_what_the_filters_leave_is_drawn():
     logits = torch.randn(2, 500, 30, generator=torch.Generator().manual_seed(0))
     ids = Sampler(2, seed=1, top_k=3, top_p=0.0)(logits, 0)
     assert logits.topk(3).indices.eq(ids[..., None]).any(-1).all()
+    ids = Sampler(2, seed=1, top_k=9, top_p=0.5)(logits, 0)
+    assert filter_logits(logits, 9, 0.5).gather(2, ids[..., None]).isfinite().all()
     best = Sampler(2, seed=1, top_k=1, top_p=0.0)(logits, 0)
     assert torch.equal(best, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
+def test_tokens_without_probability_are_not_drawn(number, monkeypatch):
+    """Not even by the least and the largest random number that there is."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 300, 9, generator=g)
+    logits[..., 0] = logits[..., -1] = -torch.inf
+    monkeypatch.setattr(
+        torch, "rand", lambda *size, **how: torch.full(size, number, dtype=how["dtype"])
+    )
+    ids = Sampler(1, 0, 0, 0.0)(logits, 0)
+    assert (ids == (7 if number else 1)).all()
+
+
+def test_every_image_has_a_stream_of_its_own():
+    logits = torch.zeros(3, 50, 40)
+    ids = Sampler(3, 7, 0, 0.0, index=5)(logits, 0)
+    for row, index in zip(ids, (5, 6, 7), strict=True):
+        uniform = torch.rand(50, generator=image_generator(7, index), dtype=torch.float64)
+        assert torch.equal(row, (uniform * 40).long())
+    assert len(set(map(tuple, ids.tolist()))) == 3
+
+
+@pytest.mark.parametrize("top_k", [*range(10), 12])
+def test_top_k_keeps_as_many(top_k):
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    kept = filter_logits(logits, top_k).isfinite()
+    assert (kept.sum(1) == (min(top_k, 9) or 9)).all()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 0.0), (0, -0.1), (0, 1.5)])
+def test_filters_that_are_none(top_k, top_p):
+    with pytest.raises(ValueError, match=f"top_k is {top_k}, top_p {top_p}; wanted top_k of 0"):
+        Sampler(1, 0, top_k, top_p)
 
 
 def test_rows_do_not_depend_on_their_company():
@@ -128,6 +165,7 @@ def test_a_seed_is_the_number_that_it_is(seed):
         (torch.Generator(), 0, "seed is .*; wanted a whole number"),
         (3, 1.5, "index is 1.5; wanted a whole number"),
         (3, torch.tensor([0.0, 1.0]), "index has dtype torch.float32; wanted whole numbers"),
+        (3, torch.tensor([True, False]), "index has dtype torch.bool; wanted whole numbers"),
         (3, torch.tensor([1, 2, 3]), r"index has shape \[3\]; wanted one number, or \[2\]"),
     ],
 )

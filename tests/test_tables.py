@@ -69,6 +69,9 @@ def test_markdown_and_latex_hold_the_cells():
     tex = latex_table(ROWS)
     assert r"W6A6 & os\_plus & \textbf{0.030$^*$} & - \\" in tex
     assert tex.count(r"\midrule") == 1
+    exact = row("50%", 0.0, scheme="float", integer=None)
+    assert latex_table([*ROWS, exact]) == tex
+    assert r"W6A6 & 50\% & \textbf{0} \\" in latex_table([exact | {"scheme": "W6A6"}])
 
 
 def test_csv_has_every_figure():
@@ -88,6 +91,10 @@ def test_the_terminal_shows_distances_below():
     for table in terminal_tables(ROWS):
         console.print(table)
     assert "9.0 (7.0 to 11.0)" in out.getvalue() and "stressed 30" in out.getvalue()
+    distance = "\n[dim]9.0 (7.0 to 11.0)[/dim]"
+    assert [*table.columns[1].cells] == [
+        f"0.070{distance}", f"[bold]0.030*[/bold]{distance}", f"[bold]0.030[/bold]{distance}",
+    ]  # fmt: skip
 
 
 def budget(method, closeness, mean_bits, **changes):
@@ -100,7 +107,7 @@ BUDGETS = [row("rtn", 0.07, mean_bits=6.0), budget("rtn", 0.03, 5.4321), budget(
 
 def test_a_budget_is_shown_with_the_bits_that_were_reached():
     title = "5.5 bits (reached 5.43 to 5.50)"
-    assert scheme_title(BUDGETS, "5.5 bits") == title
+    assert scheme_title(BUDGETS, "5.5 bits") == scheme_title(BUDGETS[::-1], "5.5 bits") == title
     assert scheme_title(BUDGETS[:2], "5.5 bits") == "5.5 bits (reached 5.43)"
     assert scheme_title(BUDGETS, "W6A6") == "W6A6"
     assert markdown_pivot(BUDGETS, "5.5 bits").splitlines()[0] == f"| {title} | var-tiny |"

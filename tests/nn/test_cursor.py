@@ -26,6 +26,13 @@ def test_on_the_device_only_the_tensor_counts():
         assert cursor.rows.tolist() == [2, 3]
 
 
+def test_moving_writes_to_the_tensor_that_captured_steps_read():
+    cursor = Cursor()
+    position = cursor.position
+    cursor.set(3, 2)
+    assert cursor.position is position and position.tolist() == [3]
+
+
 def test_an_error_within_ends_it():
     cursor = Cursor()
     cursor.set(0, 1)

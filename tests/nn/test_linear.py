@@ -48,6 +48,7 @@ def test_canonical_form_survives_packing(w_bits, a_bits):
 
 @pytest.mark.parametrize(("sink", "begin", "hit"), [
     ((0, 2), 0, [0, 2]), ((2, 0), 2, [0]), ((0, 3, 7), 3, [0, 4]), ((1, 8), 2, []),
+    ((0, 6), 1, []),
 ])  # fmt: skip
 def test_sink_positions_are_computed_from_float_activations(sink, begin, hit):
     cursor = Cursor()
@@ -73,6 +74,7 @@ def test_rotated_inputs(dtype):
     cursor.set(0, 5)
     x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(4)).to(dtype)
     turned = ops.reference.rotate(x.float(), 16)
+    assert torch.equal(packed.rotated(x), turned)
     assert torch.equal(packed.quantize(x), plain.quantize(turned))
     y = packed(x)
     assert y.dtype == dtype and torch.equal(y[:, 2:], plain(turned)[:, 2:].to(dtype))
@@ -131,6 +133,7 @@ def test_a_move_to_another_kind_of_device_packs_anew(monkeypatch, bits):
     codes, zero, w_bits = calls[0]
     assert codes.device.type == packed.packed.device.type == "meta"
     assert codes.shape == q.codes.shape and w_bits == bits
+    assert {buffer.device.type for buffer in packed.buffers()} == {"meta"}
     assert zero is None or zero.device.type == "meta"
 
 

@@ -5,6 +5,7 @@ import torch
 
 from ptq4arvg import ops
 from ptq4arvg.nn import Prologue
+from ptq4arvg.nn.prologue import rotate
 from ptq4arvg.reference_attention import HEAD_NORMS
 
 B, T, H, D = 2, 7, 3, 20
@@ -32,6 +33,7 @@ def prologue(norm, rotation=True, **changes):
         {},
         {"q_weight": None, "k_bias": None, "q_factors": None, "q_factor": 0.25},
         {"q_weight": None, "q_bias": None, "k_weight": None, "k_bias": None, "q_factors": None},
+        {"k_weight": None, "k_bias": None},
     ],
 )
 def test_both_do_the_same(norm, rotation, changes):
@@ -48,6 +50,15 @@ def test_both_do_the_same(norm, rotation, changes):
     assert (found.transpose(1, 2) - q).abs().max() < bound
     codes = ops.unpack_kv(*cache)[0][:, :, :T]
     assert (codes - k / scale[0, 0]).abs().max() < 0.5 + 1e-3
+
+
+def test_double_precision_is_kept():
+    x, turns = random(B, T, 2, H, D).double() / 3, prologue("none").rotation.cdouble()
+    cosine, sine = (t[..., 0, :] for t in (turns.real, turns.imag))  # [T, 1, D / 2]
+    a, b = x[..., ::2], x[..., 1::2]
+    cosine, sine = cosine[:, None], sine[:, None]  # [T, 1, 1, D / 2]
+    expected = torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2)
+    torch.testing.assert_close(rotate(x, turns), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("rotation", [False, True])
