@@ -50,9 +50,8 @@ def test_tokens_without_probability_are_not_drawn(number, monkeypatch):
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 300, 9, generator=g)
     logits[..., 0] = logits[..., -1] = -torch.inf
-    monkeypatch.setattr(
-        torch, "rand", lambda *size, **how: torch.full(size, number, dtype=how["dtype"])
-    )
+    numbers = torch.full((300, 1), number, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: numbers)
     ids = Sampler(1, 0, 0, 0.0)(logits, 0)
     assert (ids == (7 if number else 1)).all()
 

@@ -7,6 +7,7 @@ import torch
 
 import ptq4arvg
 from ptq4arvg.nn import PackedLinear
+from ptq4arvg.nn.dtype import keeping_dtype
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +16,11 @@ def made():
     rows = ptq4arvg.calibrate(model, samples=4, keep=4)
     ptq4arvg.quantize_(model, "W8A8", "rtn", rows, attention="int8", decoder="W8A8")
     return model
+
+
+def test_a_table_moves_without_its_numbers():
+    moved = keeping_dtype(lambda x: x.to("meta", torch.bfloat16))(torch.zeros(2))
+    assert moved.device.type == "meta" and moved.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

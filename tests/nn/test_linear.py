@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptq4arvg import ops
+from ptq4arvg.models.layers import ModulatedNorm
 from ptq4arvg.nn import Cursor, PackedLinear, QuantLinear
 from ptq4arvg.numerics import LinearQuantization, affine_grid, quantize_weight
 
@@ -86,6 +87,42 @@ def test_rotated_inputs(dtype):
     extra = turned.double() @ (branch[0].double() @ branch[1].double()).T
     torch.testing.assert_close(simulated[:, 1], exact[:, 1] + extra[:, 1], rtol=1e-5, atol=1e-4)
     assert packed.canonical().rotation == 16 and "rotation=16" in repr(packed)
+
+
+@pytest.mark.parametrize("rotation", [0, 8])
+def test_codes_for_the_next_linear_are_those_it_makes_itself(rotation):
+    cursor = Cursor()
+    cursor.set(0, 5)
+    first = PackedLinear(quantization(8, 8), cursor)
+    following = PackedLinear(quantization(4, 6, k=40, rotation=rotation), cursor)
+    x = torch.randn(2, 5, 52, generator=torch.Generator().manual_seed(5))
+    first.fuse("silu", None)
+    codes = following.quantize(first(x))
+    first.fuse("silu", following)
+    assert torch.equal(first(x), codes)
+    both = torch.randn(2, 5, 80, generator=torch.Generator().manual_seed(6))
+    gated = ops.reference.activate("silu", both[..., :40]) * both[..., 40:]
+    assert torch.equal(following.quantize_gated(both, "silu"), following.quantize(gated))
+    norm = ModulatedNorm(40, eps=2.0)
+    codes, wanted = following.quantize_norm(norm, gated), following.quantize(norm(gated))
+    assert (codes - wanted).abs().max() <= 1 and (codes != wanted).double().mean() < 0.02
+
+
+def test_sinks_have_the_activation_and_sums_the_dtype_of_what_they_are_added_to():
+    cursor = Cursor()
+    cursor.set(0, 5)
+    packed = PackedLinear(quantization(6, 6, sink=(0, 2)), cursor)
+    x = torch.randn(2, 5, 52, generator=torch.Generator().manual_seed(2))
+    plain = packed(x)
+    packed.fuse("silu", None)
+    torch.testing.assert_close(packed(x), torch.nn.functional.silu(plain))
+    packed = PackedLinear(quantization(6, 6), cursor, torch.bfloat16)
+    codes = packed.quantize(x)
+    assert packed(codes).dtype == torch.bfloat16
+    residual = torch.ones(2, 5, 40)
+    y = packed(codes, residual)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, residual + PackedLinear(quantization(6, 6), cursor)(x))
 
 
 def test_input_without_positions_ignores_the_cursor():
