@@ -27,6 +27,9 @@ def test_interval_depends_on_its_seed_only_and_stays_within_bounds():
     first = share_interval(inside, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert share_interval(inside, seed=1) == first
+    x = torch.linspace(0, 1, 40)
+    ends = {bootstrap_interval(lambda rows: x[rows].mean().item(), 40, seed=s) for s in (0, 1, 2)}
+    assert len(ends) == 3
     assert first[0] < 39 / 40 <= first[1] <= 1
     assert share_interval(torch.ones(9, dtype=torch.bool)) == (1, 1)
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from ptq4arvg.evaluation import divergence
 from ptq4arvg.evaluation.divergence import FirstDivergence, first_divergence
 from ptq4arvg.models.registry import build_model
+from ptq4arvg.sampling import Sampler
 from tests.models.tiny import TINY
 
 LABELS = torch.tensor([0, 3, 1])
@@ -64,6 +66,25 @@ def test_batches_give_what_the_whole_gives(models):
     found = first_divergence(reference, other, LABELS, seed=2, batch_size=2)
     assert found == first_divergence(reference, other, LABELS, seed=2)
     assert found.mean < 1
+
+
+def test_both_models_draw_from_the_stream_of_the_image_with_the_given_guidance(models, monkeypatch):
+    reference, model = models
+    streams, guidance = [], []
+
+    def sampler(images, seed, top_k, top_p, index):
+        streams.append((images, seed, top_k, top_p, index))
+        return Sampler(images, seed, top_k, top_p, index)
+
+    def sample_ids(labels, cfg, choose):
+        guidance.append(cfg)
+        return type(model).sample_ids(model, labels, cfg=cfg, choose=choose)
+
+    monkeypatch.setattr(divergence, "Sampler", sampler)
+    monkeypatch.setattr(model, "sample_ids", sample_ids)
+    first_divergence(reference, model, LABELS, seed=4, cfg=2.5, top_k=7, top_p=0.9, batch_size=2)
+    assert streams == 2 * [(2, 4, 7, 0.9, 0)] + 2 * [(1, 4, 7, 0.9, 2)]
+    assert guidance == [2.5, 2.5]
 
 
 def test_continuous_tokens_are_an_error():

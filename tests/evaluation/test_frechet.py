@@ -19,6 +19,15 @@ def test_a_distribution_is_at_distance_zero_from_itself():
     assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("images", [2, 5, 19])
+def test_fewer_images_than_features(images):
+    """Covariances without full rank have eigenvalues of zero, but for rounding."""
+    for seed in range(20):
+        x = torch.randn(images, 20, generator=torch.Generator().manual_seed(seed))
+        seen = FeatureStatistics().update(x)
+        assert 0 <= seen.distance(seen.mean, seen.covariance) < 1e-5
+
+
 def test_commuting_covariances_have_a_closed_form():
     a, b = torch.rand(12).double() + 0.1, torch.rand(12).double() + 0.1
     rotation = torch.linalg.qr(covariance(12, 1))[0]

@@ -50,12 +50,16 @@ def test_interval_holds_the_score_and_the_number_of_classes_bounds_it():
     assert 1 <= low < inception_score(p) < high <= 5
     assert score_interval(p, seed=1) == (low, high)
     assert score_interval(torch.eye(3)[[0, 1, 2] * 9])[1] == 3
+    assert score_interval(probabilities(60, 5, sharp=1e-3))[0] >= 1
+    low, high = score_interval(p, split=10)
+    assert low < inception_score(p, split=10) < high < inception_score(p)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (torch.randn(3, 4), "no distribution"),
+        (torch.tensor([[1.5, -0.5]]), "no distribution"),
         (torch.full((2, 4), 0.5), "no distribution"),
         (torch.full((4,), 0.25), r"wanted \[n, classes\]"),
         (torch.empty(0, 4), "n > 0"),

@@ -80,3 +80,10 @@ def test_sets_that_cannot_be_compared_are_an_error():
         precision_recall(features(9), features(9, 5))
     with pytest.raises(ValueError, match="n > 3, so that each has 3 neighbours"):
         precision_recall(features(3), features(9))
+
+
+def test_copies_of_one_image_are_within_each_other():
+    """Their balls are points, which hold themselves."""
+    one, other = torch.ones(5, 3), torch.ones(5, 3).mul(torch.tensor([1.0, 1, 2]))
+    assert precision_recall(one, one)[:2] == (1, 1)
+    assert precision_recall(one, other)[:2] == (0, 0)
