@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ptq4arvg
+from ptq4arvg import allocation
 from ptq4arvg.allocation import Budget, assign, choose
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.plan import LayerPlan
@@ -65,6 +66,16 @@ def test_sizes_without_a_divisor_keep_the_budget_and_lose_little():
     assert choose(sizes, options, 8) == [2] * 5
 
 
+@pytest.mark.parametrize("target", [4.5, 5.5, 6.7])
+@pytest.mark.parametrize("levels", [2, 7, 30])
+def test_parts_of_the_budget_are_rounded_to_its_side(levels, target, monkeypatch):
+    monkeypatch.setattr(allocation, "LEVELS", levels)
+    sizes = [1009, 997, 3001, 2003, 769, 101]
+    options = [[(4, 1.0), (6, 0.2), (8, 0.0)]] * 6
+    found = choose(sizes, options, target)
+    assert outcome(sizes, options, found)[0] <= target * sum(sizes)
+
+
 def test_of_equal_harm_the_fewest_bits_are_taken():
     assert choose([3, 3], [[(8, 0.0), (6, 0.0), (4, 0.0)]] * 2, 8) == [2, 2]
 
@@ -95,6 +106,13 @@ def test_overrides_stay_and_count_and_ignored_linears_do_not():
         "target_bits": 6.0, "mean_bits": 6.0, "schemes": {"a": "W8A8", "b": "W4A8"},
     }  # fmt: skip
     assert isinstance(found.plan[0], LayerPlan) and budget.candidates[0] is SCHEMES["W4A8"]
+
+
+def test_what_is_predicted_is_the_sum_of_the_chosen_harms():
+    budget = Budget.of(fake_model(a=10, b=10), 5)
+    harm = {"a": {"W4A8": 0.5, "W6A8": 0.25, "W8A8": 0.0}, "b": {"W4A8": 0.125}}
+    harm["b"] |= {"W6A8": 0.125, "W8A8": 0.0}
+    assert assign(budget, harm).predicted == 0.375
 
 
 def test_candidates_are_an_argument():

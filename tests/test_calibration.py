@@ -79,6 +79,12 @@ def test_rows_of_the_wrong_shape_are_an_error(ids):
         Calibration(ids, torch.zeros(3))
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(2), torch.zeros(3, 1), torch.zeros(())])
+def test_labels_of_the_wrong_shape_are_an_error(labels):
+    with pytest.raises(ValueError, match=r"and labels \[.*wanted ids"):
+        Calibration(torch.zeros(3, 2).long(), labels.long())
+
+
 def test_continuous_tokens_are_rows_too():
     tokens = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3)

@@ -59,3 +59,13 @@ def test_wrong_kinds_are_an_error():
         pack_bits(torch.zeros(2, 2), 4)
     with pytest.raises(ValueError, match=r"wanted int32 \[N, 2\] for 9 levels"):
         unpack_bits(torch.zeros(2, 3, dtype=torch.int32), 4, 9)
+
+
+def test_rows_wider_than_the_memory_allowed_and_words_of_another_type(monkeypatch):
+    levels = torch.arange(64).view(4, 16)
+    packed = pack_bits(levels, 6)
+    monkeypatch.setattr(module, "_BYTES_AT_ONCE", 1)
+    assert torch.equal(pack_bits(levels, 6), packed)
+    assert torch.equal(unpack_bits(packed, 6, 16), levels.to(torch.uint8))
+    with pytest.raises(ValueError, match=r"words are torch\.int64"):
+        unpack_bits(packed.long(), 6, 16)

@@ -1,5 +1,6 @@
 """Folders appear whole or not at all."""
 
+import errno
 import os
 
 import pytest
@@ -67,3 +68,13 @@ def test_folders_that_cannot_give_way(tmp_path, monkeypatch):
         replaceable("circle")
     with pytest.raises(ValueError, match="is where a file system is mounted"):
         replaceable(os.sep)
+
+
+def test_another_error_of_the_system_is_told_as_it_is(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "no")
+
+    monkeypatch.setattr(module.os, "rename", refuse)
+    with pytest.raises(PermissionError, match="no"):
+        write_folder(tmp_path / "a", lambda path: None)
+    assert not any(tmp_path.iterdir())

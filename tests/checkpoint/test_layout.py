@@ -41,6 +41,18 @@ def test_round_trip_is_exact(w_bits, a_bits, bias):
     assert back.w_zero is None if w_bits == 8 else torch.equal(back.w_zero, q.w_zero)
 
 
+@pytest.mark.parametrize(("groups", "dtype"), [(65536, torch.uint16), (65537, torch.int32)])
+def test_numbers_of_groups_take_two_bytes_as_long_as_they_fit(groups, dtype):
+    g = torch.Generator().manual_seed(0)
+    codes, w_scale, _ = quantize_weight(torch.randn(2, 4, generator=g), 8)
+    zero = torch.zeros(groups, dtype=torch.int32)
+    q = LinearQuantization(codes, w_scale, None, None, torch.ones(groups), zero,
+                           torch.arange(groups), 8, 8)  # fmt: skip
+    tensors = pack_linear(q)
+    assert tensors["position_group"].dtype == dtype
+    assert torch.equal(read(q, tensors).position_group, q.position_group)
+
+
 @pytest.mark.parametrize("block", [-2, 1, 3, 24, 256])
 def test_a_rotation_that_there_is_not_is_refused(block):
     q = quantization(6, 6, k=192)
@@ -78,7 +90,10 @@ def test_a_missing_zero_point_means_the_middle_level():
         ("position_group", lambda t: (t.int() + 1).to(torch.uint16), "group numbers below 3"),
         ("input_scale", lambda t: -t, "not a positive number"),
         ("weight_scale", lambda t: t * torch.nan, "not a positive number"),
+        ("input_scale", lambda t: 0 * t, "not a positive number"),
+        ("weight_scale", lambda t: t * torch.inf, "not a positive number"),
         ("input_zero_point", lambda t: t + 60, "outside 6 bits"),
+        ("input_zero_point", lambda t: torch.full_like(t, 64), "outside 6 bits"),
         ("bias", lambda t: t.half(), "bias is"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq4arvg.checkpoint.tensors import fill, kept_tensors, shrink
+from ptq4arvg.checkpoint.tensors import check_fit, fill, kept_tensors, shrink, some
 
 CPU = torch.device("cpu")
 
@@ -23,6 +23,7 @@ def test_all_parameters_and_persistent_buffers_are_kept():
     names = set(kept_tensors(Net(), skip=set()))
     assert names == {"first.weight", "first.bias", "second.weight", "steps"}
     assert set(kept_tensors(Net(), skip={"first"})) == {"second.weight", "steps"}
+    assert set(kept_tensors(Net(), skip={"fir"})) == names  # no module of that name
 
 
 def test_hooks_of_the_state_dict_are_passed_by():
@@ -69,3 +70,20 @@ def test_what_does_not_fit_is_refused(change, message):
     change(tensors)
     with pytest.raises(ValueError, match=message):
         fill(Net(), tensors, set(), torch.float32, CPU)
+    with pytest.raises(ValueError, match=message):
+        check_fit(Net(), tensors, set())
+
+
+def test_tensors_take_the_dtype_that_is_there_and_the_device_that_is_asked_for():
+    tensors = kept_tensors(Net(), set()) | {"optional": torch.ones(2)}
+    check_fit(Net(), tensors, set())
+    net = Net()
+    fill(net, tensors, set(), torch.bfloat16, torch.device("meta"))
+    assert {t.device.type for t in kept_tensors(net, set()).values()} == {"meta"}
+    assert net.first.weight.dtype == torch.float32 and net.optional.dtype == torch.bfloat16
+    assert net.steps.dtype == torch.int64
+
+
+def test_three_names_are_told():
+    assert some([]) == "none" and some(["a", "b", "c"]) == "a, b, c"
+    assert some(["a", "b", "c", "d"]) == "a, b, c and 1 more"

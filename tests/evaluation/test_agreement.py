@@ -40,9 +40,9 @@ def test_equal_logits_agree_fully():
 
 
 def test_divergence_of_two_known_distributions():
-    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.125, 0.125, 0.75])
     result = Agreement().update(p.log()[None], q.log()[None])
-    assert result.kl == pytest.approx(0.25 * math.log(2), rel=1e-6)
+    assert result.kl == pytest.approx(1.25 * math.log(2) - 0.25 * math.log(3), rel=1e-6)
     assert result.top1 == 0
 
 
@@ -50,6 +50,7 @@ def test_adding_a_constant_to_the_logits_changes_nothing_but_their_error():
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(2))
     result = Agreement().update(logits, logits + 3)
     assert result.kl == pytest.approx(0, abs=1e-6)
+    assert all(Agreement().update(row, row + 1e-4 * k).kl >= 0 for row in logits for k in range(9))
     assert result.top1 == 1
     assert result.relative_error > 0
 

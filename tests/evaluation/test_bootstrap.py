@@ -31,6 +31,11 @@ def test_interval_depends_on_its_seed_only_and_stays_within_bounds():
     ends = {bootstrap_interval(lambda rows: x[rows].mean().item(), 40, seed=s) for s in (0, 1, 2)}
     assert len(ends) == 3
     assert first[0] < 39 / 40 <= first[1] <= 1
+    few = torch.tensor([True] * 4 + [False])
+    assert all(0 <= end <= 1 for s in range(20) for end in share_interval(few, seed=s, level=0.99))
+    assert bootstrap_interval(lambda rows: x[rows].mean().item(), 40, low=0.49, high=0.51) == (
+        0.49, 0.51,
+    )  # fmt: skip
     assert share_interval(torch.ones(9, dtype=torch.bool)) == (1, 1)
 
 

@@ -220,3 +220,12 @@ def test_pack_weight_refuses_levels_out_of_range():
         ref.pack_weight(torch.full((1, 4), -128, dtype=torch.int8), None, 8)
     with pytest.raises(ValueError, match="levels of 4 bits"):
         ref.pack_weight(torch.full((1, 4), 8, dtype=torch.int8), None, 4)
+
+
+def test_rotations_that_fit():
+    """None, or powers of two that divide the columns, up to the widest block."""
+    fits = ref.rotation_fits
+    assert [block for block in range(-4, 300) if fits(block, 256)] == [0, 2, 4, 8, 16, 32, 64, 128]
+    assert [block for block in range(300) if fits(block, 96, 16)] == [0, 2, 4, 8, 16]
+    assert [block for block in range(300) if fits(block, 24)] == [0, 2, 4, 8]
+    assert [block for block in range(300) if fits(block, 7)] == [0]
