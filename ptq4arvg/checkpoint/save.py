@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -122,7 +123,7 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
 
     The folder appears complete or not at all. An existing checkpoint is replaced only with
     ``overwrite``, anything else never: ValueError says what is there. Nor is anything written that
-    could not be loaded.
+    could not be loaded. OSError where the disk is full.
     """
     folder = Path(folder)
     check_target(folder, overwrite)
@@ -135,7 +136,10 @@ def save_quantized(model: Any, folder: str | Path, overwrite: bool = False) -> s
     size = sum(t.nbytes for t in tensors.values())
 
     def write(path: Path) -> None:
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # what the disk says is in its text alone
+            raise OSError(f"{folder} cannot be written ({size / 1e6:.1f} MB): {error}") from None
         (path / "recipe.yaml").write_text(recipe, "utf-8")
         (path / "report.json").write_text(report, "utf-8")
         card = model_card(config, model.report, size, model.sampling_note)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ptq4arvg
@@ -409,6 +410,16 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(model, copy, monkeypa
     monkeypatch.undo()
     ptq4arvg.load_quantized(copy)
     assert not list(copy.parent.glob(".copy*"))
+
+
+def test_a_full_disk_is_an_error_of_the_disk(model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("ptq4arvg.checkpoint.save.save_file", full)
+    with pytest.raises(OSError, match=r"q cannot be written \([\d.]+ MB\): .*No space left"):
+        model.save_pretrained(tmp_path / "q")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_float_model_is_no_checkpoint(tmp_path):
