@@ -31,6 +31,8 @@ def read_state(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {str(path)!r}; wanted a .pth or .safetensors file")
+    if not path.stat().st_size:
+        raise ValueError(f"{str(path)!r} cannot be read as a weight file: it is empty")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

@@ -102,6 +102,9 @@ def test_files_that_are_not_weights(tmp_path):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(ValueError, match=f"{name}' cannot be read|{name}' is no weight"):
             read_state(tmp_path / name)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name}' cannot be read as a weight file: it is em"):
+            read_state(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(ValueError, match="wanted a flat dictionary of tensors"):
         read_state(tmp_path / "epoch.pth")
