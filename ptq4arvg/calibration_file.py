@@ -37,6 +37,10 @@ def load_calibration(path: str | Path) -> Calibration:
     """Read what `save_calibration` wrote. ValueError if it is something else or was changed."""
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; wanted a file that `ptq4arvg calibrate` writes")
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no file {str(path)!r}; wanted one that `ptq4arvg calibrate` writes"
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -239,6 +239,8 @@ def test_targets_that_cannot_be_written_are_found_first(rows, tmp_path, capsys):
         assert "is a folder; wanted the name of a file" in fails(capsys, *command)
     command = "quantize", "var-tiny", "--calibration", tmp_path / "folder", "--out", tmp_path / "q"
     assert "is a folder; wanted a file that" in fails(capsys, *command)
+    command = *command[:3], tmp_path / "gone", *command[4:]
+    assert "gone'; wanted one that `ptq4arvg calibrate` writes" in fails(capsys, *command)
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
