@@ -186,6 +186,8 @@ def generate(
         int | None, typer.Option(help="Iterations of MAR; default: the model's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
     quiet: Quiet = False,
 ) -> None:
     """Generate one image per class number. Image i depends on the seed and i only.
@@ -198,7 +200,10 @@ def generate(
         "cfg": cfg, "top_k": top_k, "top_p": top_p, "temperature": temperature,
         "num_iter": num_iter,
     }  # fmt: skip
-    run(folder, classes, out, seed, options, batch_size, quiet)
+    run(
+        folder, classes, out, seed, options, batch_size, quiet,
+        weights=weights, tokenizer=tokenizer,
+    )  # fmt: skip
 
 
 @app.command()

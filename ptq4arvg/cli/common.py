@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["closing", "header", "load", "parse_classes", "split"]
+__all__ = ["closing", "header", "load", "load_target", "parse_classes", "split", "typed"]
 
 Source = tuple[str, Path | None, Path | None, float]
 
@@ -27,6 +28,13 @@ def closing(written: str, figure: str, following: str) -> None:
     print(f"wrote  {written}")
     print(f"look   {figure}")
     print(f"next   {following}")
+
+
+def typed(*words: Any, **options: Any) -> str:
+    """A command line for a shell: the words, then the options that are not None."""
+    given = {f"--{name.replace('_', '-')}": v for name, v in options.items() if v is not None}
+    flags = [text for pair in given.items() for text in pair]
+    return shlex.join(map(str, ("ptq4arvg", *words, *flags)))
 
 
 def load(source: Source) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import closing, header, load_target
+from .common import closing, header, load_target, typed
 
 __all__ = ["Request", "run"]
 
@@ -108,6 +108,12 @@ def run(request: Request) -> None:
         from_file = request.target.endswith(".npz")
         if from_file and request.samples is not None:
             raise ValueError("evaluate: --samples writes images; there is no model to draw them")
+        unused = [n for n in ("weights", "tokenizer", "parts") if getattr(request, n) is not None]
+        if from_file and unused:
+            raise ValueError(
+                f"evaluate: --{unused[0]} is for a model; {request.target} holds images that are "
+                "drawn already. Leave it out"
+            )
         if from_file and current().world > 1:
             raise ValueError("evaluate: there is nothing to share in a file of samples; type the "
                              "same without torchrun")  # fmt: skip
@@ -137,9 +143,11 @@ def run(request: Request) -> None:
         ((n, f) for n, f in result.figures.items() if f.value is not None), ("none", None)
     )
     written = f"{request.out}" + (f" and {request.samples}" if request.samples else "")
-    again = f"ptq4arvg evaluate {request.target} --protocol {request.protocol}"
+    r = request
     closing(
         written,
         f"{name} {figure.value:.4g}" if figure else "no figure could be measured",
-        f"{again} --seed {request.seed + 1} --out {request.out.with_suffix('')}-2.json",
-    )
+        typed("evaluate", r.target, protocol=r.protocol, images=r.images, inception=r.inception,
+              reference=r.reference, weights=r.weights, tokenizer=r.tokenizer, device=r.device,
+              seed=r.seed + 1, out=f"{r.out.with_suffix('')}-2.json"),
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import closing, header, load_target, parse_classes
+from .common import closing, header, load_target, parse_classes, typed
 
 __all__ = ["run"]
 
@@ -49,14 +49,23 @@ def run(
     options: dict[str, float | None],
     batch_size: int,
     quiet: bool,
+    **files: Path | None,
 ) -> None:
     """Write one PNG per image, batch by batch, but those that are there already; options: of the
-    sampling, None for the model's own."""
+    sampling, None for the model's own; files: of a float model (weights, tokenizer)."""
     header(f"generate {folder}", seed, quiet)
     from ..distributed import current, spread
     from ..report import save_png, to_picture
+    from ..serialize import check_writable
 
-    model = load_target(folder)
+    check_writable(out)
+    given = [name for name, path in files.items() if path is not None]
+    if given and Path(folder).exists():
+        raise ValueError(
+            f"generate: --{given[0]} is for the name of a float model; the checkpoint {folder} has "
+            "its own weights. Leave it out"
+        )
+    model = load_target(folder, **files)
     labels = parse_classes(classes, model.num_classes)
     sources = _sources(model, labels, seed, options)
     paths = [out / f"{number:03d}_class{label}.png" for number, label in enumerate(labels)]
@@ -78,5 +87,6 @@ def run(
     closing(
         f"{len(labels)} images in {out}",
         figure if drawn else "nothing was left to draw",
-        f"ptq4arvg generate {folder} --classes {classes} --seed {seed + 1} --out {out}-{seed + 1}",
-    )
+        typed("generate", folder, classes=classes, **files, **options, seed=seed + 1,
+              out=f"{out}-{seed + 1}"),
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import make_progress
-from .common import Source, closing, header, load
+from .common import Source, closing, header, load, typed
 
 __all__ = ["Request", "run_calibrate", "run_quantize"]
 
@@ -71,8 +71,9 @@ def run_calibrate(
         str(out),
         f"{len(rows.labels)} rows kept of {samples}: {conditional} conditional, "
         f"{len(rows.labels) - conditional} unconditional   hash {rows.hash[:12]}",
-        f"ptq4arvg quantize {source[0]} --calibration {out} --out OUT",
-    )
+        typed("quantize", source[0], weights=source[1], tokenizer=source[2],
+              stress=source[3] or None, calibration=out, out="OUT"),
+    )  # fmt: skip
 
 
 def _pairs(texts: list[str], flag: str) -> dict[str, str]:
@@ -206,6 +207,8 @@ def run_quantize(request: Request) -> None:
     else:
         budget = Budget.of(model, r.target_bits, r.ignore, overrides)
         plan = budget.plan
+    if all(p.scheme is None for p in plan):
+        raise ValueError("quantize: every linear is ignored, so that none is left to quantize")
     if r.dry_run:
         _print_plan(model, plan, budget)
         if decoder is not None:
@@ -259,5 +262,5 @@ def run_quantize(request: Request) -> None:
         f"{report.weight_bytes / 1e6:.2f} MB",
         f"SQNR {report.sqnr_db:.1f} dB on average, worst {report.worst.sqnr_db:.1f} dB in "
         f"{report.worst.name}{drawn}",
-        f"ptq4arvg generate {r.out} --classes 0-7 --out images",
+        typed("generate", r.out, classes="0-7", out="images"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .common import closing, header
+from .common import closing, header, typed
 
 __all__ = ["run"]
 
@@ -47,5 +47,5 @@ def run(folder: Path, quiet: bool) -> None:
     closing(
         "nothing",
         f"largest difference from simulation {worst.error:.1g} of the output, in {worst.name}",
-        f"ptq4arvg generate {folder} --classes 0-7 --out images",
+        typed("generate", folder, classes="0-7", out="images"),
     )

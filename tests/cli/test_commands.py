@@ -77,6 +77,14 @@ def test_a_pattern_that_matches_nothing_is_an_error(capsys):
     assert "Closest: 'blocks.0.attn.proj'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("goal", [("--scheme", "W8A8"), ("--target-bits", 5)])
+def test_a_request_that_ignores_every_linear_ends_before_the_work(goal, tmp_path, capsys):
+    command = "quantize", "var-tiny", *goal, "--ignore", "*", "--out", tmp_path / "q"
+    error = fails(capsys, *command)
+    assert "every linear is ignored" in error and "sample:" not in error
+    assert "every linear is ignored" in fails(capsys, *command, "--dry-run")
+
+
 def test_a_dry_run_with_target_bits_says_what_is_measured(capsys):
     run("quantize", "var-tiny", "--dry-run", "--target-bits", 5.5, "-q", "--override", "head=W8A8")
     out = capsys.readouterr().out
@@ -200,6 +208,16 @@ def test_generate_draws_what_is_not_there(checkpoint, tmp_path, capsys):
     assert other.keys() == first.keys() and not set(other.values()) & set(first.values())
 
 
+def test_a_float_model_generates_from_its_files(checkpoint, tmp_path, capsys):
+    files = "--weights", "random", "--tokenizer", "random"
+    run("generate", "par-tiny", "--classes", "3", "--cfg", 2, *files, "--out", tmp_path / "a", "-q")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["000_class3.png"]
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert f"--classes 3 {' '.join(files)} --cfg 2.0 --seed 1 --out" in following
+    error = fails(capsys, "generate", checkpoint, "--classes", 3, *files, "--out", tmp_path / "b")
+    assert "--weights is for the name of a float model; the checkpoint" in error
+
+
 def test_models_and_methods_are_listed(capsys):
     run("models")
     assert "var-tiny" in capsys.readouterr().out
@@ -230,6 +248,7 @@ def test_targets_that_cannot_be_written_are_found_first(rows, tmp_path, capsys):
     inside = tmp_path / "file" / "x"
     for command in (("quantize", "var-tiny", "--out", inside),
                     ("calibrate", "var-tiny", "--out", inside),
+                    ("generate", "var-tiny", "--classes", 3, "--out", inside),
                     ("evaluate", "var-tiny", "--out", inside)):  # fmt: skip
         assert f"{inside} cannot be made: {tmp_path / 'file'} is a file" in fails(capsys, *command)
     for command in (("calibrate", "var-tiny", "--out", tmp_path / "folder"),
@@ -237,6 +256,8 @@ def test_targets_that_cannot_be_written_are_found_first(rows, tmp_path, capsys):
                     ("evaluate", "var-tiny", "--out", tmp_path / "r.json",
                      "--samples", tmp_path / "folder")):  # fmt: skip
         assert "is a folder; wanted the name of a file" in fails(capsys, *command)
+    command = "generate", "var-tiny", "--classes", 3, "--out", tmp_path / "file"
+    assert "is a file; wanted the name of a folder" in fails(capsys, *command)
     command = "quantize", "var-tiny", "--calibration", tmp_path / "folder", "--out", tmp_path / "q"
     assert "is a folder; wanted a file that" in fails(capsys, *command)
     command = *command[:3], tmp_path / "gone", *command[4:]

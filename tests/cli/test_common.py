@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptq4arvg.cli.common import parse_classes
+from ptq4arvg.cli.common import parse_classes, typed
 from ptq4arvg.cli.quantize import _options, _pairs
 from ptq4arvg.methods import get_method
 
@@ -20,6 +20,12 @@ def test_classes_are_numbers_and_ranges():
 def test_other_classes_are_an_error(text, message):
     with pytest.raises(ValueError, match=message):
         parse_classes(text, 32)
+
+
+def test_what_to_type_next_can_be_typed():
+    assert typed("generate", "a b", classes="0-7", top_k=None, num_iter=2) == (
+        "ptq4arvg generate 'a b' --classes 0-7 --num-iter 2"
+    )
 
 
 def test_pairs_split_at_the_last_sign():

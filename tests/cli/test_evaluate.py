@@ -39,6 +39,7 @@ def test_a_checkpoint_is_compared_with_the_float_model(checkpoint, tmp_path, cap
     lines = [line.split()[0] for line in printed.out.splitlines()[-3:]]
     assert lines == ["wrote", "look", "next"]
     assert "generate: 4/4" in printed.err
+    assert f"evaluate {checkpoint} --protocol smoke --images 4 --device cpu --seed" in printed.out
     assert SampleFile(samples).shape == (4, 32, 32, 3)
     result = read_result(out)
     assert (result.model, result.scheme, result.method) == ("var-tiny", "W8A8", "rtn")
@@ -98,6 +99,8 @@ def test_imagenet_figures_of_samples(tmp_path, capsys, monkeypatch):
          "var-paper needs --inception: the weights of Inception-v3"),
         (["s.npz", "--protocol", "var-paper"], "needs --inception and --reference"),
         (["s.npz", "--samples", "t.npz"], "there is no model to draw them"),
+        (["s.npz", "--weights", "w.pth"], "--weights is for a model; s.npz holds images that are"),
+        (["s.npz", "--parts", "p"], "--parts is for a model"),
         (["s.npz"], "no file 's.npz'; wanted samples as .npz"),
         (["var-tinny"], "no model of that name. Closest: 'var-tiny'"),
         (["var-tiny", "--images", "1"], "smoke: 1 images; wanted at least 2"),
