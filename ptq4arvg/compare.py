@@ -94,6 +94,12 @@ class Comparison:
                 f"compare: seeds {self.seeds}, images {self.images}; wanted at least one "
                 "calibration seed and 2 images"
             )
+        for stress in self.stresses:
+            if stress and not 1 <= stress < float("inf"):
+                raise ValueError(
+                    f"compare: stress is {stress}; wanted 0 for none, or at least 1 (30 is a good "
+                    "value)"
+                )
         check_selection(self.samples, self.keep, self.select)
         # What a cell depends on beside its own name: cells of other settings are not comparable.
         fields = ("samples", "keep", "images", "compared", "select")

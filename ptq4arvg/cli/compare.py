@@ -37,9 +37,12 @@ def run(
         from ..compare import Comparison, all_methods, run_comparison
         from ..models import BUNDLED
         from ..report_html import write_page
-        from ..serialize import write_file
+        from ..serialize import check_writable, write_file
         from ..tables import csv_table, latex_table, markdown_pivot, terminal_tables
 
+        if jobs < 1:
+            raise ValueError(f"compare: jobs is {jobs}; wanted 1 process or more")
+        check_writable(out)
         comparison = Comparison(
             models=BUNDLED if models == ["all"] else tuple(models),
             methods=all_methods() if methods == "all" else split(methods),

@@ -36,9 +36,10 @@ def run(
         from ..demo import COMPARED, closeness, demo_runs, headline, run_demo
         from ..goals import parse_goal
         from ..report import draw_grid, rich_table, save_png, write_report
+        from ..serialize import check_writable
 
         runs = demo_runs(split(schemes))
-        out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
+        check_writable(out)
 
         def tell(row: dict) -> None:
             name = "float" if row["method"] == "float" else f"{row['scheme']} by {row['method']}"

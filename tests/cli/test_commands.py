@@ -256,8 +256,9 @@ def test_targets_that_cannot_be_written_are_found_first(rows, tmp_path, capsys):
                     ("evaluate", "var-tiny", "--out", tmp_path / "r.json",
                      "--samples", tmp_path / "folder")):  # fmt: skip
         assert "is a folder; wanted the name of a file" in fails(capsys, *command)
-    command = "generate", "var-tiny", "--classes", 3, "--out", tmp_path / "file"
-    assert "is a file; wanted the name of a folder" in fails(capsys, *command)
+    for command in (("generate", "var-tiny", "--classes", 3), ("compare", "var-tiny"), ("demo",)):
+        error = fails(capsys, *command, "--out", tmp_path / "file")
+        assert "is a file; wanted the name of a folder" in error
     command = "quantize", "var-tiny", "--calibration", tmp_path / "folder", "--out", tmp_path / "q"
     assert "is a folder; wanted a file that" in fails(capsys, *command)
     command = *command[:3], tmp_path / "gone", *command[4:]
@@ -269,6 +270,11 @@ def test_neither_a_checkpoint_nor_a_model(command, tmp_path, capsys):
     options = ("--out", tmp_path / "x") + (("--classes", "3") if command == "generate" else ())
     error = fails(capsys, command, "no-such", *options)
     assert "there is no checkpoint folder 'no-such', and no model of that name" in error
+
+
+def test_a_comparison_by_no_process(tmp_path, capsys):
+    error = fails(capsys, "compare", "var-tiny", "--jobs", 0, "--out", tmp_path / "c")
+    assert "jobs is 0; wanted 1 process or more" in error
 
 
 def test_random_weights_from_the_command_line(capsys):
