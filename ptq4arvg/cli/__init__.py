@@ -62,8 +62,9 @@ def _processes(command: str | None) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status.
 
-    0: done. 2: what was asked for cannot be done, said in one line on standard error
-    (PTQ4ARVG_DEBUG=1 raises instead, with the traceback). 130: interrupted; nothing half-written.
+    0: done. 1, by typer's SystemExit: nobody reads the output any more. 2: what was asked for
+    cannot be done, said in one line on standard error (PTQ4ARVG_DEBUG=1 raises instead, with the
+    traceback). 130: interrupted; nothing half-written.
     """
     import typer
 
@@ -89,8 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage: typer explains itself
             error.show()
             return error.exit_code
-        if isinstance(error, BrokenPipeError):
-            return 0
         expected = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
         if not isinstance(error, expected):
             raise

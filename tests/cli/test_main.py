@@ -1,6 +1,7 @@
 """The command line as a whole: help, errors in one line, exit codes, what is imported when."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,6 +72,15 @@ def test_an_interrupt_is_not_an_error_message(monkeypatch, capsys):
     monkeypatch.setattr("ptq4arvg.cli.verify.run", interrupt)
     assert main(["verify", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_nobody_reads_the_output():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ptq4arvg", "models"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_help_imports_neither_torch_nor_numpy():
