@@ -146,10 +146,18 @@ def quantize(
     parts: Annotated[
         Path | None, typer.Option(help="Folder for finished blocks of omniquant, to go on from.")
     ] = None,
-    samples: Samples = 256,
-    keep: Keep = 128,
-    select: Select = "dgc",
-    seed: Seed = 0,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration rows to sample from the model; default: 256.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Calibration rows to keep of them; default: 128.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="How rows are chosen: dgc (default), random or first.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides every random choice; default: 0.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")
@@ -164,8 +172,9 @@ def quantize(
             source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
             decoder=decoder, method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
-            calibration=calibration, parts=parts, samples=samples, keep=keep, select=select,
-            seed=seed, dry_run=dry_run, overwrite=overwrite, quiet=quiet,
+            calibration=calibration, parts=parts,
+            rows={"samples": samples, "keep": keep, "select": select, "seed": seed},
+            dry_run=dry_run, overwrite=overwrite, quiet=quiet,
         )
     )  # fmt: skip
 

@@ -28,10 +28,7 @@ class Request:
     options: list[str]
     calibration: Path | None
     parts: Path | None
-    samples: int
-    keep: int
-    select: str
-    seed: int
+    rows: dict[str, Any]  # arguments of ``calibrate``, None where not given
     dry_run: bool
     overwrite: bool
     quiet: bool
@@ -47,6 +44,20 @@ class Request:
                 "one of them; --override PATTERN=SCHEME fixes the scheme of some linears"
             )
         return f"{self.target_bits:g} bits"
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of ``calibrate``, the seed among them; none for rows of a file, ValueError if
+        any is given for these."""
+        given = {name: value for name, value in self.rows.items() if value is not None}
+        if self.calibration is None:
+            return {"seed": 0} | given
+        if given:
+            raise ValueError(
+                f"quantize: --{next(iter(given))} is for rows that are sampled now; those of "
+                f"--calibration {self.calibration} are there already. Leave one of them out"
+            )
+        return {}
 
 
 def run_calibrate(
@@ -168,7 +179,8 @@ def run_quantize(request: Request) -> None:
     r = request
     if not r.dry_run and r.out is None:
         raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
-    header(f"quantize {r.source[0]} to {r.goal} by {r.method}", r.seed, r.quiet)
+    sampling = r.sampling
+    header(f"quantize {r.source[0]} to {r.goal} by {r.method}", sampling.get("seed"), r.quiet)
     from ..allocation import Budget
     from ..attention import check_attention
     from ..block_parts import BlockParts
@@ -220,7 +232,7 @@ def run_quantize(request: Request) -> None:
         return None
     with make_progress(r.quiet) as progress:
         if r.calibration is None:
-            rows = calibrate(model, r.samples, r.keep, r.seed, r.select, progress=progress)
+            rows = calibrate(model, **sampling, progress=progress)
         else:
             from ..calibration_file import load_calibration
 

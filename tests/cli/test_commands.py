@@ -272,6 +272,14 @@ def test_neither_a_checkpoint_nor_a_model(command, tmp_path, capsys):
     assert "there is no checkpoint folder 'no-such', and no model of that name" in error
 
 
+@pytest.mark.parametrize("name", ["samples", "keep", "select", "seed"])
+def test_rows_of_a_file_leave_nothing_to_sample(name, rows, tmp_path, capsys):
+    value = "dgc" if name == "select" else 4
+    command = "quantize", "var-tiny", "--calibration", rows, f"--{name}", value
+    error = fails(capsys, *command, "--out", tmp_path / "q")
+    assert f"--{name} is for rows that are sampled now; those of --calibration {rows}" in error
+
+
 def test_a_comparison_by_no_process(tmp_path, capsys):
     error = fails(capsys, "compare", "var-tiny", "--jobs", 0, "--out", tmp_path / "c")
     assert "jobs is 0; wanted 1 process or more" in error
