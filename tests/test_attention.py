@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq4arvg import load_model
+from ptq4arvg import attention, load_model
 from ptq4arvg.attention import (
     BALANCES,
     HEADROOM,
@@ -60,6 +60,34 @@ def test_grids_cover_the_calibration_rows(attended):
         low, high = -zero * scale, (255 - zero) * scale
         slack = scale / 2 + 1e-6
         assert (x.amin(dims) >= low - slack).all() and (x.amax(dims) <= high + slack).all()
+
+
+def test_errors_are_summed_over_rows_for_every_head():
+    model = load_model("rar-tiny")
+    name, calibration = model.attention_cores()[0], rows(model)
+    core = model.transformer.get_submodule(name)
+    off = torch.arange(float(model.config.num_heads))[:, None, None]  # [H, 1, 1]
+    near = [lambda *args, k=k: core.forward(*args).double() + k * off for k in (0, 1, 2)]
+    found = _errors(model, calibration, 1, {name: near})[name]
+    outputs = off.new_tensor([len(calibration.labels), model.positions]).prod()
+    outputs *= model.config.embed_dim // model.config.num_heads
+    wanted = torch.tensor([0, 1, 4])[:, None] * off.flatten().square() * outputs
+    torch.testing.assert_close(found, wanted.double())
+
+
+def test_the_kind_of_lower_error_is_taken(monkeypatch):
+    """Of all heads together."""
+    model = load_model("rar-tiny")
+    lower = [n % 2 for n in range(len(model.attention_cores()))]
+
+    def errors(_model, _rows, _size, candidates):
+        both = torch.tensor([[5.0, 0.0], [2.0, 2.0]], dtype=torch.float64)
+        pairs = zip(candidates, lower, strict=True)
+        return {name: both if low else both.flip(0) for name, low in pairs}
+
+    monkeypatch.setattr(attention, "_errors", errors)
+    kinds = quantize_attention_(model, rows(model), 8)
+    assert list(kinds.values()) == [SOFTMAX_KINDS[low] for low in lower]
 
 
 def test_eight_bits_change_the_logits_little(attended):
