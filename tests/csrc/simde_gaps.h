@@ -88,6 +88,9 @@ inline int32_t sum_of(__m512i x) {
 #define _mm512_cvtph_ps(x) simde_gaps::half_to_float(x)
 #define _mm512_cvtps_ph(x, rounding) simde_gaps::float_to_half(x)
 #define _mm512_cvtss_f32(x) simde_gaps::cast<simde_gaps::Array<float, 16>>(x).at[0]
+#define _mm512_permute_ps(x, imm) _mm512_shuffle_ps(x, x, imm)
 #define _mm512_reduce_add_epi32(x) simde_gaps::sum_of(x)
+#define _mm512_shuffle_f32x4(a, b, imm) \
+  simde_gaps::cast<__m512>(_mm512_shuffle_i32x4(simde_gaps::cast<__m512i>(a), simde_gaps::cast<__m512i>(b), imm))
 #define _mm512_srai_epi32(x, n) \
   simde_gaps::map<__m512i, int32_t, int32_t, 16>(x, [](int32_t element) { return element >> (n); })
