@@ -123,3 +123,61 @@ def test_attention_in_integers_has_to_be_equal(monkeypatch, whole, spoiled):
 def test_a_float_model_is_an_error():
     with pytest.raises(ValueError, match="no integer linears"):
         check_integer_path(Model(lambda c: nn.ReLU()), *ROWS)
+
+
+@pytest.mark.parametrize("spoiled", [float("inf"), float("nan")])
+def test_an_output_that_is_not_finite_fails(spoiled):
+    model = Model(linear, linear)
+    model.transformer[1].register_forward_hook(lambda _m, _args, output: output + spoiled)
+    checks = check_integer_path(model, *ROWS)
+    assert [check.passed for check in checks] == [True, False]
+    assert checks[1].error == float("inf")
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_a_layer_that_runs_more_than_once_keeps_its_worst(wrong):
+    model, runs = Model(linear, visits=3), []
+
+    def spoil(_module, _args, output):
+        runs.append(len(runs))
+        return output * 1.001 if runs[-1] == wrong else output
+
+    model.transformer[0].register_forward_hook(spoil)
+    (check,) = check_integer_path(model, *ROWS)
+    assert runs == [0, 1, 2] and not check.passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_bound_has_room_for_the_type_of_the_output(dtype):
+    model = Model(linear)
+    model.transformer[0].register_forward_pre_hook(lambda _m, args: args[0].to(dtype))
+    (check,) = check_integer_path(model, *ROWS)
+    assert check.passed and check.bound == verify.BOUND + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+def test_fused_layers_are_an_error_and_no_hook_stays(fused):
+    """The first gives codes, or the second reads some."""
+    model = Model(linear, linear)
+    first, second = model.transformer
+    if fused:
+        second.register_forward_pre_hook(lambda _m, args: second.quantize(args[0]))
+    else:
+        first.fuse("none", second)
+    hooks = [list(module._forward_hooks) for module in model.transformer]
+    with pytest.raises(ValueError, match=rf": {fused} is fused; call fuse\.unfuse_ first"):
+        check_integer_path(model, *ROWS)
+    assert [list(module._forward_hooks) for module in model.transformer] == hooks
+
+
+def test_a_layer_that_does_not_run_is_an_error():
+    class Idle(nn.Module):
+        def __init__(self, cursor):
+            super().__init__()
+            self.linear = linear(cursor)
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(RuntimeError, match=r"these layers did not run: 1\.linear$"):
+        check_integer_path(Model(linear, Idle), *ROWS)
