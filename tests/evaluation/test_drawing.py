@@ -1,5 +1,7 @@
 """An evaluation that ended early goes on; what it cannot go on from is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,17 @@ def test_images_that_other_weights_drew_are_refused(model, space, tmp_path):
     with pytest.raises(ValueError, match="is of images kept false, not true"):
         measure(build_model("var", TINY["var"], seed=0), space, tmp_path,
                 samples=tmp_path / "s.npz")  # fmt: skip
+
+
+def test_images_depend_on_all_that_their_files_name(model, space):
+    given = {"protocol": SMOKE, "labels": torch.arange(6) % 5, "seed": 3, "space": space,
+             "batch_size": 2, "keep": False}  # fmt: skip
+    others = {"protocol": SMOKE.with_(top_k=5), "labels": torch.arange(6) % 4, "seed": 4,
+              "space": replace(space, hash="f" * 64), "batch_size": 3, "keep": True}  # fmt: skip
+    first = Drawing(model, **given).settings()
+    assert Drawing(model, **given).settings() == first
+    for name, other in others.items():
+        assert Drawing(model, **given | {name: other}).settings() != first, name
 
 
 def test_several_processes_need_a_folder_that_all_see(model, space, tmp_path, monkeypatch):

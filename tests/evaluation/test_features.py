@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ptq4arvg.evaluation import (
     FeatureNetwork,
@@ -24,6 +25,23 @@ def test_features_and_logits_have_their_shapes(network):
     assert network.features(images).dtype == torch.float32
     with pytest.raises(ValueError, match=r"wanted \[n, 3, H, W\]"):
         network(images[0])
+    with pytest.raises(ValueError, match=r"shape \[3, 1, 32, 32\]; wanted \[n, 3, H, W\]"):
+        network(images[:, :1])
+
+
+def test_the_network_is_float32_and_does_not_learn(network):
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_statistics_in_double_precision_count_where_a_file_has_both(tmp_path):
+    mean, cov = torch.tensor([0.1, 0.2]), torch.eye(2) / 3
+    wide = {"mean64": mean.double() / 7, "cov64": cov.double() / 7}
+    path = tmp_path / "fd_stats.safetensors"
+    save_file({"mean": mean, "cov": cov} | wide, path)
+    assert all(map(torch.equal, load_reference(tmp_path), wide.values()))
+    save_file({"mean": mean, "cov": cov}, path)
+    assert all(map(torch.equal, load_reference(tmp_path), (mean.double(), cov.double())))
 
 
 def test_loading_leaves_the_global_generator_alone():
@@ -61,6 +79,8 @@ def test_class_accuracy_counts_the_right_ones(network):
     assert class_accuracy(network, images, predicted) == 0.75
     with pytest.raises(ValueError, match="one label each"):
         class_accuracy(network, images, predicted[:2])
+    with pytest.raises(ValueError, match="0 images, 0 labels"):
+        class_accuracy(network, images[:0], predicted[:0])
 
 
 def test_a_missing_folder_says_what_was_wanted(tmp_path):

@@ -37,6 +37,7 @@ def test_protocols_of_the_paper():
         assert protocol.families[0] in FAMILIES
         assert protocol.name == name
     assert PROTOCOLS["var-paper"].sampling() == {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+    assert PROTOCOLS["rar-paper"].sampling() == {"top_k": 0, "top_p": 0.0}
     assert PROTOCOLS["par-paper"].resize == "bicubic"
     assert PROTOCOLS["mar-paper"].num_iter == 64
     assert PROTOCOLS["smoke"].images == 64
@@ -73,6 +74,7 @@ def test_changes_make_another_protocol():
     fewer = protocol.with_(images=100)
     assert (fewer.images, fewer.per_class, fewer.name) == (100, 0, "var-paper")
     assert fewer.hash != protocol.hash
+    assert protocol.with_(top_k=0).top_k == 0
 
 
 def test_metrics_are_known_names():

@@ -57,6 +57,8 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         write_into(2, pixels(3))
     with pytest.raises(ValueError, match=r"torch.uint8 \[1, 5, 5, 3\]; wanted"):
         write_into(1, pixels(1, 5))
+    with pytest.raises(ValueError, match=r"images are torch.int16 \[1, 6, 6, 3\]; wanted torch.u"):
+        write_into(1, pixels(1).short())
     with pytest.raises(KeyboardInterrupt):
         write_into(1, pixels(1))
     assert list(tmp_path.iterdir()) == []
@@ -76,11 +78,26 @@ def test_files_without_images_are_an_error(tmp_path):
         member.write(bytes(2 * 6 * 6 * 3))
     with pytest.raises(ValueError, match="arr_0 ends after 2 of 3 images"):
         list(SampleFile(path).batches(1))
+    np.savez(path, np.zeros((2, 6, 6, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"arr_0 is uint8 \[2, 6, 6, 4\]; wanted uint8"):
+        SampleFile(path)
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is no file of samples"):
         SampleFile(path)
     with pytest.raises(FileNotFoundError, match=r"wanted samples as \.npz"):
         SampleFile(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_versions_of_the_format(tmp_path, version):
+    path, images = tmp_path / "v.npz", pixels(3)
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
+        np.lib.format.write_array(member, images.numpy(), version)
+    if version < (3, 0):
+        assert torch.equal(next(SampleFile(path).batches()), images)
+        return
+    with pytest.raises(ValueError, match=r"format version \(3, 0\); wanted 1\.0 or 2\.0"):
+        SampleFile(path)
 
 
 def test_a_file_in_fortran_order_says_so(tmp_path):
@@ -145,3 +162,7 @@ def test_resizing_equals_the_cubic_kernel():
     got = resize_bicubic(images, 2)
     np.testing.assert_allclose(got[0, 0, 0].numpy(), expected, atol=1e-6)
     assert resize_bicubic(images, 3) is images
+    assert resize_bicubic(images[..., :2], 3).shape == (1, 3, 3, 3)
+    edge = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 3, 4, 4)
+    larger = resize_bicubic(edge, 9)  # the kernel goes beyond what it reads
+    assert larger.min() == 0 and larger.max() == 1
