@@ -69,7 +69,7 @@ def test_more_labels_than_fit_are_served_in_windows():
     run(held, [1])
     run(held, [8, 5])
     assert calls[1:] == [([5, 8], 0, 4), ([5, 8], 4, 2)]
-    assert not held.kept
+    assert not held.kept and not held._window
 
 
 def test_a_budget_below_one_position_still_works():
