@@ -147,6 +147,15 @@ def test_gradients_are_of_tokens_from_everywhere(monkeypatch, continuous, kept, 
     assert seen.weight == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_gain_of_a_row_is_what_later_folds_multiplied_it_by(folded):
+    before = torch.tensor([[1.0, -2.0], [0.5, 4.0], [0.0, 0.0]])
+    transform = Transform(*torch.tensor([[2.0, 0.5], [0.0, 0.0]]).double()) if folded else None
+    own = before if transform is None else transform.weight(before.double())
+    after = own * torch.tensor([[4.0], [-0.25], [3.0]])
+    assert sensitivity._row_gain(before, after, transform).tolist() == [4, -0.25, 1]
+
+
 def test_sinks_have_the_error_of_their_weights_alone():
     linear = torch.nn.Linear(3, 2)
     linear.weight.data = torch.tensor([[1.0, -2.0, 0.0], [3.0, 0.0, 1.0]])
