@@ -4,6 +4,7 @@ import itertools
 import math
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -332,6 +333,11 @@ def test_sampling_may_begin_at_a_less_noisy_step():
         (1 / s.alphas_cumprod[-1]) ** 0.5
         < 100
         < (1 / respaced_schedule(25).alphas_cumprod[-1]) ** 0.5
+    )
+    assert respaced_schedule(6, 5).timesteps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert s.posterior_variance[0] == 0  # step 1 lends step 0 its logarithm
+    assert s.posterior_log_variance == pytest.approx(
+        np.log(s.posterior_variance[[1, *range(1, 25)]])
     )
     whole = respaced_schedule(1000)
     assert s.alphas_cumprod == pytest.approx(whole.alphas_cumprod[s.timesteps], rel=1e-9)
