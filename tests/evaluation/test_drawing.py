@@ -82,6 +82,11 @@ def test_images_that_other_weights_drew_are_refused(model, space, tmp_path):
                 samples=tmp_path / "s.npz")  # fmt: skip
 
 
+def test_images_are_resized_where_the_protocol_says_so(model, space):
+    labels, protocol = torch.arange(3), SMOKE.with_(size=5, resize="bicubic")
+    assert Drawing(model, protocol, labels, 3, space, 2).images(labels).shape == (3, 5, 5, 3)
+
+
 def test_images_depend_on_all_that_their_files_name(model, space):
     given = {"protocol": SMOKE, "labels": torch.arange(6) % 5, "seed": 3, "space": space,
              "batch_size": 2, "keep": False}  # fmt: skip
