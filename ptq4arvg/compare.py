@@ -29,6 +29,7 @@ from .goals import Goal, parse_goal, parse_goals
 from .inspection import inspect_
 from .methods import METHODS, Method, get_method
 from .models import BUNDLED, ARVGModel, load_model
+from .models.stress import check_severity
 from .pipeline import quantize_
 from .serialize import pretty_json, write_file
 
@@ -94,12 +95,8 @@ class Comparison:
                 f"compare: seeds {self.seeds}, images {self.images}; wanted at least one "
                 "calibration seed and 2 images"
             )
-        for stress in self.stresses:
-            if stress and not 1 <= stress < float("inf"):
-                raise ValueError(
-                    f"compare: stress is {stress}; wanted 0 for none, or at least 1 (30 is a good "
-                    "value)"
-                )
+        for stress in filter(None, self.stresses):
+            check_severity(stress)
         check_selection(self.samples, self.keep, self.select)
         # What a cell depends on beside its own name: cells of other settings are not comparable.
         fields = ("samples", "keep", "images", "compared", "select")

@@ -26,7 +26,7 @@ from .methods import Method, get_method
 from .nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
 from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
-from .plan import LayerPlan, make_plan
+from .plan import LayerPlan, make_plan, planned
 from .quant_report import LayerReport, QuantReport, make_recipe
 from .token_scales import collect_steps
 from .verify import check_integer_path
@@ -136,7 +136,7 @@ def quantize_(
         plan = make_plan(model.linears(), scheme, ignore, overrides)
     else:
         plan = budget.plan  # the same linears, whose schemes are still open
-    _check_linears(model, [p for p in plan if p.scheme])
+    _check_linears(model, planned(plan))
     if calibration is None:
         calibration = calibrate(model, seed=seed, progress=progress)
     check_rows(model, calibration)
@@ -215,10 +215,7 @@ def _check_untouched(model: nn.Module) -> None:
 
 
 def _check_linears(model: nn.Module, plan: Sequence[LayerPlan]) -> None:
-    """ValueError for a linear that is more than a weight and a bias of finite numbers, or if there
-    is none at all."""
-    if not plan:
-        raise ValueError("quantize_: every linear is ignored, so that none is left to quantize")
+    """ValueError for a linear that is more than a weight and a bias of finite numbers."""
     for p in plan:
         linear = model.transformer.get_submodule(p.name)
         hooks = (*linear._forward_hooks.values(), *linear._forward_pre_hooks.values())

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import closest
 from .numerics import Scheme, get_scheme
 
-__all__ = ["LayerPlan", "make_plan", "match"]
+__all__ = ["LayerPlan", "make_plan", "match", "planned"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,14 @@ class LayerPlan:
     def name(self) -> str:
         """Module path of the linear inside the transformer."""
         return self.spec.name
+
+
+def planned(plan: Iterable[LayerPlan]) -> list[LayerPlan]:
+    """The linears that get a scheme. ValueError if none does."""
+    found = [p for p in plan if p.scheme]
+    if not found:
+        raise ValueError("every linear is ignored, so that none is left to quantize")
+    return found
 
 
 def match(pattern: str, names: Iterable[str], what: str = "pattern") -> set[str]:

@@ -142,8 +142,8 @@ def test_methods_with_additions():
         ({"schemes": ("5", "5.0 bits")}, "5 bits is there twice"),
         ({"seeds": 0}, "seeds 0, images 2; wanted at least one"),
         ({"images": 1}, "seeds 1, images 1; wanted"),
-        ({"stresses": (0.0, 0.5)}, "stress is 0.5; wanted 0 for none, or at least 1"),
-        ({"stresses": (float("nan"),)}, "stress is nan"),
+        ({"stresses": (0.0, 0.5)}, "severity is 0.5; wanted at least 1"),
+        ({"stresses": (float("nan"),)}, "severity is nan"),
     ],
     ids=["model", "method", "scheme", "budget", "twice", "seeds", "images", "stress", "nan"],
 )

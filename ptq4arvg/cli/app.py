@@ -114,6 +114,7 @@ def calibrate(
 
 @app.command()
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Name of a model; see `ptq4arvg models`.")],
     scheme: Annotated[
         str | None, typer.Option(help="W8A8, W6A8, W6A6 or W4A8; default: W6A6.")
@@ -146,18 +147,10 @@ def quantize(
     parts: Annotated[
         Path | None, typer.Option(help="Folder for finished blocks of omniquant, to go on from.")
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration rows to sample from the model; default: 256.")
-    ] = None,
-    keep: Annotated[
-        int | None, typer.Option(help="Calibration rows to keep of them; default: 128.")
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option(help="How rows are chosen: dgc (default), random or first.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Decides every random choice; default: 0.")
-    ] = None,
+    samples: Samples = 256,
+    keep: Keep = 128,
+    select: Select = "dgc",
+    seed: Seed = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")
@@ -167,14 +160,17 @@ def quantize(
     """Calibrate and quantize a model, and save it as a packed checkpoint."""
     from .quantize import Request, run_quantize
 
+    rows = {"samples": samples, "keep": keep, "select": select, "seed": seed}
+    if calibration is not None:
+        source = context.get_parameter_source
+        rows = {n: value for n, value in rows.items() if source(n).name == "COMMANDLINE"}
     run_quantize(
         Request(
             source=(model, weights, tokenizer, stress), scheme=scheme, target_bits=target_bits,
             decoder=decoder, method=method, out=out,
             ignore=ignore or [], overrides=override or [], options=option or [],
             calibration=calibration, parts=parts,
-            rows={"samples": samples, "keep": keep, "select": select, "seed": seed},
-            dry_run=dry_run, overwrite=overwrite, quiet=quiet,
+            rows=rows, dry_run=dry_run, overwrite=overwrite, quiet=quiet,
         )
     )  # fmt: skip
 

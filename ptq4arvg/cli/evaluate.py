@@ -106,14 +106,12 @@ def run(request: Request) -> None:
 
         protocol = find_protocol(request.protocol).with_(images=request.images)
         from_file = request.target.endswith(".npz")
-        if from_file and request.samples is not None:
-            raise ValueError("evaluate: --samples writes images; there is no model to draw them")
-        unused = [n for n in ("weights", "tokenizer", "parts") if getattr(request, n) is not None]
-        if from_file and unused:
-            raise ValueError(
-                f"evaluate: --{unused[0]} is for a model; {request.target} holds images that are "
-                "drawn already. Leave it out"
-            )
+        for option in ("samples", "weights", "tokenizer", "parts") if from_file else ():
+            if getattr(request, option) is not None:
+                raise ValueError(
+                    f"evaluate: --{option} is for a model; {request.target} holds images that are "
+                    "drawn already. Leave it out"
+                )
         if from_file and current().world > 1:
             raise ValueError("evaluate: there is nothing to share in a file of samples; type the "
                              "same without torchrun")  # fmt: skip

@@ -28,7 +28,7 @@ class Request:
     options: list[str]
     calibration: Path | None
     parts: Path | None
-    rows: dict[str, Any]  # arguments of ``calibrate``, None where not given
+    rows: dict[str, Any]  # arguments of ``calibrate``; with rows of a file, those typed in vain
     dry_run: bool
     overwrite: bool
     quiet: bool
@@ -44,20 +44,6 @@ class Request:
                 "one of them; --override PATTERN=SCHEME fixes the scheme of some linears"
             )
         return f"{self.target_bits:g} bits"
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Arguments of ``calibrate``, the seed among them; none for rows of a file, ValueError if
-        any is given for these."""
-        given = {name: value for name, value in self.rows.items() if value is not None}
-        if self.calibration is None:
-            return {"seed": 0} | given
-        if given:
-            raise ValueError(
-                f"quantize: --{next(iter(given))} is for rows that are sampled now; those of "
-                f"--calibration {self.calibration} are there already. Leave one of them out"
-            )
-        return {}
 
 
 def run_calibrate(
@@ -179,8 +165,12 @@ def run_quantize(request: Request) -> None:
     r = request
     if not r.dry_run and r.out is None:
         raise ValueError("quantize: no --out; give a folder for the checkpoint, or --dry-run")
-    sampling = r.sampling
-    header(f"quantize {r.source[0]} to {r.goal} by {r.method}", sampling.get("seed"), r.quiet)
+    if r.calibration is not None and r.rows:
+        raise ValueError(
+            f"quantize: --{next(iter(r.rows))} is for rows that are sampled now; those of "
+            f"--calibration {r.calibration} are there already. Leave one of them out"
+        )
+    header(f"quantize {r.source[0]} to {r.goal} by {r.method}", r.rows.get("seed"), r.quiet)
     from ..allocation import Budget
     from ..attention import check_attention
     from ..block_parts import BlockParts
@@ -191,7 +181,7 @@ def run_quantize(request: Request) -> None:
     from ..methods import get_method
     from ..numerics import get_scheme
     from ..pipeline import quantize_
-    from ..plan import make_plan
+    from ..plan import make_plan, planned
 
     # Everything that can be wrong with the request is found before the first minute of work.
     method = get_method(r.method)
@@ -219,8 +209,7 @@ def run_quantize(request: Request) -> None:
     else:
         budget = Budget.of(model, r.target_bits, r.ignore, overrides)
         plan = budget.plan
-    if all(p.scheme is None for p in plan):
-        raise ValueError("quantize: every linear is ignored, so that none is left to quantize")
+    planned(plan)
     if r.dry_run:
         _print_plan(model, plan, budget)
         if decoder is not None:
@@ -232,7 +221,7 @@ def run_quantize(request: Request) -> None:
         return None
     with make_progress(r.quiet) as progress:
         if r.calibration is None:
-            rows = calibrate(model, **sampling, progress=progress)
+            rows = calibrate(model, **r.rows, progress=progress)
         else:
             from ..calibration_file import load_calibration
 

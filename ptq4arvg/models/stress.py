@@ -8,12 +8,14 @@ changes no output and gives the tiny model the same difficulty.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .base import ARVGModel
 
-__all__ = ["channel_factors", "stress_"]
+__all__ = ["channel_factors", "check_severity", "stress_"]
 
 
 def channel_factors(channels: int, severity: float, generator: torch.Generator) -> Tensor:
@@ -29,6 +31,12 @@ def channel_factors(channels: int, severity: float, generator: torch.Generator) 
     return factors
 
 
+def check_severity(severity: float) -> None:
+    """ValueError for one below 1, or without end."""
+    if not 1 <= severity < math.inf:
+        raise ValueError(f"stress: severity is {severity}; wanted at least 1 (30 is a good value)")
+
+
 @torch.no_grad()
 def stress_(model: ARVGModel, severity: float, seed: int = 0) -> None:
     """Multiply channels of the inputs of qkv and fc1 by heavy-tailed factors, in place.
@@ -36,8 +44,7 @@ def stress_(model: ARVGModel, severity: float, seed: int = 0) -> None:
     severity: largest channel over the median, roughly; at least 1. The float function stays the
     same up to rounding, the factors depend on ``seed`` only.
     """
-    if not severity >= 1:
-        raise ValueError(f"stress: severity is {severity}; wanted at least 1 (30 is a good value)")
+    check_severity(severity)
     generator = torch.Generator().manual_seed(seed)
     for spec in model.linears():
         if spec.role not in ("qkv", "fc1"):

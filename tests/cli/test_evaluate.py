@@ -98,7 +98,7 @@ def test_imagenet_figures_of_samples(tmp_path, capsys, monkeypatch):
         (["s.npz", "--protocol", "var-paper", "--reference", "r.npz"],
          "var-paper needs --inception: the weights of Inception-v3"),
         (["s.npz", "--protocol", "var-paper"], "needs --inception and --reference"),
-        (["s.npz", "--samples", "t.npz"], "there is no model to draw them"),
+        (["s.npz", "--samples", "t.npz"], "--samples is for a model; s.npz holds"),
         (["s.npz", "--weights", "w.pth"], "--weights is for a model; s.npz holds images that are"),
         (["s.npz", "--parts", "p"], "--parts is for a model"),
         (["s.npz"], "no file 's.npz'; wanted samples as .npz"),
