@@ -31,7 +31,7 @@ from tables import show
 from timing import geometric_mean
 
 from ptq4arvg import ops
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device
 from ptq4arvg.models.registry import build_model, model_config
 from ptq4arvg.nn import AttentionCore, Cursor, IntAttention, Prologue
 from ptq4arvg.progress import make_progress
@@ -188,7 +188,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     images = numbers("--images", arguments.images, "1,16")
     if min(*images, arguments.threads) < 1 or not arguments.budget > 0:
         raise ValueError("--images, --threads and --budget want numbers above 0")
-    usable_device(arguments.device)
+    computing_device(arguments.device)
     models = arguments.models.split(",")
     arguments.todo = [step for model in models for n in images for step in steps_of(model, n)]
     return arguments

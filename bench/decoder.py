@@ -34,7 +34,7 @@ from variants import float_model
 from ptq4arvg import ops
 from ptq4arvg.calibration import Calibration
 from ptq4arvg.decoder import quantize_decoder_
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device
 from ptq4arvg.models.convolutions import decoder_convolutions
 from ptq4arvg.models.registry import BUNDLED, model_config
 from ptq4arvg.numerics import SCHEMES, get_scheme
@@ -200,7 +200,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.images = numbers("--images", arguments.images, "1,8")
     if min(*arguments.images, arguments.threads) < 1 or not arguments.budget > 0:
         raise ValueError("--images, --threads and --budget want numbers above 0")
-    usable_device(arguments.device)
+    computing_device(arguments.device)
     arguments.models = arguments.models.split(",")
     for name in arguments.models:
         model_config(name)  # an unknown name ends here

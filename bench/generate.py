@@ -35,7 +35,7 @@ from record import stamp, write_csv
 from tables import show
 from variants import BASES, ENDS, FLOATS, INTEGER_ATTENTION, Variant, VariantError, prepare
 
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device
 from ptq4arvg.models.registry import FAMILIES, model_config
 from ptq4arvg.numerics import SCHEMES
 from ptq4arvg.progress import make_progress
@@ -246,7 +246,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     graphs = [name for name in arguments.floats if name not in FLOATS]
     if graphs and not gpu:
         raise ValueError(f"--floats {graphs[0]} wants --device cuda")
-    usable_device(arguments.device)
+    computing_device(arguments.device)
     if arguments.out:
         check_writable(arguments.out, folder=False)
     if arguments.checkpoints:

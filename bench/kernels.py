@@ -29,7 +29,7 @@ from tables import detail, summary
 from timing import Timings, cold_copies, last_level_cache
 
 from ptq4arvg import ops
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device
 from ptq4arvg.errors import closest
 from ptq4arvg.progress import make_progress
 from ptq4arvg.serialize import check_writable
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             ops.set_isa(arguments.isa)
         if arguments.threads < 1 or not arguments.budget > 0:
             raise ValueError("--threads and --budget want numbers above 0")
-        usable_device(arguments.device)
+        computing_device(arguments.device)
         for file in filter(None, (arguments.out, arguments.figure)):
             check_writable(file, folder=False)
         if arguments.figure:

@@ -18,6 +18,7 @@ from record import stamp, write_csv
 from variants import float_model, mib
 
 import ptq4arvg
+from ptq4arvg.calibration import check_selection
 from ptq4arvg.methods import get_method
 from ptq4arvg.models import store_weights
 from ptq4arvg.models.registry import BUNDLED, model_config
@@ -118,6 +119,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     model_config(arguments.model)
     get_scheme(arguments.scheme)
     get_method(arguments.method)
+    check_selection(arguments.samples, arguments.keep, "dgc")
     if arguments.model in BUNDLED:
         raise ValueError(f"--model {arguments.model} is bundled; wanted a published size")
     for variant in arguments.variants.split(","):

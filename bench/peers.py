@@ -34,7 +34,7 @@ from tables import show
 from timing import cold_copies
 
 from ptq4arvg import ops
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device
 from ptq4arvg.progress import make_progress
 
 GIVEN = ("codes", "floats")
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.libraries and not arguments.libraries.is_dir():
             raise ValueError(f"--libraries: {arguments.libraries} is no folder")
         if not arguments.list:
-            usable_device(arguments.device)
+            computing_device(arguments.device)
     except ValueError as error:
         sys.stderr.write(f"peers.py: {error}\n")
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["usable_device"]
+__all__ = ["computing_device", "usable_device"]
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -20,4 +20,13 @@ def usable_device(device: str | torch.device) -> torch.device:
                 f"device is {str(device)!r}, and torch {torch.__version__} sees {there} CUDA "
                 "devices here; wanted cpu, or a torch with CUDA and a device"
             )
+    return found
+
+
+def computing_device(device: str | torch.device) -> torch.device:
+    """The device of that name, which is a processor or a GPU: ValueError for others, such as meta,
+    which has no numbers."""
+    found = usable_device(device)
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {str(device)!r}; wanted cpu, cuda or cuda:NUMBER")
     return found

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .devices import usable_device
+from .devices import computing_device
 
 __all__ = ["ALONE", "Group", "RankError", "current", "joined", "local_device", "spread"]
 
@@ -217,7 +217,7 @@ def local_device(device: str) -> torch.device:
     ValueError if it is not there."""
     place = os.environ.get("LOCAL_RANK")
     shared = device == "cuda" and current().world > 1 and place
-    return usable_device(f"cuda:{place}" if shared else device)
+    return computing_device(f"cuda:{place}" if shared else device)
 
 
 def check_batch_size(size: int) -> None:

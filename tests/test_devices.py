@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import ptq4arvg
-from ptq4arvg.devices import usable_device
+from ptq4arvg.devices import computing_device, usable_device
+from ptq4arvg.distributed import local_device
 
 
 def test_a_device_that_is_there():
@@ -34,3 +35,11 @@ def test_gpus_are_counted(monkeypatch):
 def test_what_is_no_device():
     with pytest.raises(ValueError, match="device is 'gpu'; wanted cpu, cuda or cuda:NUMBER"):
         usable_device("gpu")
+
+
+def test_a_device_to_compute_on():
+    assert computing_device("cpu") == local_device("cpu") == torch.device("cpu")
+    for call in (computing_device, local_device):
+        for device in ("meta", torch.device("meta")):
+            with pytest.raises(ValueError, match="device is 'meta'; wanted cpu, cuda or cuda:NUMB"):
+                call(device)

@@ -18,6 +18,7 @@ from tests.models.tiny import TINY
         (["--scheme", "W3A8"], "unknown scheme"),
         (["--method", "rnt"], "unknown method 'rnt'"),
         (["--variants", "float16"], "--variants 'float16'; wanted float32, streamed or both"),
+        (["--samples", "0"], "samples 0, keep 2; wanted an even number of samples"),
         (["--steps", "-1"], "--steps one that is not negative"),
     ],
 )
