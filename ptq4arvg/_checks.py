@@ -62,15 +62,26 @@ def check_out_dtype(op: str, out_dtype: torch.dtype) -> None:
         )
 
 
+def check_vector(op: str, name: str, x: Tensor) -> None:
+    if x.dim() != 1:
+        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted one dimension")
+
+
 def check_length(op: str, name: str, x: Tensor | None, length: int, meaning: str) -> None:
     if x is None:
         return
-    if x.dim() != 1:
-        raise RuntimeError(f"{op}: {name} has shape {list(x.shape)}, wanted one dimension")
+    check_vector(op, name, x)
     torch._check(
         x.numel() == length,
         lambda: f"{op}: {name} has {x.numel()} entries, wanted {length} ({meaning})",
     )
+
+
+def check_rows(op: str, name: str, x: Tensor) -> None:
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise RuntimeError(
+            f"{op}: {name} has shape {list(x.shape)}, wanted [..., K] with K of 1 or more"
+        )
 
 
 def check_shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], meaning: str = "") -> None:
@@ -85,8 +96,7 @@ def check_table(
 ) -> None:
     """Scales of ``tokens`` positions at least."""
     check_dtype(op, name, scale, torch.float32)
-    if scale.dim() != 1:
-        raise RuntimeError(f"{op}: {name} has shape {list(scale.shape)}, wanted one dimension")
+    check_vector(op, name, scale)
     torch._check(
         tokens <= scale.numel(),
         lambda: (

@@ -18,7 +18,9 @@ from ._checks import (
     check_length,
     check_out_dtype,
     check_rotation,
+    check_rows,
     check_table,
+    check_vector,
 )
 from .reference import MAX_EPILOGUE_ROTATION
 
@@ -57,7 +59,10 @@ def fake_product(
     """Checks that all products share, and their output [..., N]."""
     check_bits(op, "bits", bits)
     check_dtype(op, "w_scale", w_scale, torch.float32)
-    n = w_scale.shape[0]
+    check_vector(op, "w_scale", w_scale)
+    n = w_scale.numel()
+    if n == 0:
+        raise RuntimeError(f"{op}: w_scale is empty, wanted one entry or more")
     _check_packed(op, "w", w, n, a.shape[-1], bits)
     check_dtype(op, "w_zero", w_zero, torch.int32)
     check_length(op, "w_zero", w_zero, n, "N")
@@ -75,6 +80,10 @@ def _(codes, zero, bits):
     if codes.dim() != 2:
         raise RuntimeError(f"pack_weight: codes has shape {list(codes.shape)}, wanted [N, K]")
     n, k = codes.shape
+    if n == 0:
+        raise RuntimeError(f"pack_weight: codes has shape {[n, k]}, wanted N of 1 or more")
+    check_rows("pack_weight", "codes", codes)
+    check_dtype("pack_weight", "zero", zero, torch.int32)
     check_length("pack_weight", "zero", zero, n, "N")
     return codes.new_empty((packed_bytes(n, k, bits, codes.device.type),), dtype=torch.uint8)
 
@@ -83,7 +92,11 @@ def _(codes, zero, bits):
 def _(packed, zero, bits, n, k):
     check_device("unpack_weight", packed=packed, zero=zero)
     check_bits("unpack_weight", "bits", bits)
+    if n < 1 or k < 1:
+        raise RuntimeError(f"unpack_weight: n is {n} and k is {k}, wanted 1 or more")
     _check_packed("unpack_weight", "packed", packed, n, k, bits)
+    check_dtype("unpack_weight", "zero", zero, torch.int32)
+    check_length("unpack_weight", "zero", zero, n, "N")
     return packed.new_empty((n, k), dtype=torch.int8)
 
 
@@ -92,6 +105,7 @@ def _(x, inv_scale, zero, bits, position=None, tokens=0, rotation=0):
     check_device("quantize", x=x, inv_scale=inv_scale, zero=zero, position=position)
     check_bits("quantize", "bits", bits)
     check_dtype("quantize", "x", x, *FLOATS)
+    check_rows("quantize", "x", x)
     check_table("quantize", "inv_scale", inv_scale, tokens)
     check_dtype("quantize", "zero", zero, torch.int32)
     check_dtype("quantize", "position", position, torch.int32)
@@ -105,6 +119,7 @@ def _(x, inv_scale, zero, bits, *, activation="silu", position=None, tokens=0, r
     check_device(op, x=x, inv_scale=inv_scale, zero=zero, position=position)
     check_bits(op, "bits", bits)
     check_dtype(op, "x", x, *FLOATS)
+    check_rows(op, "x", x)
     if x.shape[-1] % 2:
         raise RuntimeError(
             f"{op}: x has shape {list(x.shape)}, wanted [..., 2 K]: gates, then what they gate"
@@ -128,7 +143,9 @@ def _(
         w_zero=w_zero, bias=bias, position=position, residual=residual, gate=gate,
     )  # fmt: skip
     check_dtype("gemm", "a", a, torch.int8)
+    check_rows("gemm", "a", a)
     check_table("gemm", "a_scale", a_scale, tokens)
+    check_dtype("gemm", "position", position, torch.int32)
     check_out_dtype("gemm", out_dtype)
     return fake_product("gemm", a, w, w_scale, w_zero, bias, bits, activation, out_dtype)
 
@@ -146,10 +163,13 @@ def _(
         residual=residual, gate=gate,
     )  # fmt: skip
     check_dtype(op, "a", a, torch.int8)
+    check_rows(op, "a", a)
     check_table(op, "a_scale", a_scale, tokens)
+    check_dtype(op, "position", position, torch.int32)
     check_bits(op, "out_bits", out_bits)
     check_table(op, "out_inv_scale", out_inv_scale, tokens)
-    n = w_scale.shape[0]
+    check_dtype(op, "out_zero", out_zero, torch.int32)
+    n = w_scale.numel()
     check_rotation(op, out_rotation, n, "out_rotation", "N", MAX_EPILOGUE_ROTATION)
     return fake_product(op, a, w, w_scale, w_zero, bias, bits, activation, torch.int8)
 
@@ -170,7 +190,10 @@ def _(
     )  # fmt: skip
     check_bits(op, "bits", bits)
     check_dtype(op, "x", x, *FLOATS)
+    check_rows(op, "x", x)
     check_table(op, "inv_scale", inv_scale, tokens)
+    check_dtype(op, "zero", zero, torch.int32)
+    check_dtype(op, "position", position, torch.int32)
     for name, value in columns.items():
         check_dtype(op, name, value, *FLOATS)
         check_length(op, name, value, x.shape[-1], "one for each column")
@@ -182,5 +205,6 @@ def _(
 def _(x, w, w_scale, w_zero=None, bias=None, *, bits=8, activation="none", out_dtype=torch.float32):
     check_device("gemm_float", x=x, w=w, w_scale=w_scale, w_zero=w_zero, bias=bias)
     check_dtype("gemm_float", "x", x, *FLOATS)
+    check_rows("gemm_float", "x", x)
     check_out_dtype("gemm_float", out_dtype)
     return fake_product("gemm_float", x, w, w_scale, w_zero, bias, bits, activation, out_dtype)

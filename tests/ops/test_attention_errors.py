@@ -62,6 +62,13 @@ def _of_lead(x: Tensor, message: str) -> list[tuple[tuple[str], dict, str]]:
             (("store_kv", "k"), *((read, "q") for read in READS))]  # fmt: skip
 
 
+def _of_size(size: int) -> dict:
+    """Heads of so many channels, and what fits them."""
+    k_cache, v_cache = ops.empty_kv_cache(B, H, 16, size)
+    tables = dict.fromkeys(("k_scale", "v_scale", "v_shift"), torch.ones(H, size))
+    return {"q": torch.ones(B, H, 1, size), "k_cache": k_cache, "v_cache": v_cache, **tables}
+
+
 VECTORS = ("q_weight", "q_bias", "k_weight", "k_bias")
 SHIFTS = [(ALL, "v_shift"), (STORES, "k_shift")]
 TABLES = [(ALL, "k_scale"), (ALL, "v_scale"), *SHIFTS]
@@ -86,7 +93,7 @@ SHAPE_CASES = [
     # heads of all three
     *[(("store_qkv",), {"qkv": torch.ones(*shape)},
        f"qkv has shape {list(shape)}, wanted [B, t, 3, H, d]")
-      for shape in ((B, TOKENS, 3 * H, D), (B, TOKENS, 2, H, D), (3,))],
+      for shape in ((B, TOKENS, 3 * H, D), (B, TOKENS, 2, H, D), (B, TOKENS, 4, H, D), (3,))],
     (("store_qkv",), {"qkv": _codes(B, TOKENS, 3, H, D)}, f"qkv has dtype int8, {FLOATS}"),
     *[(("store_qkv",), {"qkv": torch.ones(B, TOKENS, 3, *shape)},
        f"qkv has shape {[B, TOKENS, 3, *shape]}, wanted heads [B, t, 3, H, d] of d channels, a "
@@ -96,7 +103,7 @@ SHAPE_CASES = [
      "norm is 'batch', wanted one of none, l2, layer, rms"),
     *[(("store_qkv",), {"norm": norm, "eps": eps},
        f"eps is {eps:g}, wanted a finite float32 above 0")
-      for norm in ("l2", "layer", "rms") for eps in (0.0, -1.0, NAN, 1e-60, INF, 1e39)],
+      for norm in ("l2", "layer", "rms") for eps in (0.0, -1.0, NAN, 1e-60, INF, 3.4028236e38)],
     *[(("store_qkv",), {name: torch.ones(D, dtype=torch.float64)},
        f"{name} has dtype float64, {FLOATS}") for name in VECTORS],
     *[(("store_qkv",), {name: torch.ones(H)},
@@ -198,7 +205,10 @@ DATA_CASES = [
     (("store_qkv",), {"qkv": torch.ones(B, 33, 3, H, D)},
      "k_cache has 32 positions, but position 0 + tokens 33 = 33 are needed"),
     (("store_qkv",), {"eps": 0.0}, None),
-    (("store_qkv",), {"norm": "rms", "eps": 1e-30}, None),
+    *[(("store_qkv",), {"norm": "rms", "eps": eps}, None) for eps in (1e-45, 1e-30, 3.4028235e38)],
+    (("attention",), {"k_cache": _codes(B, H, 4096, 2, 16, 4),
+                      "v_cache": _codes(B, H, 16384, D, 4)}, None),
+    (("attention",), _of_size(128), None),
 ]  # fmt: skip
 
 

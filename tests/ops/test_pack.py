@@ -19,6 +19,7 @@ def test_round_trip(make, bits, with_zero):
             weight = maker.weight(n, k, bits, with_zero)
             codes = ops.unpack_weight(weight.packed, weight.zero, bits, n, k)
             assert torch.equal(codes, weight.codes)
+            assert weight.packed.numel() == ops.packed_bytes(n, k, bits)
 
 
 @given(
@@ -52,6 +53,19 @@ def test_takes_its_bits_of_memory(make, bits):
     size = make(0).weight(n, k, bits).packed.numel()
     assert size == ops.packed_bytes(n, k, bits)
     assert size <= n * k * bits / 8 * 1.01
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "bits", "size"),
+    [
+        (5, 16, 8, 5 * (16 + 4)), (5, 17, 8, 5 * (32 + 4)),
+        (16, 64, 6, 16 * 64 * 6 // 8 + 16 * 4), (17, 65, 6, 4 * 16 * 64 * 6 // 8 + 2 * 16 * 4),
+        (16, 64, 4, 16 * 64 // 2 + 16 * 4), (1, 65, 4, 2 * 16 * 64 // 2 + 16 * 4),
+    ],
+)  # fmt: skip
+def test_bytes_on_a_gpu(n, k, bits, size):
+    """Rows of 16 bytes at 8 bits, tiles of 16 by 64 below, and a sum of 4 bytes for each column."""
+    assert ops.packed_bytes(n, k, bits, "cuda") == size
 
 
 def test_zero_of_none_is_the_middle_level(make):
