@@ -75,7 +75,7 @@ def unpack_linear(
 ) -> LinearQuantization:
     """The linear ``name`` of ``shape`` (N, K) from its tensors; ValueError if one does not fit."""
     n, k = shape
-    groups = len(tensors["input_scale"])
+    groups = tensors["input_scale"].shape[:1].numel()
     wanted = {
         "weight_scale": (torch.float32, (n, 1)),
         "input_scale": (torch.float32, (groups, 1)),
@@ -94,9 +94,12 @@ def unpack_linear(
                 f"{name}.{key} is {tensor.dtype} {list(tensor.shape)}; wanted {dtype} {list(size)}"
             )
     group = tensors["position_group"].to(torch.int64)
+    if not positions:
+        raise ValueError(f"{name}.position_group is empty; wanted one position or more")
     if not 0 <= int(group.min()) <= int(group.max()) < groups:
         raise ValueError(
-            f"{name}.position_group holds {int(group.max())}; wanted group numbers below {groups}"
+            f"{name}.position_group holds {int(group.min())} to {int(group.max())}; wanted 0 to "
+            f"{groups - 1}"
         )
     for key in ("weight_scale", "input_scale"):
         if not bool(torch.isfinite(tensors[key]).all()) or not bool((tensors[key] > 0).all()):

@@ -97,7 +97,8 @@ def _fitting_slots(
 def _check(name: str, tensor: Tensor, old: Tensor | None) -> None:
     if old is not None and old.shape != tensor.shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; wanted {list(old.shape)}")
-    if old is not None and not tensor.is_floating_point() and old.dtype != tensor.dtype:
+    floats = old is not None and old.is_floating_point() and tensor.is_floating_point()
+    if old is not None and not floats and old.dtype != tensor.dtype:
         raise ValueError(f"{name} is {tensor.dtype}; wanted {old.dtype}")
 
 

@@ -55,10 +55,27 @@ def test_levels_out_of_range_are_an_error(levels):
 
 
 def test_wrong_kinds_are_an_error():
-    with pytest.raises(ValueError, match=r"wanted integers \[N, K\]"):
-        pack_bits(torch.zeros(2, 2), 4)
-    with pytest.raises(ValueError, match=r"wanted int32 \[N, 2\] for 9 levels"):
-        unpack_bits(torch.zeros(2, 3, dtype=torch.int32), 4, 9)
+    integers = torch.zeros(2, 2, dtype=torch.int32)
+    for levels in (integers.float(), integers[0], integers[None]):
+        with pytest.raises(ValueError, match=r"wanted integers \[N, K\]"):
+            pack_bits(levels, 4)
+    for words in (torch.zeros(2, 3, dtype=torch.int32), integers[..., None], integers[0]):
+        with pytest.raises(ValueError, match=r"wanted int32 \[N, 2\] for 9 levels"):
+            unpack_bits(words, 4, 9)
+
+
+def test_no_rows_and_no_columns():
+    for shape, words in (((0, 9), (0, 2)), ((3, 0), (3, 0))):
+        packed = pack_bits(torch.zeros(shape, dtype=torch.int32), 4)
+        assert packed.dtype == torch.int32 and packed.shape == words
+        assert unpack_bits(packed, 4, shape[1]).shape == shape
+
+
+def test_levels_and_words_with_gaps():
+    levels = torch.arange(48).view(3, 16)
+    packed = pack_bits(levels.T.contiguous().T, 6)
+    assert torch.equal(packed, pack_bits(levels, 6))
+    assert torch.equal(unpack_bits(packed.T.contiguous().T, 6, 16), levels.to(torch.uint8))
 
 
 def test_rows_wider_than_the_memory_allowed_and_words_of_another_type(monkeypatch):

@@ -1,12 +1,14 @@
 """The content hash follows the content and nothing else."""
 
+import hashlib
+import struct
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ptq4arvg.checkpoint import content_hash
-from ptq4arvg.checkpoint.hashing import model_hash
+from ptq4arvg.checkpoint.hashing import model_hash, text_hash
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2], dtype=torch.uint16)}
 CONFIG = {"x": 1, "y": [1.5, None]}
@@ -35,6 +37,18 @@ def test_order_and_hashes_of_files_do_not_matter():
 )
 def test_every_part_matters(config, tensors):
     assert content_hash(config, tensors) != content_hash(CONFIG, TENSORS)
+
+
+def test_it_is_sha_256_of_what_the_docstring_says():
+    weight = torch.nn.Parameter(torch.tensor([[1.0], [-2.0]]))
+    parts = (
+        b'{"x":1,"y":[1.5,null]}',
+        b"\nb torch.uint16 [2]\n", struct.pack("<2H", 1, 2),
+        b"\nw torch.float32 [2, 1]\n", struct.pack("<2f", 1, -2),
+    )  # fmt: skip
+    found = content_hash(CONFIG, {"w": weight, "b": TENSORS["b"]})
+    assert found == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert text_hash(" \u00fc\n") == hashlib.sha256(b" \xc3\xbc\n").hexdigest()
 
 
 def test_both_configurations_and_the_weights_are_a_models():

@@ -1,5 +1,7 @@
 """A linear's tensors: round trip, sizes, and refusal of what does not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,7 +39,9 @@ def test_round_trip_is_exact(w_bits, a_bits, bias):
     assert back.sink == q.sink
     for field in ("codes", "w_scale", "input_scale", "input_zero", "position_group"):
         assert torch.equal(getattr(back, field), getattr(q, field)), field
-    assert (back.bias is None) == (not bias)
+        assert getattr(back, field).dtype == getattr(q, field).dtype, field
+    assert torch.equal(back.bias, q.bias) if bias else back.bias is None
+    assert w_bits == 8 or back.w_zero.dtype == torch.int32
     assert back.w_zero is None if w_bits == 8 else torch.equal(back.w_zero, q.w_zero)
 
 
@@ -51,6 +55,51 @@ def test_numbers_of_groups_take_two_bytes_as_long_as_they_fit(groups, dtype):
     tensors = pack_linear(q)
     assert tensors["position_group"].dtype == dtype
     assert torch.equal(read(q, tensors).position_group, q.position_group)
+
+
+def test_negative_numbers_of_groups_are_refused():
+    groups = (1 << 16) + 1
+    q = LinearQuantization(
+        torch.ones(2, 4, dtype=torch.int8), torch.ones(2), None, None, torch.ones(groups),
+        torch.zeros(groups, dtype=torch.int32), torch.tensor([0, -1]), 8, 8,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"x\.position_group holds -1 to 0; wanted 0 to 65536"):
+        read(q, pack_linear(q))
+
+
+def test_no_positions_are_refused():
+    tensors = pack_linear(quantization(8, 8)) | {"position_group": torch.zeros(0).to(torch.uint16)}
+    with pytest.raises(ValueError, match=r"x\.position_group is empty"):
+        unpack_linear("x", tensors, (24, 256), 8, 8, 0, ())
+
+
+def test_other_floats_and_other_strides_are_written_as_any():
+    q = quantization(8, 8)
+    bias, scales = q.bias.half(), (q.w_scale.double(), q.input_scale.double())
+    other = replace(
+        q, w_scale=scales[0], input_scale=scales[1], bias=bias, codes=q.codes.T.contiguous().T
+    )
+    tensors = pack_linear(other)
+    wanted = pack_linear(replace(q, bias=bias.float()))
+    assert all(t.is_contiguous() for t in tensors.values())
+    for key, tensor in wanted.items():
+        assert tensors[key].dtype == tensor.dtype and torch.equal(tensors[key], tensor), key
+
+
+@pytest.mark.parametrize("w_bits", [8, 6])
+def test_every_tensor_has_one_shape_and_dtype(w_bits):
+    q = quantization(w_bits, 8)
+    tensors = pack_linear(q)
+    for key, tensor in tensors.items():
+        others = [tensor[None], tensor[0], tensor.flatten()[0], tensor.to(torch.int16)]
+        if key != "input_scale":  # whose rows say how many groups there are
+            others += [tensor[:-1], torch.cat([tensor, tensor])]
+        for other in others:
+            with pytest.raises(ValueError, match=rf"^x\.{key} is .*; wanted torch\."):
+                read(q, tensors | {key: other})
+    fewer = tensors | {"input_scale": tensors["input_scale"][:-1]}
+    with pytest.raises(ValueError, match=r"^x\.input_zero_point is .*; wanted torch\."):
+        read(q, fewer)
 
 
 @pytest.mark.parametrize("block", [-2, 1, 3, 24, 256])
@@ -86,8 +135,9 @@ def test_a_missing_zero_point_means_the_middle_level():
         ("weight_scale", lambda t: t[:-1], r"weight_scale is .* wanted torch.float32 \[24, 1\]"),
         ("weight_packed", lambda t: t[:, :-1], "weight_packed is"),
         ("weight_shape", lambda t: t + 1, r"weight_shape is \[25, 257\]; wanted \[24, 256\]"),
+        ("weight_shape", lambda t: t.flip(0), r"weight_shape is \[256, 24\]; wanted \[24, 256\]"),
         ("weight_zero_point", lambda t: t.to(torch.int8), "weight_zero_point is"),
-        ("position_group", lambda t: (t.int() + 1).to(torch.uint16), "group numbers below 3"),
+        ("position_group", lambda t: (t.int() + 1).to(torch.uint16), "holds 1 to 3; wanted 0 to 2"),
         ("input_scale", lambda t: -t, "not a positive number"),
         ("weight_scale", lambda t: t * torch.nan, "not a positive number"),
         ("input_scale", lambda t: 0 * t, "not a positive number"),

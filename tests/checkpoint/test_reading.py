@@ -40,9 +40,18 @@ def test_sections(path):
         section["y"]
 
 
+def test_only_the_beginning_of_a_name_is_a_prefix():
+    source = {name: torch.tensor(i) for i, name in enumerate(("a.c.a.x", "b.a.z", "a.b", "a.a"))}
+    section = Section(source, "a.", set(source))
+    assert list(section) == ["a", "b", "c.a.x"]
+    assert [int(section[name]) for name in section] == [3, 2, 0]
+
+
 def test_files_that_are_not_whole(path, tmp_path):
     with pytest.raises(ValueError, match=r"gone\.safetensors is missing"):
         TensorFile(tmp_path / "gone.safetensors")
+    with pytest.raises(ValueError, match="is missing"):
+        TensorFile(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match="truncated or no safetensors file"):
         TensorFile(path)

@@ -24,6 +24,8 @@ def test_all_parameters_and_persistent_buffers_are_kept():
     assert names == {"first.weight", "first.bias", "second.weight", "steps"}
     assert set(kept_tensors(Net(), skip={"first"})) == {"second.weight", "steps"}
     assert set(kept_tensors(Net(), skip={"fir"})) == names  # no module of that name
+    nested = nn.ModuleDict({"net": Net(), "net2": nn.Linear(2, 2, bias=False)})
+    assert set(kept_tensors(nested, skip={"net"})) == {"net2.weight"}
 
 
 def test_hooks_of_the_state_dict_are_passed_by():
@@ -37,7 +39,10 @@ def test_half_precision_only_where_nothing_is_lost():
     for lossy in (0.1, 65520.0, 1e-9, float("nan")):
         assert shrink(torch.tensor([0.5, lossy])).dtype == torch.float32
     assert shrink(torch.tensor([0.5], dtype=torch.float64)).dtype == torch.float64
+    assert shrink(torch.tensor([0.5], dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert shrink(torch.tensor([3])).dtype == torch.int64
+    for tensor in (nn.Parameter(torch.ones(2, 3).T), nn.Parameter(torch.full((2, 3), 0.1).T)):
+        assert shrink(tensor).is_contiguous() and not shrink(tensor).requires_grad
 
 
 def test_round_trip_is_exact_bit_by_bit():
@@ -63,6 +68,11 @@ def test_round_trip_is_exact_bit_by_bit():
         (lambda t: t.update(derived=torch.ones(5)), "not known .* derived"),
         (lambda t: t.update({"first.bias": torch.zeros(5)}), r"first.bias has shape \[5\]"),
         (lambda t: t.update(steps=torch.zeros(2, dtype=torch.int32)), "steps is torch.int32"),
+        (lambda t: t.update(steps=torch.zeros(2)), "steps is torch.float32; wanted torch.int64"),
+        (
+            lambda t: t.update({"first.bias": torch.zeros(4, dtype=torch.int8)}),
+            "bias is torch.int8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -82,6 +92,9 @@ def test_tensors_take_the_dtype_that_is_there_and_the_device_that_is_asked_for()
     assert {t.device.type for t in kept_tensors(net, set()).values()} == {"meta"}
     assert net.first.weight.dtype == torch.float32 and net.optional.dtype == torch.bfloat16
     assert net.steps.dtype == torch.int64
+    net = Net()
+    fill(net, tensors | {"optional": torch.tensor([1, 2])}, set(), torch.bfloat16, CPU)
+    assert net.optional.dtype == torch.int64
 
 
 def test_three_names_are_told():
