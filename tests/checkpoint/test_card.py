@@ -42,9 +42,9 @@ def test_numbers():
 def test_what_only_some_have():
     decoder = {"convolutions": 18, "scheme": "W6A6", "psnr_db": 41.96}
     core = {"num_bits": 6, "softmax": "uniform"}
-    text = card("Note.", 30.0, {"mean_bits": 4.567}, ["c", "d"], decoder, {"x": core})
+    text = card("Note.", 30.0, {"mean_bits": 4.567}, ["c", "d", "e"], decoder, {"x": core})
     assert "# var-x, stressed 30, quantized to W4A8, 4.57 bits a weight\n" in text
-    assert "2 linear layers in integers and 2 in floating point, by" in text
+    assert "2 linear layers in integers and 3 in floating point, by" in text
     assert (
         "MB. Attention products are a simulation of 6 bits in floating point. 18 convolutions of "
         "the tokenizer's decoder are in integers (W6A6); images differ from the float decoder's by "

@@ -163,6 +163,8 @@ SHAPE_CASES = [
      "out_position has dtype int64, wanted int32"),
     *[(CODES, {"out_rotation": block}, f"out_rotation is {block} and d 8; wanted 0, or a power of "
        "two from 2 to 16 that divides d") for block in (-2, 1, 3, 16, 32)],
+    (CODES, {**_of_size(32), "out_rotation": 32}, "out_rotation is 32 and d 32; wanted 0, or a "
+     "power of two from 2 to 16 that divides d"),
 ]  # fmt: skip
 
 DATA_CASES = [

@@ -67,6 +67,10 @@ SHAPE_CASES = [
        "from 2 to 128 that divides K") for block in (-2, 1, 3, 6, 16, 256)],
     *[(("gemm_quantize",), {"out_rotation": block}, f"out_rotation is {block} and N 5; wanted 0, "
        "or a power of two from 2 to 16 that divides N") for block in (-2, 1, 2, 5, 32)],
+    (("gemm_quantize",),
+     {"w": ops.pack_weight(torch.ones(32, K, dtype=torch.int8), None, 6),
+      "w_scale": torch.ones(32), "out_rotation": 32},
+     "out_rotation is 32 and N 32; wanted 0, or a power of two from 2 to 16 that divides N"),
     # pack_weight and unpack_weight
     (("pack_weight",), {"codes": torch.ones(N, K)}, "codes has dtype float32, wanted int8"),
     (("pack_weight",), {"codes": torch.ones(N, K, 1, dtype=torch.int8)},
@@ -107,6 +111,7 @@ SHAPE_CASES = [
     (PRODUCTS, {"w_scale": torch.ones(N, dtype=torch.float64)},
      "w_scale has dtype float64, wanted float32"),
     (PRODUCTS, {"w_scale": torch.ones(N, 1)}, "w_scale has shape [5, 1], wanted one dimension"),
+    (PRODUCTS, {"w_scale": torch.ones(())}, "w_scale has shape [], wanted one dimension"),
     (PRODUCTS, {"w_scale": torch.ones(0)}, "w_scale is empty, wanted one entry or more"),
     (PRODUCTS, {"w_zero": _ints(0, 0, 0, 0)}, "w_zero has 4 entries, wanted 5 (N)"),
     (PRODUCTS, {"w_zero": torch.zeros(N)}, "w_zero has dtype float32, wanted int32"),
