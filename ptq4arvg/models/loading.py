@@ -41,7 +41,8 @@ def read_state(
             with torch.serialization.safe_globals([Namespace]):
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a weight file: {error}") from None
+        reason = str(error) or "it ends too early"  # an EOFError says nothing
+        raise ValueError(f"{str(path)!r} cannot be read as a weight file: {reason}") from None
     except Exception as error:  # the unpickler's refusals have no common public type
         # Around its reason is advice to load it all the same, which would run what is in it.
         reason = re.search(r"WeightsUnpickler error:\s*(.+?)(\. |\n|$)", str(error))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import ptq4arvg
 from ptq4arvg.memory import release_mapped
 from ptq4arvg.models import load_model, model_config, store_weights
+from ptq4arvg.models.loading import read_state
 from ptq4arvg.models.mapped import LARGE, write_tensors
 from tests.models.published import publish, withdraw
 
@@ -74,6 +75,15 @@ def test_published_files_are_rewritten_under_our_names(file, tmp_path):
     torch.save({"model": state, "epoch": 3}, tmp_path / "published.pt")
     store_weights(NAME, tmp_path / "ours.safetensors", tmp_path / "published.pt")
     assert (tmp_path / "ours.safetensors").read_bytes() == file.read_bytes()
+
+
+@linux
+@pytest.mark.parametrize("mmap", [True, False])
+def test_published_files_are_mapped_if_asked_for(tmp_path, mmap):
+    torch.save({"x": torch.ones(LARGE)}, tmp_path / "published.pt")
+    x = read_state(tmp_path / "published.pt", mmap=mmap)["x"]
+    assert x.sum() == LARGE  # read, so that it is in memory
+    assert (release_mapped([x]) >= x.nbytes) == mmap
 
 
 @linux
