@@ -93,6 +93,30 @@ def test_whole_numbers_stay_whole(assign):
     assert module.steps.dtype == torch.int64 and module.steps.item() == 2**24 + 1
 
 
+def test_a_complex_number_is_no_whole_one():
+    module = nn.Module()
+    module.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+    wrong = {"steps": torch.zeros(1, dtype=torch.complex64)}
+    with pytest.raises(ValueError, match=r"steps is torch.complex64, wanted whole numbers"):
+        load_strict_(module, wrong, "small")
+
+
+def test_a_tensor_without_values_is_read():
+    module, state = nn.ParameterDict({"a": torch.ones(0, 3)}), {"a": torch.ones(0, 3)}
+    load_strict_(module, state, "small")
+    assert [value.shape for _, value in strict_tensors(module, state, "small")] == [(0, 3)]
+
+
+def test_a_part_that_files_do_not_have_is_zero():
+    module = nn.Linear(2, 6)
+    module.joined = {"bias": ("q_bias", None, "v_bias")}
+    state = {"weight": torch.ones(6, 2), "q_bias": torch.tensor([1.0, 2]),
+             "v_bias": torch.tensor([3.0, 4])}  # fmt: skip
+    found = dict(strict_tensors(module, state, "small"))
+    assert list(found) == ["bias", "weight"] and torch.equal(found["weight"], state["weight"])
+    assert found["bias"].tolist() == [1, 2, 0, 0, 3, 4]
+
+
 def test_every_tensor_is_expected_and_none_is_extra(state, transformer):
     name = "blocks.0.attn.proj.weight"
     lost = {key: value for key, value in state.items() if key != name}

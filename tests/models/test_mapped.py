@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import ptq4arvg
 from ptq4arvg.memory import release_mapped
 from ptq4arvg.models import load_model, model_config, store_weights
-from ptq4arvg.models.loading import read_state
+from ptq4arvg.models.loading import read_state, strict_tensors
 from ptq4arvg.models.mapped import LARGE, write_tensors
 from tests.models.published import publish, withdraw
 
@@ -84,6 +84,18 @@ def test_published_files_are_mapped_if_asked_for(tmp_path, mmap):
     x = read_state(tmp_path / "published.pt", mmap=mmap)["x"]
     assert x.sum() == LARGE  # read, so that it is in memory
     assert (release_mapped([x]) >= x.nbytes) == mmap
+
+
+@linux
+def test_a_tensor_leaves_memory_before_the_next_one_comes(file):
+    module, state = load("random", mmap=False).transformer, read_state(file)
+    seen = []
+    for _, tensor in strict_tensors(module, state, "mapped"):
+        # The system maps a few pages around one that is read, also of a neighbour.
+        assert all(release_mapped([t]) < t.nbytes / 2 for t in seen)
+        seen = [t for t in (*seen, tensor) if t.nbytes >= LARGE]
+        tensor.sum()
+    assert len(seen) > 3
 
 
 @linux
