@@ -64,6 +64,12 @@ def test_they_are_convolutions_of_the_decoder_with_a_norm_or_an_upsampling_befor
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_norms_are_those_of_the_originals(name):
+    norms = [m for m in model_of(name).tokenizer.modules() if isinstance(m, nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps, norm.affine) for norm in norms} == {(32, 1e-6, True)}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_they_do_nearly_all_multiplications_of_the_decoder(name):
     model, counts = model_of(name), {}
     found = {id(conv) for conv in decoder_convolutions(model.tokenizer).values()}
