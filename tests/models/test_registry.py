@@ -114,6 +114,16 @@ def test_no_convolution_without_its_share():
     assert not any("qresi" in key for key in keys)
 
 
+def test_a_share_below_zero_counts_without_its_sign():
+    torch.manual_seed(0)
+    base = {"ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "z_channels": 8, "vocab_size": 24,
+            "patch_nums": (1, 2)}  # fmt: skip
+    first, second = (VQVAE(VQVAEConfig(**base, quant_resi=share)).eval() for share in (0.3, -0.3))
+    second.load_state_dict(first.state_dict())
+    ids = torch.tensor([[3, 1, 20, 7, 9]])
+    assert torch.equal(first.decode(ids), second.decode(ids))
+
+
 def test_a_sequence_of_one_scale():
     config = VARConfig(depth=1, num_heads=2, embed_dim=32, num_classes=3, patch_nums=(2,),
                        vocab_size=8, z_channels=4)  # fmt: skip
