@@ -95,3 +95,11 @@ def test_checksums_see_the_smallest_change(dtype, size):
     changed.view(torch.uint8)[5] ^= 1
     assert checksum([changed, torch.ones(3)]) != before
     assert checksum([torch.ones(3), values]) != before
+
+
+def test_checksums_of_what_is_not_contiguous():
+    values = torch.arange(12.0).view(3, 4)
+    before = checksum([values.t()])
+    assert checksum([values.t()]) == before
+    values[2, 1] += 1
+    assert checksum([values.t()]) != before
