@@ -114,22 +114,29 @@ def test_no_convolution_without_its_share():
     assert not any("qresi" in key for key in keys)
 
 
-def test_a_share_below_zero_counts_without_its_sign():
+@pytest.mark.parametrize("share", [0.3, -0.3])
+def test_the_share_of_the_convolution_counts_without_its_sign(share):
+    config = VQVAEConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=8, vocab_size=24,
+                         patch_nums=(1, 2), quant_resi=share, share_quant_resi=1)  # fmt: skip
     torch.manual_seed(0)
-    base = {"ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "z_channels": 8, "vocab_size": 24,
-            "patch_nums": (1, 2)}  # fmt: skip
-    first, second = (VQVAE(VQVAEConfig(**base, quant_resi=share)).eval() for share in (0.3, -0.3))
-    second.load_state_dict(first.state_dict())
-    ids = torch.tensor([[3, 1, 20, 7, 9]])
-    assert torch.equal(first.decode(ids), second.decode(ids))
+    quantizer = VQVAE(config).quantize.requires_grad_(False)
+    assert isinstance(quantizer.quant_resi.qresi, torch.nn.Conv2d)
+    ids = torch.tensor([[1, 20, 7, 9], [0, 3, 3, 23]])
+    h = quantizer.embedding.weight[ids].transpose(1, 2).view(2, 8, 2, 2)
+    wanted = 0.7 * h + 0.3 * quantizer.quant_resi.qresi(h)
+    assert_close(quantizer.contribution(1, ids), wanted)
 
 
 def test_a_sequence_of_one_scale():
     config = VARConfig(depth=1, num_heads=2, embed_dim=32, num_classes=3, patch_nums=(2,),
                        vocab_size=8, z_channels=4)  # fmt: skip
     net = VAR(config)
-    logits = net(torch.tensor([0, 3]), torch.zeros(2, 0, 4))
-    assert logits.shape == (2, 4, 8)
+    tokenizer = VQVAEConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=4, vocab_size=8,
+                            patch_nums=(2,))  # fmt: skip
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    _, inputs = VQVAE(tokenizer).quantize.latents_and_inputs(ids)
+    assert inputs.shape == (2, 0, 4)
+    assert net(torch.tensor([0, 3]), inputs).shape == (2, 4, 8)
 
 
 @pytest.fixture
