@@ -82,6 +82,10 @@ def test_half_precision_and_buffers_follow():
         ({"share_quant_resi": 0}, "quantize.quant_resi.6.weight"),
         ({"share_quant_resi": 1}, "quantize.quant_resi.qresi.weight"),
         ({"share_quant_resi": 3}, "quantize.quant_resi.qresi_ls.2.weight"),
+        ({"using_mid_sa": False}, "encoder.down.1.attn.0.qkv.weight"),
+        ({"using_sa": False}, "decoder.mid.attn_1.qkv.weight"),
+        ({"quant_conv_ks": 1}, "post_quant_conv.weight"),
+        ({"quant_conv_ks": 5}, "post_quant_conv.weight"),
     ],
 )
 def test_tokenizers_of_other_settings(settings, key):
