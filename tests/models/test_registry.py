@@ -93,7 +93,9 @@ def test_tokenizers_of_other_settings(settings, key):
             "patch_nums": (1, 2, 3, 4, 5, 6, 8)}  # fmt: skip
     torch.manual_seed(0)
     vq = VQVAE(VQVAEConfig(**base, **settings)).eval()
-    assert key in vq.state_dict()
+    keys = vq.state_dict()
+    assert key in keys
+    assert ("encoder.mid.attn_1.norm.weight" in keys) == settings.get("using_mid_sa", True)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     ids = vq.encode(images)
     assert ids.shape == (2, 155)
