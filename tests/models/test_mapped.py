@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import ptq4arvg
 from ptq4arvg.memory import release_mapped
 from ptq4arvg.models import load_model, model_config, store_weights
 from ptq4arvg.models.loading import read_state, strict_tensors
-from ptq4arvg.models.mapped import LARGE, write_tensors
+from ptq4arvg.models.mapped import LARGE, check_mappable, write_tensors
 from tests.models.published import publish, withdraw
 
 NAME = "par-mapped"
@@ -163,6 +164,26 @@ def test_what_cannot_be_mapped_is_refused(file, tmp_path):
     with pytest.raises(ValueError, match=r"w1\.weight is part of a tensor of the model.*store_we"):
         load(tmp_path / "parts.safetensors")
     assert model_config(NAME)["family"] == "par"
+
+
+def test_only_what_would_have_to_change_cannot_be_mapped():
+    module = nn.Linear(2, 6).bfloat16()
+    module.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+    module.joined = {"bias": ("q_bias", None, "v_bias")}
+    state = module.state_dict()
+    check_mappable(module, state | {"recomputed": torch.ones(3)}, torch.bfloat16, "small")
+    with pytest.raises(ValueError, match=r"small: bias is torch.float32 in the file"):
+        check_mappable(module, state | {"bias": torch.ones(6)}, torch.bfloat16, "small")
+    parts = {"weight": state["weight"], "v_bias": state["bias"][4:]}
+    with pytest.raises(ValueError, match=r"small: v_bias is part of a tensor of the model"):
+        check_mappable(module, parts, torch.bfloat16, "small")
+
+
+@pytest.mark.parametrize("name", ["a", "ab", "abcde", "a" * 99])
+def test_tensors_are_aligned_in_their_file(tmp_path, name):
+    write_tensors(tmp_path / "x", {name: [2, 3]}, torch.float32, [(name, torch.ones(3, 2).t())])
+    assert int.from_bytes((tmp_path / "x").read_bytes()[:8], "little") % 64 == 0
+    assert torch.equal(load_file(tmp_path / "x")[name], torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
