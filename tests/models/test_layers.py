@@ -11,9 +11,11 @@ from ptq4arvg.models.layers import (
     GatedFeedForward,
     ModulatedNorm,
     absorb_constant_,
+    add_gated,
     divide_rows_,
     fold_modulation_,
 )
+from ptq4arvg.nn import PackedLinear
 
 C = 6
 
@@ -148,3 +150,27 @@ def test_a_gated_product_and_its_published_names():
     assert_close(made(x), wanted)
     made.quantizer = lambda both, name: both[..., :3] * 0 if name == "silu" else None
     assert not made(x).any()
+
+
+class _Doubles(PackedLinear):
+    """Twice its input, with an epilogue that takes a residual and a gate per image."""
+
+    def __init__(self, sink):
+        nn.Module.__init__(self)
+        self.sink, self.fused = sink, None
+
+    def forward(self, x, residual=None, gate=None):
+        self.fused = residual is not None
+        y = 2 * x if gate is None else 2 * x * gate[:, None]
+        return y if residual is None else residual + y
+
+
+@pytest.mark.parametrize("sink", [(), (0,)])
+@pytest.mark.parametrize("positions", [None, 1, 3])
+def test_an_epilogue_takes_one_gate_per_image_and_no_sinks(sink, positions):
+    linear, x, residual = _Doubles(sink), normal(2, 3, C), normal(2, 3, C, seed=1)
+    gate = None if positions is None else normal(2, positions, C, seed=2)
+    wanted = residual + 2 * x * (1 if gate is None else gate)
+    assert_close(add_gated(linear, x, residual, gate), wanted)
+    assert linear.fused == (not sink and positions != 3)
+    assert_close(add_gated(nn.Identity(), 2 * x, residual, gate), wanted)
