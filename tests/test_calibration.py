@@ -85,6 +85,21 @@ def test_labels_of_the_wrong_shape_are_an_error(labels):
         Calibration(torch.zeros(3, 2).long(), labels.long())
 
 
+def test_no_rows_are_an_error():
+    with pytest.raises(ValueError, match=r"ids \[0, 2\] and labels \[0\].*at least one row"):
+        Calibration(torch.zeros(0, 2).long(), torch.zeros(0).long())
+
+
+def test_the_hash_is_of_shape_and_values_and_not_of_types():
+    ids, labels = torch.arange(6).view(3, 2), torch.tensor([1, 0, 2])
+    rows = Calibration(ids, labels)
+    assert rows.hash == Calibration(ids.int(), labels.short()).hash
+    assert rows.hash != Calibration(ids, labels.flip(0)).hash
+    tokens = torch.arange(24.0).view(3, 2, 4)
+    first, second = Calibration(tokens, labels), Calibration(tokens.view(3, 4, 2), labels)
+    assert first.hash == Calibration(tokens.double(), labels).hash != second.hash
+
+
 def test_continuous_tokens_are_rows_too():
     tokens = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3)
