@@ -8,6 +8,8 @@ import torch
 
 from ptq4arvg import load_model
 from ptq4arvg.calibration import Calibration, calibrate
+from ptq4arvg.models import build_model
+from tests.models.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,33 @@ def test_same_arguments_same_rows_whatever_the_batch_size(model):
     again = calibrate(model, samples=16, keep=8, seed=3, batch_size=5)
     other = calibrate(model, samples=16, keep=8, seed=4)
     assert first.hash == again.hash != other.hash
+
+
+def test_images_are_drawn_for_all_classes_in_turn_in_random_orders():
+    """Each of them as it would be drawn alone, and once more as a row without a class."""
+    model = build_model("small", TINY["var"], seed=0)
+    classes = model.num_classes
+    images = 2 * classes + 1
+    rows = calibrate(model, 2 * images, 2 * images, seed=3, batch_size=2)
+    g = torch.Generator().manual_seed(3)
+    labels = torch.cat([torch.randperm(classes, generator=g) for _ in range(3)])[:images]
+    assert torch.equal(rows.labels[:images], labels)
+    assert (rows.labels[images:] == model.null_label).all()
+    for i in (0, 1, images - 1):
+        assert torch.equal(rows.ids[i : i + 1], model.sample_ids(labels[i : i + 1], 3, index=i))
+    assert torch.equal(rows.ids[:images], rows.ids[images:])
+    assert (rows.seed, rows.select, rows.samples, rows.model) == (3, "dgc", 2 * images, "small")
+
+
+def test_a_random_choice_is_sorted_and_the_first_are_as_many_of_both_kinds():
+    model = build_model("small", TINY["var"], seed=0)
+    g = torch.Generator().manual_seed(3)
+    for _ in range(-(-6 // model.num_classes)):
+        torch.randperm(model.num_classes, generator=g)
+    chosen = calibrate(model, 12, 7, seed=3, select="random").chosen
+    assert torch.equal(chosen, torch.randperm(12, generator=g)[:7].sort().values)
+    for keep, kept in ((3, [0, 1, 6]), (4, [0, 1, 6, 7]), (7, [0, 1, 2, 3, 6, 7, 8])):
+        assert calibrate(model, 12, keep, select="first").chosen.tolist() == kept
 
 
 def test_distances_are_kept_where_they_decided(model):
