@@ -5,9 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from ptq4arvg import load_model
 from ptq4arvg.calibration import Calibration, calibrate
+from ptq4arvg.dgc import mahalanobis, research_ratio
 from ptq4arvg.models import build_model
 from tests.models.tiny import TINY
 
@@ -52,13 +54,30 @@ def test_images_are_drawn_for_all_classes_in_turn_in_random_orders():
 
 def test_a_random_choice_is_sorted_and_the_first_are_as_many_of_both_kinds():
     model = build_model("small", TINY["var"], seed=0)
-    g = torch.Generator().manual_seed(3)
-    for _ in range(-(-6 // model.num_classes)):
-        torch.randperm(model.num_classes, generator=g)
-    chosen = calibrate(model, 12, 7, seed=3, select="random").chosen
-    assert torch.equal(chosen, torch.randperm(12, generator=g)[:7].sort().values)
+    g, samples = torch.Generator().manual_seed(3), 2 * model.num_classes
+    torch.randperm(model.num_classes, generator=g)  # the labels, once each
+    chosen = calibrate(model, samples, 5, seed=3, select="random").chosen
+    assert torch.equal(chosen, torch.randperm(samples, generator=g)[:5].sort().values)
     for keep, kept in ((3, [0, 1, 6]), (4, [0, 1, 6, 7]), (7, [0, 1, 2, 3, 6, 7, 8])):
         assert calibrate(model, 12, keep, select="first").chosen.tolist() == kept
+
+
+def test_what_the_choices_go_by():
+    """The last block's outputs: their means over positions, in the authors' code the first one."""
+    model, kept = build_model("small", TINY["var"], seed=0), []
+    everything = calibrate(model, 12, 12)
+    block = model.transformer.get_submodule(model.block_names()[-1])
+    handle = block.register_forward_hook(lambda _module, _args, output: kept.append(output))
+    model.replay(everything.ids, everything.labels)
+    handle.remove()
+    rows = calibrate(model, 12, 5, batch_size=12)
+    assert_close(rows.distance, mahalanobis(kept[0].mean(1).double()), rtol=1e-4, atol=1e-6)
+    conditional, unconditional = kept[0][:, 0].split(6)
+    for keep in (5, 9):
+        count = min(round(research_ratio(conditional, unconditional, keep) * keep), 6)
+        wanted = [*range(count), *range(6, 6 + min(keep - count, 6))]
+        assert calibrate(model, 12, keep, select="research_code").chosen.tolist() == wanted
+    assert not block._forward_hooks
 
 
 def test_distances_are_kept_where_they_decided(model):

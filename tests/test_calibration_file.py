@@ -13,13 +13,13 @@ def normal(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-# Ids, and continuous tokens in double precision; neither of them contiguous.
+# Ids, and continuous tokens in double precision; like the labels they are not contiguous.
 ROWS = {"ids": torch.arange(12).view(4, 3).t(), "tokens": normal(2, 4, 3).double().transpose(0, 2)}
 
 
 @pytest.fixture(params=ROWS)
 def rows(request):
-    labels = torch.tensor([[5, 0], [9, 0], [2, 0]])[:, 0]  # not contiguous either
+    labels = torch.tensor([[5, 0], [9, 0], [2, 0]], dtype=torch.int32)[:, 0]
     return Calibration(ROWS[request.param], labels, 7, "dgc", samples=16, model="var-tiny")
 
 

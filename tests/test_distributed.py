@@ -157,6 +157,9 @@ def test_batches_are_even_and_of_every_image(count, size):
                 assert (batch % world == number % world).all()
     assert len(spread(64, 16)) == 4 and len(spread(80, 16)) == 8
     assert len(spread(50_000, 16)) % 64 == 0
+    assert len(spread(130 * 16, 16)) == 192 and len(spread(5, 1)) == 5
+    with pytest.raises(ValueError, match="batch size is 0; wanted 1 or more"):
+        spread(count, 0)
 
 
 @pytest.mark.parametrize(("rank", "world"), [(None, "2"), ("2", "2"), ("0", "x"), ("-1", "2")])
