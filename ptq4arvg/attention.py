@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from .calibration import Calibration
-from .nn import AttentionCore, IntAttention, QuantAttention
+from .nn import SOFTMAX_KINDS, AttentionCore, IntAttention, QuantAttention
 from .numerics import affine_grid
 from .reference_attention import KEY_GROUP, MAX_HEAD_SIZE
 
 __all__ = ["check_attention", "integer_attention_", "quantize_attention_"]
-
-SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 
 # Exponents of the channels' ranges in the scales of the keys: 0 gives all channels of a head one
 # scale, 1 each its own; between, what the rounding of q and that of k cost is balanced.

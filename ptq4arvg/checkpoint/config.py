@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..nn import IntAttention, PackedConv2d, PackedLinear, PackedWeight, QuantAttention
+from ..nn import (
+    SOFTMAX_KINDS,
+    IntAttention,
+    PackedConv2d,
+    PackedLinear,
+    PackedWeight,
+    QuantAttention,
+)
 
-__all__ = ["FORMAT_VERSION", "QUANT_METHOD", "layer_settings", "quantization_config"]
+__all__ = [
+    "FORMAT_VERSION",
+    "QUANT_METHOD",
+    "attention_settings",
+    "layer_settings",
+    "quantization_config",
+]
 
 QUANT_METHOD = "ptq4arvg"
 # 2: inputs may be rotated; 3: attention may be in integers; 4: the tokenizer's decoder may be. What
@@ -112,7 +125,51 @@ def layer_settings(
                     f"quantization_config asks for {weights['num_bits']} weight and "
                     f"{inputs['num_bits']} activation bits; wanted 4, 6 or 8"
                 )
+            _check_positions(**inputs)
             layers |= dict.fromkeys(group["targets"], settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"quantization_config is incomplete: no {error}") from None
     return layers
+
+
+def _check_positions(
+    num_positions: Any, float_positions: Any, rotation: Any = 0, **_others: Any
+) -> None:
+    numbers = [num_positions, rotation, *float_positions]
+    if any(type(number) is not int for number in numbers) or not (
+        num_positions > 0 and all(0 <= position < num_positions for position in float_positions)
+    ):
+        raise ValueError(
+            f"quantization_config has num_positions {num_positions!r}, float_positions "
+            f"{float_positions!r} and rotation {rotation!r}; wanted whole numbers, one position or "
+            "more, and float ones among them"
+        )
+
+
+def attention_settings(config: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The kind of a quantization config's attention, as of a ``Method``, and core -> its setting.
+
+    ValueError if a setting is none that this version knows, or the kinds are mixed.
+    """
+    settings = config.get("attention", {})
+    if not isinstance(settings, Mapping) or not all(isinstance(s, dict) for s in settings.values()):
+        raise ValueError(
+            f"quantization_config has attention {settings!r}; wanted a setting for each core"
+        )
+    if any(setting.get("type") == "int" for setting in settings.values()):
+        kind, wanted, known = "int8", "in integers of 8 bits", _is_integer
+    else:
+        kind, wanted, known = "simulated", "of 4, 6 or 8 bits and a known softmax", _is_simulated
+    odd = next((setting for setting in settings.values() if not known(setting)), None)
+    if odd is not None:
+        raise ValueError(f"quantization_config has attention {odd}; wanted all of it {wanted}")
+    return (kind if settings else "float"), dict(settings)
+
+
+def _is_integer(setting: dict[str, Any]) -> bool:
+    return setting == {"num_bits": 8, "type": "int"}
+
+
+def _is_simulated(setting: dict[str, Any]) -> bool:
+    bits, softmax = setting.get("num_bits"), setting.get("softmax")
+    return bits in (4, 6, 8) and softmax in SOFTMAX_KINDS

@@ -21,7 +21,7 @@ from ..nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention
 from ..numerics import LinearQuantization
 from ..quant_report import LayerReport, QuantReport
 from .architecture import compute_dtype
-from .config import FORMAT_VERSION, QUANT_METHOD, layer_settings
+from .config import FORMAT_VERSION, QUANT_METHOD, attention_settings, layer_settings
 from .hashing import content_hash, text_hash
 from .layout import linear_names, unpack_linear
 from .reading import Section, TensorFile
@@ -50,13 +50,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ) from None
     if method != QUANT_METHOD:
         raise ValueError(f"{path} was quantized by {method!r}; wanted {QUANT_METHOD!r}")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {version}; this ptq4arvg reads versions up to "
+            f"{path} has format version {version!r}; this ptq4arvg reads versions 1 to "
             f"{FORMAT_VERSION}. Update it: pip install --upgrade ptq4arvg"
         )
-    if "hash" not in config:
-        raise ValueError(f"{path} has no hash; the checkpoint is incomplete")
+    for key, kind in (("hash", str), ("files", dict), ("recipe", dict)):
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f"{path} has no {key}; the checkpoint is incomplete")
     return config
 
 
@@ -68,6 +69,8 @@ def _build(config: Mapping[str, Any]) -> Any:
         model.stress = float(config["stress"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the architecture in config.json is incomplete: {error}") from None
+    except (ArithmeticError, IndexError, RuntimeError) as error:  # sizes that no model can have
+        raise ValueError(f"the architecture in config.json cannot be built: {error}") from None
     return model
 
 
@@ -101,7 +104,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> An
             f"{str(config['hash'])[:12]}: a file was changed or belongs to another checkpoint. "
             "Copy the checkpoint again"
         )
-    _check_files(folder, config.get("files", {}))
+    _check_files(folder, config["files"])
     try:
         return _assemble(folder, config, tensors, device)
     except ValueError as error:
@@ -208,28 +211,19 @@ def _read(
 def _install_attention(model: Any, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Put the attention cores of the config in place. ValueError unless they are all, of one kind,
     and their tables there."""
-    settings = config.get("attention", {})
+    kind, settings = attention_settings(config)
     if not settings:
         return
-    integer = any(setting.get("type") == "int" for setting in settings.values())
-    names = check_attention(model, "int8" if integer else "simulated")
+    names = check_attention(model, kind)
     if sorted(settings) != sorted(names):
         raise ValueError(
             f"quantization_config has attention {_listed(settings)}; wanted that of all blocks, "
             f"{_listed(names)}"
         )
-    if integer:
-        odd = next((s for s in settings.values() if s != {"num_bits": 8, "type": "int"}), None)
-        if odd:
-            raise ValueError(
-                f"quantization_config has attention in integers of 8 bits, and {odd}; wanted the "
-                "same everywhere"
-            )
+    make = _integer_attention if kind == "int8" else _simulated_attention
     for name, setting in settings.items():
         try:
-            core = (_integer_attention if integer else _simulated_attention)(
-                model, f"transformer.{name}.", setting, tensors
-            )
+            core = make(model, f"transformer.{name}.", setting, tensors)
         except KeyError as error:
             raise ValueError(f"tensors missing: {error.args[0]}") from None
         model.replace_(name, core)
@@ -243,28 +237,35 @@ def _listed(names: Iterable[str]) -> str:
 def _integer_attention(model, prefix: str, _setting, tensors: Mapping[str, Tensor]) -> IntAttention:
     c = model.config
     wanted = c.num_heads, c.embed_dim // c.num_heads
-    tables = [tensors[prefix + table] for table in IntAttention.TABLES]
-    for name, table in zip(IntAttention.TABLES, tables, strict=True):
-        if table.shape != wanted or not table.is_floating_point():
-            raise ValueError(
-                f"{prefix}{name} is {table.dtype} {list(table.shape)}; wanted floats {list(wanted)}"
-            )
-        if not table.isfinite().all() or (name.endswith("scale") and not (table > 0).all()):
-            raise ValueError(f"{prefix}{name} has values that no scale or shift can have")
-    return IntAttention(*tables)
+    return IntAttention(*(_table(tensors, prefix + name, wanted) for name in IntAttention.TABLES))
 
 
 def _simulated_attention(
     model, prefix: str, setting: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> QuantAttention:
+    c = model.config
+    sizes = {"q": model.positions, "k": model.positions, "v": c.embed_dim // c.num_heads}
     grids = {
         operand: (
-            tensors[f"{prefix}{operand}_scale"].float(),
-            tensors[f"{prefix}{operand}_zero"],
+            _table(tensors, f"{prefix}{operand}_scale", (c.num_heads, size)).float(),
+            _table(tensors, f"{prefix}{operand}_zero", (c.num_heads, size)),
         )
-        for operand in ("q", "k", "v")
+        for operand, size in sizes.items()
     }
     return QuantAttention(grids, setting["num_bits"], setting["softmax"], model.cursor)
+
+
+def _table(tensors: Mapping[str, Tensor], name: str, wanted: tuple[int, int]) -> Tensor:
+    """The scales, shifts or zero points of that name. ValueError unless of the wanted shape."""
+    table, kind = tensors[name], "int32" if name.endswith("zero") else "floats"
+    fits = table.dtype == torch.int32 if kind == "int32" else table.is_floating_point()
+    if table.shape != wanted or not fits:
+        raise ValueError(
+            f"{name} is {table.dtype} {list(table.shape)}; wanted {kind} {list(wanted)}"
+        )
+    if not table.isfinite().all() or (name.endswith("scale") and not (table > 0).all()):
+        raise ValueError(f"{name} has values that no scale or shift can have")
+    return table
 
 
 def _report(data: dict[str, Any]) -> QuantReport:

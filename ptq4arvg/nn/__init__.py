@@ -1,6 +1,6 @@
 """Modules that quantization puts into a model. Only these modules call ops."""
 
-from .attention import AttentionCore, QuantAttention
+from .attention import SOFTMAX_KINDS, AttentionCore, QuantAttention
 from .conv import PackedConv2d
 from .cursor import Cursor
 from .int_attention import IntAttention
@@ -8,6 +8,7 @@ from .linear import PackedLinear, PackedWeight, QuantLinear
 from .prologue import Prologue, rotate
 
 __all__ = [
+    "SOFTMAX_KINDS",
     "AttentionCore",
     "Cursor",
     "IntAttention",

@@ -12,7 +12,9 @@ from ..numerics import round_to_grid
 from .cursor import Cursor
 from .prologue import Prologue
 
-__all__ = ["AttentionCore", "QuantAttention", "quantize_softmax"]
+__all__ = ["SOFTMAX_KINDS", "AttentionCore", "QuantAttention", "quantize_softmax"]
+
+SOFTMAX_KINDS = ("uniform", "log_sqrt2")
 
 
 class AttentionCore(nn.Module):

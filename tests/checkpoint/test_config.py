@@ -1,11 +1,16 @@
 """The quantization_config of a checkpoint, field by field, and what is read back from it."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ptq4arvg.checkpoint.config import layer_settings, quantization_config
+from ptq4arvg.checkpoint.config import (
+    attention_settings,
+    layer_settings,
+    quantization_config,
+)
 from ptq4arvg.nn import IntAttention
 
 RECIPE = {"scheme": "W4A8", "method": "rtn", "calibration": {"hash": "abc"}}
@@ -97,3 +102,41 @@ def test_an_absent_field_is_named(part, field):
     del found["config_groups"]["group_0"][part][field]
     with pytest.raises(ValueError, match=f"quantization_config is incomplete: no '{field}'"):
         layer_settings(found)
+
+
+@pytest.mark.parametrize("field, bad", [
+    ("num_positions", 0), ("num_positions", 3.0), ("num_positions", True),
+    ("float_positions", [3]), ("float_positions", [-1]), ("float_positions", [None]),
+    ("rotation", "16"), ("rotation", None),
+])  # fmt: skip
+def test_positions_that_are_none_are_refused(field, bad):
+    found = config({"a": layer(rotation=16)})
+    inputs = found["config_groups"]["group_0"]["input_activations"]
+    inputs[field] = bad
+    message = (
+        "has num_positions {num_positions!r}, float_positions {float_positions!r} and rotation"
+    )
+    with pytest.raises(ValueError, match=re.escape(message.format(**inputs))):
+        layer_settings(found)
+    inputs |= {"num_positions": 3, "float_positions": [2], "rotation": 0}
+    assert layer_settings(found)["a"]["sink"] == (2,)
+
+
+def test_kinds_of_attention():
+    integer = {"num_bits": 8, "type": "int"}
+    simulated = [{"num_bits": 4, "softmax": "uniform"}, {"num_bits": 6, "softmax": "log_sqrt2"}]
+    for settings, kind in (({}, "float"), ({"a": integer, "b": integer}, "int8"),
+                           (dict(enumerate(simulated)), "simulated")):  # fmt: skip
+        assert attention_settings({"attention": settings}) == (kind, settings)
+    assert attention_settings({}) == ("float", {})
+    for settings, wanted in [
+        ([integer], "wanted a setting for each core"),
+        ({"a": 8}, "wanted a setting for each core"),
+        ({"a": integer, "b": simulated[0]}, "all of it in integers of 8 bits"),
+        ({"a": integer | {"num_bits": 4}}, "all of it in integers of 8 bits"),
+        ({"a": simulated[0], "b": {}}, "all of it of 4, 6 or 8 bits and a known softmax"),
+        ({"a": simulated[0] | {"num_bits": 5}}, "all of it of 4, 6 or 8 bits and a known softmax"),
+        ({"a": simulated[0] | {"softmax": "x"}}, "all of it of 4, 6 or 8 bits and a known softmax"),
+    ]:
+        with pytest.raises(ValueError, match=f"quantization_config has attention .*{wanted}"):
+            attention_settings({"attention": settings})

@@ -170,11 +170,23 @@ def test_loading_leaves_the_global_generators_alone(saved):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_simulated_attention_comes_back(tmp_path):
-    model = quantized("rtn", attention="simulated")
-    ptq4arvg.save_quantized(model, tmp_path / "q")
-    loaded = ptq4arvg.load_quantized(tmp_path / "q")
+def test_simulated_attention_comes_back_whole_or_not_at_all(tmp_path):
+    model, folder = quantized("rtn", attention="simulated"), tmp_path / "q"
+    ptq4arvg.save_quantized(model, folder)
+    loaded = ptq4arvg.load_quantized(folder)
     assert torch.equal(logits(loaded), logits(model))
+    tensors = load_file(folder / "model.safetensors")
+    for name, change, message in [
+        ("v_scale", lambda table: table[:, 1:], r"v_scale is torch.float32 \[.*\]; wanted floats"),
+        ("q_scale", lambda table: table[:, 1:], r"q_scale is torch.float32 \[.*\]; wanted floats"),
+        ("k_scale", lambda table: -table, "k_scale has values that no scale or shift can have"),
+        ("k_zero", lambda table: table[1:], r"k_zero is torch.int32 \[.*\]; wanted int32 \["),
+        ("q_zero", lambda table: table.float(), r"q_zero is torch.float32 \[.*\]; wanted int32 \["),
+    ]:
+        table = tensors[f"transformer.{CORE}.{name}"]
+        changed = {f"transformer.{CORE}.{name}": change(table).contiguous()}
+        reseal(folder, tensors=tensors | changed)
+        refuse(folder, message)
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +265,14 @@ def test_other_tables_of_attention_are_refused(attended_copy, change, message):
     [
         (lambda a: a.pop(CORE), "attention blocks.0.attn.core and 4 more; wanted that of all"),
         (lambda a: a.update(x=a.pop(CORE)), "blocks.0.attn.core and 5 more; wanted that of all"),
-        (lambda a: a.update({CORE: {"num_bits": 4, "type": "int"}}), "in integers of 8 bits, and"),
-        (lambda a: a.update({CORE: {"num_bits": 8, "softmax": "uniform"}}), "of 8 bits, and"),
+        (
+            lambda a: a.update({CORE: {"num_bits": 4, "type": "int"}}),
+            "wanted all of it in integers",
+        ),
+        (
+            lambda a: a.update({CORE: {"num_bits": 8, "softmax": "uniform"}}),
+            "attention {'num_bits': 8, 'softmax': 'uniform'}; wanted all of it in integers",
+        ),
         (lambda a: a.clear(), "not known to this architecture: .*attn.core.k_scale"),
     ],
 )
@@ -358,11 +376,41 @@ def test_a_tensor_of_another_shape_is_refused(copy):
     refuse(copy, "weight_scale is .* wanted")
 
 
-def test_a_newer_format_is_refused(copy):
+@pytest.mark.parametrize("version", [5, 0, True, "1"])
+def test_other_formats_are_refused(copy, version):
     config = read_config(copy)
-    config["quantization_config"]["version"] = 5
+    config["quantization_config"]["version"] = version
     reseal(copy, config=config)
-    refuse(copy, "format version 5; this ptq4arvg reads versions up to 4")
+    refuse(copy, f"format version {version!r}; this ptq4arvg reads versions 1 to 4. Update it")
+
+
+@pytest.mark.parametrize("key", ["hash", "files", "recipe"])
+def test_a_config_without_a_part_is_refused(copy, key):
+    config = read_config(copy)
+    for value in (None, [], 3):
+        (copy / "config.json").write_text(json.dumps(config | {key: value}))
+        refuse(copy, f"has no {key}; the checkpoint is incomplete")
+    del config[key]
+    (copy / "config.json").write_text(json.dumps(config))
+    refuse(copy, f"has no {key}; the checkpoint is incomplete")
+
+
+def test_an_architecture_that_no_model_can_have_is_refused(copy):
+    config = read_config(copy)
+    sizes = config["architecture"]["transformer"]
+    for name, bad, message in [
+        ("embed_dim", None, "is incomplete: "), ("embed_dim", "64", "is incomplete: "),
+        ("embed_dim", -1, "cannot be built: .*negative dimension"),
+        ("num_heads", 0, "cannot be built: .*zero"), ("patch_nums", [], "cannot be built: .*range"),
+    ]:  # fmt: skip
+        good = sizes[name]
+        sizes[name] = bad
+        reseal(copy, config=config)
+        refuse(copy, f"the architecture in config.json {message}")
+        sizes[name] = good
+    for name in ("name", "architecture", "stress"):
+        reseal(copy, config={key: value for key, value in config.items() if key != name})
+        refuse(copy, f"the architecture in config.json is incomplete: '{name}'")
 
 
 def test_other_folders_are_refused(copy, tmp_path):
