@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from .calibration import Calibration
 from .descent import descended
 from .methods import Method, Transform
-from .numerics import LinearQuantization, round_to_grid, round_weight, weight_grid
+from .numerics import LinearQuantization, round_to_grid, round_weight, sqnr_db, weight_grid
 from .plan import LayerPlan
 from .rounding import channel_products, compensated_codes
 from .statistics import SAMPLE, InputStatistics, collect_histograms, collect_ranges
@@ -122,8 +121,7 @@ def quantize_linear(
         error = error - mean
         bias = -mean if bias is None else bias - mean
     signal, noise = (y.square().sum(1).double().sum() for y in (exact, error))
-    sqnr = (10 * torch.log10(signal / noise.clamp_min(1e-300))).item()
     sink = p.spec.sink if method.sink == "float" else ()
     q = LinearQuantization(codes, w_scale, w_zero, bias, scale, zero, group,
                            p.scheme.w_bits, p.scheme.a_bits, tuple(sink), rotation)  # fmt: skip
-    return q, sqnr, branch
+    return q, sqnr_db(signal, noise), branch

@@ -7,6 +7,7 @@ to nearest even. Searches run in float32 over float64 sums; scales are returned 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "round_to_grid",
     "round_weight",
     "search_range",
+    "sqnr_db",
     "weight_bounds",
     "weight_grid",
     "weight_range",
@@ -120,6 +122,15 @@ def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     scale, zero = scale.to(x.dtype), zero.to(x.dtype)
     level = (x / scale).round_()
     return level.clamp_(-zero, 2**bits - 1 - zero).mul_(scale)
+
+
+def sqnr_db(signal: Tensor, noise: Tensor) -> float:
+    """Signal to quantization noise in dB, of sums of squares in float64, within the 24 bits of a
+    float32: what comes out exactly, be it zero, has 144.5 dB and no infinite ones."""
+    limit = 20 * math.log10(2.0**24)
+    if noise == 0:
+        return limit
+    return (10 * torch.log10(signal / noise)).clamp(-limit, limit).item()
 
 
 def expand_groups(values: Tensor, position_group: Tensor) -> Tensor:

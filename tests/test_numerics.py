@@ -1,5 +1,7 @@
 """Schemes, affine grids and range searches."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from ptq4arvg.numerics import (
     grid_error,
     quantize_weight,
     search_range,
+    sqnr_db,
     weight_range,
 )
 
@@ -25,6 +28,16 @@ def test_schemes_have_the_published_widths():
 def test_unknown_scheme_offers_the_nearest():
     with pytest.raises(ValueError, match=r"unknown scheme 'W8A9'.*W8A8"):
         get_scheme("W8A9")
+
+
+def test_signal_to_noise_is_that_of_a_float32_at_most():
+    def db(signal, noise):
+        return sqnr_db(*torch.tensor([signal, noise], dtype=torch.float64))
+
+    assert db(2e6, 2e3) == 30 and db(3.0, 6.0) == pytest.approx(-10 * math.log10(2), abs=1e-12)
+    exact = 20 * math.log10(2**24)
+    assert db(5.0, 0.0) == db(0.0, 0.0) == db(1e20, 1e-5) == exact
+    assert db(0.0, 1e-9) == -exact
 
 
 @given(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..calibration import Calibration
 from ..nn.attention import AttentionCore
-from ..numerics import Scheme
+from ..numerics import Scheme, sqnr_db
 from .research_grid import (
     Average,
     gps_scale,
@@ -211,8 +211,8 @@ class _Run:
         def compare(name: str):
             def hook(module: ResearchLinear, args: tuple[Tensor], output: Tensor) -> None:
                 exact = F.linear(args[0], module.weight, module.bias).double()
-                noise = (output.double() - exact).square().sum().clamp_min(1e-300)
-                found[name] = (10 * torch.log10(exact.square().sum() / noise)).item()
+                error = output.double() - exact
+                found[name] = sqnr_db(exact.square().sum(), error.square().sum())
 
             return hook
 

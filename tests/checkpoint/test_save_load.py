@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ptq4arvg
-from ptq4arvg.calibration import Calibration
+from ptq4arvg.calibration import Calibration, calibrate
 from ptq4arvg.checkpoint import content_hash, read_config
+from ptq4arvg.models import build_model
 from ptq4arvg.nn import PackedLinear
+from tests.models.tiny import TINY
 
 OVERRIDES = {"blocks.1.ffn.fc2": "W4A8", "blocks.2.ffn.*": "W8A8"}
 IGNORE = ["blocks.0.attn.proj"]
@@ -290,6 +292,19 @@ def test_a_changed_table_of_attention_is_found(attended_copy):
     tensors[f"transformer.{CORE}.k_shift"][0, 0] += 1e-3
     save_file(tensors, path)
     refuse(attended_copy, "contents hash to")
+
+
+def test_a_linear_of_zeros_is_exact_and_not_the_worst(tmp_path):
+    model, zeros = build_model("small", TINY["var"], seed=0), "blocks.0.attn.proj"
+    for parameter in model.transformer.get_submodule(zeros).parameters():
+        parameter.data.zero_()
+    ptq4arvg.quantize_(model, "W6A6", "rtn", calibrate(model, 8, 8))
+    ptq4arvg.save_quantized(model, tmp_path / "q")
+    report = ptq4arvg.load_quantized(tmp_path / "q").report
+    assert report.to_dict() == model.report.to_dict()
+    assert report.worst.name != zeros and 20 < report.sqnr_db < 60
+    [exact] = [layer.sqnr_db for layer in report.layers if layer.name == zeros]
+    assert exact > 144
 
 
 def test_stressed_model_comes_back(tmp_path):
