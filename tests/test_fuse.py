@@ -6,7 +6,9 @@ import torch
 import ptq4arvg
 from ptq4arvg.calibration import Calibration
 from ptq4arvg.fuse import fuse_, unfuse_
+from ptq4arvg.models import build_model
 from ptq4arvg.pipeline import quantize_
+from tests.models.tiny import TINY
 
 
 def rows(model):
@@ -46,6 +48,21 @@ def test_a_float_neighbour_is_not_fused_into():
 
 def test_sinks_keep_their_linears_apart():
     assert state(quantized(sink="float")) == (0, 0)
+
+
+def test_what_is_fused_goes_by_both_linears_and_by_heads():
+    model = build_model("small", TINY["var"], seed=0)
+    calibration = ptq4arvg.calibrate(model, samples=4, keep=2)
+    quantize_(model, "W8A8", "rtn", calibration, attention="int8")
+    first, second = model.transformer.blocks
+    assert first.attn.core.quantizer and first.attn.core.size == 24
+    first.attn.proj.rotation = 16  # of its 48 columns, but not of a head's 24
+    second.attn.proj.rotation = 8
+    first.ffn.fc2.sink = (0,)
+    unfuse_(model)
+    fuse_(model)
+    assert first.attn.core.quantizer is None and not first.ffn.act.fused
+    assert second.attn.core.quantizer and second.ffn.act.fused
 
 
 def test_rotated_inputs_are_quantized_by_norms_and_by_epilogues():

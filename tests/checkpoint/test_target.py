@@ -42,6 +42,23 @@ def test_files_beside_the_checkpoint_are_never_deleted(model, folder):
     ptq4arvg.load_quantized(folder)
 
 
+def test_a_folder_of_a_files_name_is_never_deleted(model, folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    (folder / "README.md" / "mine").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds more than its .*: README\.md\. Move"):
+        model.save_pretrained(folder, overwrite=True)
+    assert (folder / "README.md" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"quantization_config": 3}', "{", "{}"])
+def test_another_config_is_never_replaced(model, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a checkpoint of ptq4arvg; it is left as it is"):
+        model.save_pretrained(tmp_path, overwrite=True)
+    assert names(tmp_path) == ["config.json"]
+
+
 def test_the_checkpoint_that_a_link_leads_to_is_replaced(model, folder):
     (folder / "README.md").write_text("old")
     link = folder.with_name("latest")
