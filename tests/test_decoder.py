@@ -9,11 +9,18 @@ from torch.nn import functional as F
 
 import ptq4arvg
 from ptq4arvg.calibration import Calibration
-from ptq4arvg.decoder import _Inputs, check_decoder, quantize_decoder_
+from ptq4arvg.decoder import _Inputs, _quantized, check_decoder, quantize_decoder_
 from ptq4arvg.models import build_model
 from ptq4arvg.models.convolutions import decoder_convolutions
 from ptq4arvg.nn import PackedConv2d
-from ptq4arvg.numerics import get_scheme
+from ptq4arvg.numerics import (
+    affine_grid,
+    get_scheme,
+    round_weight,
+    search_range,
+    weight_grid,
+    weight_range,
+)
 from ptq4arvg.reference_map import conv_columns
 from tests.models.tiny import TINY
 
@@ -194,6 +201,28 @@ def test_eight_bits_are_not_fitted(made):
     nearest = copy.deepcopy(plain)
     quantize_decoder_(nearest, get_scheme("W8A8"), rows(plain), fitted=False)
     assert torch.equal(decode(nearest, ids), decode(model, ids))
+
+
+def test_a_convolution_that_is_not_fitted_by_its_definition():
+    """Nearest codes, ranges of inputs that leave room, and the means of channels off the bias."""
+    g, conv, seen = torch.Generator().manual_seed(0), nn.Conv2d(3, 5, 3), _Inputs()
+    for values in conv.parameters():
+        values.data = torch.randn(values.shape, generator=g)
+    seen.lo, seen.hi = torch.tensor(-1.0), torch.tensor(2.0)
+    seen.histogram, seen.mean = torch.rand(64, generator=g), torch.tensor([1.0, -0.5, 0.25])
+    seen.square = torch.tensor([1.0, 4.0, 0.01])
+    q = _quantized(conv, seen, get_scheme("W4A8"))
+    ends = search_range(seen.histogram[None], seen.lo[None], seen.hi[None], 8)
+    scale, zero = affine_grid(*(1.2 * end for end in ends), 8)
+    assert torch.equal(q.input_scale, scale) and torch.equal(q.input_zero, zero)
+    weight, columns = conv.weight.data, conv_columns(conv.weight.data)  # [5, 9 * 3]
+    grid = weight_grid(*weight_range(columns, 4, seen.square.repeat(9)), 4)
+    assert torch.equal(q.codes, round_weight(columns, *grid, 4))
+    assert torch.equal(q.w_scale, grid[0]) and torch.equal(q.w_zero, grid[1])
+    given = seen.mean[:, None, None].expand(3, 3, 3)[None]
+    rounded = (q.codes * q.w_scale[:, None]).view(5, 3, 3, 3).permute(0, 3, 1, 2)
+    wanted = F.conv2d(given, weight, conv.bias) - F.conv2d(given, rounded)
+    torch.testing.assert_close(q.bias, wanted.flatten(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
