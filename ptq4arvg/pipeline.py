@@ -81,6 +81,8 @@ def quantize_(
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
+    # Read several times below, and a single pattern may be a string.
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     model = adopt(model)
     _check_untouched(model)
     check_batch_size(batch_size)
@@ -190,7 +192,7 @@ def quantize_(
         model.stress, calibration.hash, layers, [p.name for p in plan if not p.scheme],
         decoder=drawn,
     )  # fmt: skip
-    model.recipe = make_recipe(report, calibration, list(ignore), overrides)
+    model.recipe = make_recipe(report, calibration, ignore, overrides)
     if model.own_weights:
         model.recipe["weights"] = "own"
     if decoder is not None:

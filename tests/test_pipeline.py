@@ -9,9 +9,11 @@ from torch import nn
 import ptq4arvg
 from ptq4arvg.evaluation import agreement, evaluation_rows, float_logits
 from ptq4arvg.fuse import fuse_, unfuse_
+from ptq4arvg.models import build_model
 from ptq4arvg.nn import PackedLinear, QuantAttention, QuantLinear
 from ptq4arvg.pipeline import quantize_
 from ptq4arvg.verify import check_integer_path
+from tests.models.tiny import TINY
 
 STRESSES = (0.0, 30.0)
 
@@ -128,6 +130,23 @@ def test_ignore_and_overrides(cases):
     bits = {layer.w_bits for layer in report.layers if layer.role == "fc2"}
     assert bits == {8}
     assert model.recipe["overrides"] == {"re:.*fc2$": "W8A8"}
+
+
+@pytest.mark.parametrize("given", [str, lambda name: [name], lambda name: iter([name])])
+@pytest.mark.parametrize("bits", [{}, {"target_bits": 8}], ids=["scheme", "budget"])
+def test_a_recipe_names_what_was_ignored(given, bits):
+    model = build_model("rar-test", TINY["rar"], seed=0)
+    name = model.linears()[0].name
+    rows = ptq4arvg.calibrate(model, samples=2, keep=2)
+    report = quantize_(model, method="rtn", calibration=rows, ignore=given(name), **bits)
+    assert report.kept == model.recipe["ignore"] == [name]
+
+
+def test_a_recipe_tells_of_own_weights():
+    for given, told in (({}, {}), ({"weights": "random"}, {"weights": "own"})):
+        model = ptq4arvg.load_model("rar-tiny", **given)
+        quantize_(model, "W8A8", "rtn", ptq4arvg.calibrate(model, samples=2, keep=2))
+        assert {k: v for k, v in model.recipe.items() if k == "weights"} == told
 
 
 def test_simulation_without_packing(cases, quantized):
