@@ -1,5 +1,6 @@
 """Pages of mapped files are given back; nothing else is."""
 
+import mmap
 import os
 
 import pytest
@@ -47,6 +48,21 @@ def test_written_pages_stay_wherever_they_are(mapped):
     assert (mapped == 2).all()
 
 
+@linux
+def test_a_page_is_given_back_for_less_than_a_page(mapped):
+    one = mapped[:1]
+    one.sum()
+    assert release_mapped([one]) == mmap.PAGESIZE
+    assert release_mapped([one]) == 0
+
+
+@linux
+def test_only_what_was_resident_counts(mapped):
+    release_mapped([mapped])
+    mapped[0].item()  # and what the system reads ahead
+    assert 0 < release_mapped([mapped]) < mapped.nbytes / 2
+
+
 def test_memory_of_no_file_and_other_devices_stay():
     x = torch.ones(1 << 16)
     assert release_mapped([x, torch.empty(0), torch.empty(4, device="meta")]) == 0
@@ -58,3 +74,12 @@ def test_systems_that_cannot_tell(mapped, monkeypatch):
     monkeypatch.setattr(memory, "_libc", lambda name: None)
     assert release_mapped([mapped]) == 0
     return_freed_memory()
+
+
+def test_a_system_that_does_not_let_us_ask(mapped, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError("/proc/self/pagemap")
+
+    monkeypatch.setattr("builtins.open", refused)
+    mapped.sum()
+    assert release_mapped([mapped]) == 0
