@@ -46,3 +46,7 @@ def test_ignore_wins_over_overrides_and_later_overrides_win():
 
 def test_a_single_ignore_pattern_may_be_a_string():
     assert schemes(ignore="head")["head"] is None
+
+
+def test_linears_may_come_one_by_one():
+    assert [p.spec for p in make_plan(iter(SPECS), "W8A8")] == SPECS

@@ -134,6 +134,13 @@ def test_an_output_that_is_not_finite_fails(spoiled):
     assert checks[1].error == float("inf")
 
 
+def test_outputs_of_nothing_but_zeros_pass():
+    model = Model(linear)
+    model.transformer[0].register_forward_pre_hook(lambda _m, args: torch.zeros_like(args[0]))
+    (check,) = check_integer_path(model, *ROWS)
+    assert check.passed and check.error == 0
+
+
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_a_layer_that_runs_more_than_once_keeps_its_worst(wrong):
     model, runs = Model(linear, visits=3), []
