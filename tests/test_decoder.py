@@ -149,9 +149,13 @@ def test_only_the_decoder_changes(made):
             assert torch.equal(before[key], after[key]), key
 
 
-def test_the_mean_of_what_rounding_adds_comes_off(made):
+@pytest.mark.parametrize("fitted", [True, False])
+def test_the_mean_of_what_rounding_adds_comes_off(made, fitted):
     """Outputs are as much above the float ones as below, in every channel of a convolution."""
     plain, model, _, _ = made("rar-tiny", "W4A8")
+    if not fitted:
+        model = copy.deepcopy(plain)
+        quantize_decoder_(model, get_scheme("W4A8"), rows(plain), fitted=False)
     norm, name = plain.tokenizer.decoder.mid[0].norm2, "decoder.mid.0.conv2"
     conv, packed = (decoder_convolutions(m.tokenizer)[name] for m in (plain, model))
     inputs = []
@@ -163,7 +167,8 @@ def test_the_mean_of_what_rounding_adds_comes_off(made):
     exact = conv(F.silu(norm(x)))
     error = (packed.normalized(x, norm) - exact).double()
     shift = error.mean((0, 2, 3)).square().mean() / error.square().mean()
-    assert shift < 0.15  # measured: 0.05, and 0.53 without that
+    # Measured: 0.0002 and 0.05; 0.05 and 0.36 without that.
+    assert shift < (0.01 if fitted else 0.15)
 
 
 @pytest.mark.parametrize(

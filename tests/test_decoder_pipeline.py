@@ -72,6 +72,14 @@ def test_transformer_and_decoder_do_not_depend_on_each_other(plain, model):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize(("rounding", "fitted"), [("nearest", False), ("gptq", True)])
+def test_the_decoder_is_rounded_as_the_method_rounds(plain, rounding, fitted):
+    model, wanted = quantized(plain, "W4A8", rounding=rounding), copy.deepcopy(plain)
+    quantize_decoder_(wanted, get_scheme("W4A8"), rows(plain), fitted=fitted)
+    mine, theirs = model.tokenizer.state_dict(), wanted.tokenizer.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
 def test_with_mean_bits_and_attention_in_integers(plain):
     model = quantized(plain, "w8a8", scheme=None, target_bits=5.5, attention="int8")
     assert model.recipe["decoder"] == "W8A8" and types(model) == {PackedConv2d}
