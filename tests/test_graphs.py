@@ -239,6 +239,31 @@ def test_inputs_unlike_the_captured_ones_are_refused():
             steps.run("twice", lambda x: 2 * x, other)
 
 
+def test_as_many_inputs_as_at_the_capture():
+    steps = StepGraphs(TapeBackend()).open(1, torch.zeros(2), ())
+    steps.run("sum", torch.add, torch.ones(2), torch.ones(2))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="argument 2"):
+            steps.run("sum", torch.add, *[torch.ones(2)] * count)
+
+
+def test_given_inputs_are_not_written_to():
+    steps, first = StepGraphs(TapeBackend()).open(1, torch.zeros(2), ()), torch.ones(2)
+    for given in (first, torch.full((2,), 3.0)):
+        steps.run("twice", lambda x: 2 * x, given)
+    assert first.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "change", [torch.t, torch.flatten, lambda x: x.view(torch.int32), torch.clone]
+)
+def test_the_same_memory_read_otherwise_is_another_source(change):
+    held, x, like = StepGraphs(TapeBackend()), torch.ones(2, 2), torch.zeros(2)
+    steps = held.open(1, like, [x])
+    assert held.open(1, like, [x]) is steps
+    assert held.open(1, like, [change(x)]) is not steps
+
+
 def test_the_order_of_calls_to_cuda(monkeypatch):
     """Warm-up on a side stream, between waits; then a capture there, whose graph is replayed."""
     calls, real = [], inspect.signature(torch.cuda.graph)
