@@ -69,6 +69,31 @@ def test_random_weights_are_reproducible():
     assert first.replay(torch.zeros(1, 155, dtype=torch.long), torch.tensor([0])).isfinite().all()
 
 
+def test_models_are_made_to_evaluate():
+    model = build_model("x", TINY["var"], seed=0)
+    assert not any(module.training for module in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def equal(a, b):
+    state, other = a.state_dict(), b.state_dict()
+    return all(torch.equal(state[key], other[key]) for key in state)
+
+
+@pytest.mark.parametrize("own", [(), ("weights",), ("tokenizer",), ("weights", "tokenizer")])
+def test_a_bundled_model_with_weights_of_ones_own(own):
+    model = load_model("rar-tiny", **dict.fromkeys(own, "random"))
+    assert model.own_weights == bool(own)
+    plain = load_model("rar-tiny")
+    assert equal(model.transformer, plain.transformer) == ("weights" not in own)
+    assert equal(model.tokenizer, plain.tokenizer) == ("tokenizer" not in own)
+
+
+def test_stress_goes_by_its_seed():
+    one, same, other = (load_model("var-tiny", stress=30, stress_seed=s) for s in (1, 1, 2))
+    assert equal(one, same) and not equal(one.transformer, other.transformer)
+
+
 def test_half_precision_and_buffers_follow():
     model = load_model("var-tiny", dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
