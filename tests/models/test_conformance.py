@@ -10,6 +10,7 @@ import ptq4arvg
 from ptq4arvg.folding import apply_transform_
 from ptq4arvg.methods import Transform
 from ptq4arvg.models import build_model, stress_
+from ptq4arvg.models.layers import Activation, GatedFeedForward, ModulatedNorm
 from ptq4arvg.models.registry import FAMILIES
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.pipeline import quantize_
@@ -75,6 +76,48 @@ def test_every_linear_folds_or_says_why_not(model):
         assert bool(spec.fold) != bool(spec.no_fold), spec.name
         for other in (spec.fold, spec.norm, spec.act, spec.consumer):
             assert not other or other in modules, (spec.name, other)
+
+
+def test_rows_of_narrower_integers_are_replayed(model, rows):
+    ids = rows.ids if model.continuous else rows.ids.to(torch.int16)
+    narrow = model.replay(ids, rows.labels.to(torch.int16))
+    assert torch.equal(narrow, model.replay(rows.ids, rows.labels))
+
+
+def test_what_stands_between_linears_is_named(model, rows):
+    """Norms that a linear reads as they come, activations between two, products, attention."""
+    parts = {
+        name: module for name, module in model.transformer.named_modules()
+        if isinstance(module, torch.nn.Linear | ModulatedNorm | Activation)
+    }  # fmt: skip
+    outputs, read = [], {}  # (output, its part); part -> the part whose output it reads
+
+    def before(name, x):
+        read[name] = next((source for y, source in outputs if y is x), "")
+
+    handles = []
+    for name, part in parts.items():
+        handles += [
+            part.register_forward_pre_hook(lambda _m, args, name=name: before(name, args[0])),
+            part.register_forward_hook(lambda _m, _a, y, name=name: outputs.append((y, name))),
+        ]
+    model.replay(rows.ids[:1], rows.labels[:1])
+    for handle in handles:
+        handle.remove()
+    norms = {name for name, part in parts.items() if isinstance(part, ModulatedNorm)}
+    acts = {name: read[name] for name, part in parts.items() if isinstance(part, Activation)}
+    specs = model.linears()
+    assert {s.name: s.norm for s in specs} == {
+        s.name: read[s.name] if read[s.name] in norms else "" for s in specs
+    }
+    assert {s.act: s.name for s in specs if s.act} == acts
+    assert {s.consumer: s.act for s in specs if s.act} == {
+        name: source for name, source in read.items() if source in acts
+    }
+    gated = {n for n, m in model.transformer.named_modules() if isinstance(m, GatedFeedForward)}
+    assert {s.gated for s in specs} - {""} == gated
+    cores = [] if model.no_integer_attention else model.integer_cores()
+    assert [s.core for s in specs if s.core] == cores
 
 
 def test_tables_cover_every_position_of_generation(model):
@@ -181,6 +224,21 @@ def test_an_image_depends_on_its_seed_and_index_alone(model, quantized, which):
             assert_close(found, wanted, atol=1e-3 * together.abs().max().item(), rtol=0)
         else:
             assert torch.equal(found, wanted)
+
+
+def test_tokens_are_chosen_step_after_step(model):
+    if model.continuous:
+        pytest.skip("its tokens are drawn by diffusion")
+    steps, tokens = [], []
+
+    def choose(logits, step):
+        steps.append(step)
+        tokens.append(logits.argmax(-1))
+        return tokens[-1]
+
+    ids = model.sample_ids(torch.tensor([0, 1]), choose=choose)
+    assert steps == list(range(len(steps)))
+    assert torch.equal(torch.cat(tokens, 1).sort(1).values, ids.sort(1).values)
 
 
 def test_images(model):

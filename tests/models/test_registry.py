@@ -24,7 +24,8 @@ def test_sizes_are_those_published():
     assert {"var-tiny", *PUBLISHED} <= set(models)
     assert all(info.licence for info in models.values())
     for name, millions in PUBLISHED.items():
-        assert models[name].parameters / 1e6 == pytest.approx(millions, rel=0.05), name
+        near = 0.002 if name.startswith("rar") else 0.05  # as exactly as the papers give them
+        assert models[name].parameters / 1e6 == pytest.approx(millions, rel=near), name
         assert models[name].tokens == TOKENS.get(name, TOKENS[models[name].family])
         assert models[name].image_size == (512 if name == "var-d36" else 256)
     assert models["var-tiny"].tokens == 155 and models["var-tiny"].weights == "bundled"
