@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import Cursor
-from ..sampling import image_streams
+from ..sampling import image_streams, whole
 from .base import ARVGModel, LinearSpec
 from .decoding import decoding
 from .family import Family, PublishedFiles
@@ -43,8 +43,9 @@ def mask_sizes(tokens: int, num_iter: int) -> list[int]:
     """How many tokens are masked before each iteration, and after the last: num_iter + 1 numbers.
 
     The cosine schedule: every iteration predicts at least one token, and the last one the rest.
-    ValueError unless 1 <= num_iter <= tokens.
+    ValueError unless num_iter is a whole number with 1 <= num_iter <= tokens.
     """
+    num_iter = whole("num_iter", num_iter)
     if not 1 <= num_iter <= tokens:
         raise ValueError(f"num_iter is {num_iter}; wanted 1 to {tokens}, the number of tokens")
     sizes = [tokens]
@@ -277,8 +278,12 @@ class MARModel(ARVGModel):
         net, c = self.transformer, self.config
         cfg = c.sampling.cfg if cfg is None else cfg
         temperature = c.temperature if temperature is None else temperature
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"{self.name}: temperature is {temperature}; wanted 0 or more")
+        try:
+            sensible = 0 <= temperature < math.inf
+        except TypeError:
+            sensible = False
+        if not sensible:
+            raise ValueError(f"{self.name}: temperature is {temperature!r}; wanted 0 or more")
         sizes = mask_sizes(c.tokens, c.num_iter if num_iter is None else num_iter)
         noise = noise or ImageNoise(len(labels), seed, index)
         like, n, guided = net.fake_latent, len(labels), cfg != 1.0

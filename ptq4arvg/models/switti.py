@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import AttentionCore, Cursor, rotate
-from ..sampling import Choose, guide
+from ..sampling import Choose, guide, whole
 from .base import ARVGModel, LinearSpec, SamplingDefaults
 from .decoding import stepping
 from .family import Family, PublishedFiles
@@ -408,11 +408,11 @@ class SwittiModel(ARVGModel):
 
         guided_scales: as in the configuration. choose: (guided logits [n, t, V], scale) -> ids
         [n, t]; by default a ``Sampler``. graphs: replay every scale as a CUDA graph. ValueError for
-        more guided scales than there are.
+        guided scales that are no number of those there are.
         """
         c = self.config
         cfg = c.sampling.cfg if cfg is None else cfg
-        guided = c.guided_scales if guided_scales is None else guided_scales
+        guided = whole("guided_scales", c.guided_scales if guided_scales is None else guided_scales)
         if not 0 <= guided <= len(c.patch_nums):
             raise ValueError(
                 f"{self.name}: guided_scales is {guided}; wanted 0 to {len(c.patch_nums)}, the "

@@ -216,6 +216,10 @@ def test_options_of_generation():
         model.generate([1], num_iters=5)
     with pytest.raises(ValueError, match="num_iter is 17; wanted 1 to 16"):
         model.generate([1], num_iter=17)
+    with pytest.raises(ValueError, match=r"num_iter is 2\.5; wanted a whole number"):
+        model.generate([1], num_iter=2.5)
+    with pytest.raises(ValueError, match="mar-small: temperature is 'hot'; wanted 0 or more"):
+        model.generate([1], temperature="hot")
 
 
 def test_other_families_refuse_these_options():

@@ -6,6 +6,7 @@ from torch import nn
 
 from ptq4arvg.models import list_models, model_config
 from ptq4arvg.models.loading import load_strict_
+from ptq4arvg.models.par import PARConfig
 from ptq4arvg.models.registry import build_model
 from ptq4arvg.models.stress import stress_
 from tests.par_cases import find_par_cases, small_model
@@ -56,6 +57,17 @@ def test_sizes_are_those_published():
         assert info.weights.endswith(".pt, vq_ds16_c2i.pt")
         parallel = int(name[name.rindex("-") + 1 : -1]) if name.endswith("x") else 1
         assert model_config(name)["transformer"]["parallel"] == parallel
+
+
+def test_settings_are_those_published():
+    """Guidance for the published figures; the constants of norms and of rotary positions."""
+    guidance = {"par-xl-4x": 1.5, "par-xxl-4x": 1.435, "par-3b-4x": 1.345, "par-3b-16x": 1.5,
+                "llamagen-b": 2.0, "llamagen-l": 2.0, "llamagen-xl": 1.75, "llamagen-xxl": 1.75,
+                "llamagen-3b": 1.65}  # fmt: skip
+    assert guidance.keys() == PUBLISHED.keys()
+    for name, cfg in guidance.items():
+        c = PARConfig(**model_config(name)["transformer"])
+        assert (c.sampling["cfg"], c.norm_eps, c.rope_base) == (cfg, 1e-5, 10000.0), name
 
 
 def test_linears_cover_every_matrix_product(model):

@@ -204,6 +204,8 @@ def test_guided_scales_that_do_not_exist(model):
     for wrong in (-1, 4):
         with pytest.raises(ValueError, match=rf"guided_scales is {wrong}; wanted 0 to 3, the num"):
             model.generate([0], guided_scales=wrong)
+    with pytest.raises(ValueError, match=r"guided_scales is 1\.5; wanted a whole number"):
+        model.generate([0], guided_scales=1.5)
     config = SwittiConfig(**model_config("switti-512")["transformer"])
     assert (config.guided_scales, len(config.patch_nums), config.sampling.cfg) == (8, 10, 6.0)
 
