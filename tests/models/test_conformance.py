@@ -241,6 +241,12 @@ def test_tokens_are_chosen_step_after_step(model):
     assert torch.equal(torch.cat(tokens, 1).sort(1).values, ids.sort(1).values)
 
 
+def test_rows_are_samples_with_what_a_replay_reads(model):
+    labels = torch.tensor([2, 0])
+    images = model.decode_ids(model.sample_ids(labels, seed=3))
+    assert torch.equal(model.decode_rows(model.sample_rows(labels, seed=3)), images)
+
+
 def test_images(model):
     state = torch.random.get_rng_state()
     images = model.generate([0, 1, 2], seed=1, batch_size=2)

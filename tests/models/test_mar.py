@@ -165,6 +165,7 @@ def test_linears_cover_every_matrix_product(name):
     assert head.sink == (99,) and specs["decoder_blocks.0.mlp.fc1"].sink == ()
     qkv = specs["encoder_blocks.0.attn.qkv"]
     assert len(set(qkv.groups)) == len(set(qkv.finest)) == 65  # the buffer's, and all others
+    assert qkv.scale_groups == (0,) * 64 + (1,) * 256
 
 
 def test_sizes_are_those_published():
@@ -173,6 +174,22 @@ def test_sizes_are_those_published():
         assert models[name].parameters / 1e6 == pytest.approx(millions, rel=0.01), name
         assert (models[name].tokens, models[name].image_size) == (256, 256)
         assert models[name].licence == "MIT"
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(6, (1,) * 6), (25, (3, 2) * 5), (100, (10,) * 10)])
+def test_diffusion_steps_are_in_ten_runs_or_alone(steps, runs):
+    spec = next(s for s in small(diffusion_steps=steps).linears() if s.role == "diff_fc1")
+    assert spec.groups == tuple(range(steps))
+    assert spec.scale_groups == tuple(i for i, count in enumerate(runs) for _ in range(count))
+
+
+def test_settings_are_those_published():
+    """Guidance for the published figures; iterations, temperature and diffusion of all sizes."""
+    for name, cfg in {"mar-b": 2.9, "mar-l": 3.0, "mar-h": 3.2}.items():
+        c = MARConfig(**model_config(name)["transformer"])
+        assert c.sampling["cfg"] == cfg
+        assert (c.num_iter, c.temperature, c.cfg_schedule) == (64, 1.0, "linear")
+        assert (c.diffusion_steps, c.noisiest_step, c.norm_eps) == (100, 999, 1e-6)
 
 
 @each_case
@@ -205,7 +222,8 @@ def test_options_of_generation():
     handle.remove()
     assert len(calls) == 4 + 7
     assert torch.equal(model.generate([1], cfg=2.9, num_iter=4, temperature=1.0), default)
-    for other in ({"temperature": 0.5}, {"cfg": 1.0}, {"num_iter": 16}):
+    for other in ({"temperature": 0.5}, {"temperature": 0}, {"cfg": 1.0}, {"cfg": 0},
+                  {"num_iter": 16}):  # fmt: skip
         assert not torch.equal(model.sample_ids(torch.tensor([1]), **other),
                                model.sample_ids(torch.tensor([1])))  # fmt: skip
     with pytest.raises(
@@ -298,6 +316,30 @@ def test_replay_visits_the_whole_schedule(num_iter, visited):
     assert out.shape == (3, len(steps) * 6, 4)
 
 
+def test_replay_shows_the_tokens_that_generation_had():
+    model, seen, labels = small(), [], torch.tensor([1, 2])
+    model.transformer.z_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    rows = model.sample_rows(labels, seed=3)
+    model.replay(rows, labels)
+    generated, replayed = seen[:4], seen[4:]
+    for conditional_and_not, again in zip(generated, replayed, strict=True):
+        assert torch.equal(conditional_and_not[:2], again)
+
+
+def test_replay_shows_the_head_tokens_from_the_next_to_the_last(monkeypatch):
+    model, shown = small(), []
+    head = model.transformer.diffloss
+    noised = head.noised
+    monkeypatch.setattr(head, "noised", lambda x, noise: shown.append(x) or noised(x, noise))
+    rows, labels = inputs(model)
+    model.replay(rows, labels)
+    for i, masked in enumerate(mask_sizes(16, 4)[:-1]):
+        for j in range(4):
+            place = masked - 1 - j * masked // 4
+            wanted = rows[rows[..., -1] == place][:, :-1]
+            assert torch.equal(shown[4 * i + j], wanted), (masked, place)
+
+
 def test_replay_depends_on_each_row_alone():
     model = small().to(torch.float64)
     rows, labels = inputs(model)
@@ -308,7 +350,8 @@ def test_replay_depends_on_each_row_alone():
     assert not torch.allclose(model.replay(reversed_order, labels), together)
     alone = rows[..., :-1]  # tokens without an order take a fixed one
     assert torch.equal(model.replay(alone, labels), model.replay(alone, labels))
-    for wrong in (rows[:, :15], rows[..., :3], rows[0]):
+    more = torch.cat([rows, rows[..., :1]], -1)
+    for wrong in (rows[:, :15], rows[..., :3], rows[0], more):
         with pytest.raises(ValueError, match=r"mar-small: tokens .*; wanted \[rows, 16, 4\]"):
             model.replay(wrong, labels)
 

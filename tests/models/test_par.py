@@ -116,6 +116,7 @@ def published_state(model):
     state["layers.0.attention.kv_cache.k_cache"] = torch.zeros(2, 2, 8, 20)
     state["layers.0.attention.kv_cache.v_cache"] = torch.zeros(2, 2, 8, 20)
     state["freqs_cis"] = torch.zeros(17, 10, 2)
+    state["causal_mask"] = state["group_mask"] = torch.ones(17, 17, dtype=torch.bool)
     return state
 
 
