@@ -197,6 +197,22 @@ def test_quantized_sampling_takes_a_state_of_noise_for_noise(published_schedule,
     assert model.sample_ids(labels, seed=5).std() > 10
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_step_that_is_left_out_leaves_the_noise_of_the_next(published_schedule, pack):
+    model, labels = published_schedule, torch.arange(4)
+    rows = Calibration(model.sample_rows(labels, seed=1), labels, 1, "random")
+    ptq4arvg.quantize_(model, "W8A8", "rtn", rows, pack=pack)
+    head, seen = model.transformer.diffloss, []
+    head.net.input_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0][:, 0]))
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(head.steps, 3, model.config.channels, generator=g)
+    z = torch.randn(3, model.config.embed_dim, generator=g)
+    head.sample(z, noise, head.times(), temperature=0.5)
+    assert len(seen) == head.steps - 1
+    assert_close(seen[0], 0.5 * noise[1], rtol=0.01, atol=0)
+
+
 def test_a_head_that_is_quantized_in_part_does_without_the_step_too(published_schedule):
     model, labels = published_schedule, torch.arange(4)
     rows = Calibration(model.sample_rows(labels, seed=1), labels, 1, "random")

@@ -259,6 +259,12 @@ def test_guidance_of_one_is_no_guidance():
     assert model._strength(2.5, 10) == 2.5
 
 
+def test_guidance_of_less_than_one_is_away_from_the_class():
+    model, labels = small(), torch.tensor([1])
+    less, none, more = (model.sample_ids(labels, cfg=cfg) for cfg in (0.9, 1.0, 1.1))
+    assert ((none - less) * (more - none)).sum() > 0  # one way
+
+
 def test_noise_of_an_image_does_not_depend_on_the_others():
     three, last = ImageNoise(3, seed=5), ImageNoise(1, seed=5, index=2)
     orders = three.orders(16)
@@ -422,6 +428,7 @@ def test_half_precision_keeps_the_state_of_sampling_in_single():
     tokens = model.sample_ids(torch.tensor([1, 2]))
     assert tokens.dtype == torch.float32 and tokens.isfinite().all()
     assert not torch.equal(tokens, tokens.bfloat16().float())
+    assert small().double().sample_ids(torch.tensor([1])).dtype == torch.float32
 
 
 def test_both_cursors_follow_the_weights():
