@@ -103,10 +103,14 @@ class Sampler:
     def __init__(
         self, images: int, seed: int, top_k: int, top_p: float, index: int | Tensor = 0
     ) -> None:
-        if top_k < 0 or not 0 <= top_p <= 1:
+        try:
+            fit = whole("top_k", top_k) >= 0 and 0 <= top_p <= 1
+        except (TypeError, ValueError):
+            fit = False
+        if not fit:
             raise ValueError(
-                f"top_k is {top_k}, top_p {top_p}; wanted top_k of 0 (off) or more, and top_p from "
-                "0 (off) to 1"
+                f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0 (off) or more, a whole "
+                "number, and top_p from 0 (off) to 1"
             )
         self.top_k, self.top_p = top_k, top_p
         self.streams = image_streams(images, seed, index)

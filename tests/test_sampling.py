@@ -72,9 +72,12 @@ def test_top_k_keeps_as_many(top_k):
     assert (kept.sum(1) == (min(top_k, 9) or 9)).all()
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 0.0), (0, -0.1), (0, 1.5)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"),
+    [(-1, 0.0), (2.5, 0.0), ("9", 0.0), (0, -0.1), (0, 1.5), (0, "0.5"), (0, float("nan"))],
+)
 def test_filters_that_are_none(top_k, top_p):
-    with pytest.raises(ValueError, match=f"top_k is {top_k}, top_p {top_p}; wanted top_k of 0"):
+    with pytest.raises(ValueError, match=f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0"):
         Sampler(1, 0, top_k, top_p)
 
 
