@@ -138,8 +138,11 @@ def _files(name: str, weights: Any, tokenizer: Any) -> dict[str, Any]:
         # Models that share a tokenizer name the folder that it is in.
         config = json.loads((DATA / name / "config.json").read_text())
         folder = DATA / config.get("tokenizer_from", name)
-        return {"transformer": weights or DATA / name / "transformer.safetensors",
-                "tokenizer": tokenizer or folder / "tokenizer.safetensors"}  # fmt: skip
+        if weights is None:
+            weights = DATA / name / "transformer.safetensors"
+        if tokenizer is None:
+            tokenizer = folder / "tokenizer.safetensors"
+        return {"transformer": weights, "tokenizer": tokenizer}
     if weights is None or tokenizer is None:
         missing = "weights" if weights is None else "tokenizer"
         files = PUBLISHED[name].files.get(name, NO_FILES)

@@ -90,6 +90,12 @@ def test_a_bundled_model_with_weights_of_ones_own(own):
     assert equal(model.tokenizer, plain.tokenizer) == ("tokenizer" not in own)
 
 
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+def test_a_file_without_a_name_is_not_the_bundled_one(part):
+    with pytest.raises(FileNotFoundError, match=r"no weight file '\.'; wanted a \.pth"):
+        load_model("rar-tiny", **{part: ""})
+
+
 def test_stress_goes_by_its_seed():
     one, same, other = (load_model("var-tiny", stress=30, stress_seed=s) for s in (1, 1, 2))
     assert equal(one, same) and not equal(one.transformer, other.transformer)
