@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ptq4arvg import ops
 
-__all__ = ["call_fake", "check_refusal", "each"]
+__all__ = ["call_fake", "check_fake_refusal", "check_refusal", "each"]
 
 
 def each(cases: list) -> list:
@@ -50,3 +50,9 @@ def call_fake(op: str, arguments: dict[str, Any]) -> Tensor | None:
     }
     with mode:
         return getattr(ops, op)(**fakes)
+
+
+def check_fake_refusal(op: str, arguments: dict[str, Any], message: str):
+    """The fake kernel's refusal, in the words of the real one."""
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(f"{op}: {message}")):
+        call_fake(op, arguments)
