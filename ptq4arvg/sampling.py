@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ __all__ = [
     "guide",
     "image_generator",
     "image_streams",
+    "number",
     "whole",
     "whole_index",
 ]
@@ -83,6 +85,14 @@ def whole(name: str, value: SupportsIndex) -> int:
         raise ValueError(f"{name} is {value!r}; wanted a whole number") from None
 
 
+def number(value: Any) -> float:
+    """The number that ``value`` is, nan for what is none, such as a text."""
+    try:
+        return float(value + 0.0)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
 def whole_index(index: SupportsIndex | Tensor) -> int | Tensor:
     """The index of the first image, or int64 [n], of each. ValueError if it is of no integers."""
     if not isinstance(index, Tensor) or not index.ndim:
@@ -103,14 +113,10 @@ class Sampler:
     def __init__(
         self, images: int, seed: int, top_k: int, top_p: float, index: int | Tensor = 0
     ) -> None:
-        try:
-            fit = whole("top_k", top_k) >= 0 and 0 <= top_p <= 1
-        except (TypeError, ValueError):
-            fit = False
-        if not fit:
+        if whole("top_k", top_k) < 0 or not 0 <= number(top_p) <= 1:
             raise ValueError(
-                f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0 (off) or more, a whole "
-                "number, and top_p from 0 (off) to 1"
+                f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0 (off) or more, and top_p "
+                "from 0 (off) to 1"
             )
         self.top_k, self.top_p = top_k, top_p
         self.streams = image_streams(images, seed, index)

@@ -1,5 +1,7 @@
 """Sampling: streams per image, exact probabilities, filters, guidance."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -74,11 +76,18 @@ def test_top_k_keeps_as_many(top_k):
 
 @pytest.mark.parametrize(
     ("top_k", "top_p"),
-    [(-1, 0.0), (2.5, 0.0), ("9", 0.0), (0, -0.1), (0, 1.5), (0, "0.5"), (0, float("nan"))],
+    [(-1, 0.0), (0, -0.1), (0, 1.5), (0, "0.5"), (0, float("nan")), (0, torch.zeros(2))],
 )
 def test_filters_that_are_none(top_k, top_p):
-    with pytest.raises(ValueError, match=f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0"):
+    message = re.escape(f"top_k is {top_k!r}, top_p {top_p!r}; wanted top_k of 0")
+    with pytest.raises(ValueError, match=message):
         Sampler(1, 0, top_k, top_p)
+
+
+@pytest.mark.parametrize("top_k", [2.5, "9", None])
+def test_a_top_k_that_is_no_whole_number(top_k):
+    with pytest.raises(ValueError, match=f"top_k is {top_k!r}; wanted a whole number"):
+        Sampler(1, 0, top_k, 0.0)
 
 
 def test_rows_do_not_depend_on_their_company():

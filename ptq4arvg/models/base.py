@@ -15,7 +15,7 @@ from ..distributed import check_batch_size
 from ..errors import closest
 from ..graphs import StepGraphs
 from ..nn import Cursor
-from ..sampling import Sampler, whole_index
+from ..sampling import Sampler, number, whole_index
 
 __all__ = ["ARVGModel", "LinearSpec", "SamplingDefaults"]
 
@@ -289,11 +289,7 @@ class ARVGModel(nn.Module):
         """
         labels, index = self.check_labels(labels), whole_index(index)
         check_batch_size(batch_size)
-        try:
-            finite = cfg is None or math.isfinite(cfg)
-        except TypeError:
-            finite = False
-        if not finite:
+        if cfg is not None and not math.isfinite(number(cfg)):
             raise ValueError(
                 f"{self.name}: cfg is {cfg!r}; wanted a finite number, 1 for no guidance"
             )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import Cursor
-from ..sampling import image_streams, whole
+from ..sampling import image_streams, number, whole
 from .base import ARVGModel, LinearSpec
 from .decoding import decoding
 from .family import Family, PublishedFiles
@@ -278,11 +278,7 @@ class MARModel(ARVGModel):
         net, c = self.transformer, self.config
         cfg = c.sampling.cfg if cfg is None else cfg
         temperature = c.temperature if temperature is None else temperature
-        try:
-            sensible = 0 <= temperature < math.inf
-        except TypeError:
-            sensible = False
-        if not sensible:
+        if not 0 <= number(temperature) < math.inf:
             raise ValueError(f"{self.name}: temperature is {temperature!r}; wanted 0 or more")
         sizes = mask_sizes(c.tokens, c.num_iter if num_iter is None else num_iter)
         noise = noise or ImageNoise(len(labels), seed, index)
