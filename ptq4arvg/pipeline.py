@@ -26,7 +26,7 @@ from .methods import Method, get_method
 from .nn import IntAttention, PackedConv2d, PackedLinear, QuantAttention, QuantLinear
 from .numerics import LinearQuantization, Scheme, get_scheme
 from .originals import adopt
-from .plan import LayerPlan, make_plan, planned
+from .plan import LayerPlan, make_plan, patterns, planned
 from .quant_report import LayerReport, QuantReport, make_recipe
 from .token_scales import collect_steps
 from .verify import check_integer_path
@@ -81,8 +81,7 @@ def quantize_(
     """
     if compat not in (None, "research"):
         raise ValueError(f"quantize_: compat is {compat!r}; wanted None or 'research'")
-    # Read several times below, and a single pattern may be a string.
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    ignore = patterns(ignore)  # read several times below
     model = adopt(model)
     _check_untouched(model)
     check_batch_size(batch_size)

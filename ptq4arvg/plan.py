@@ -11,7 +11,7 @@ from typing import Any
 from .errors import closest
 from .numerics import Scheme, get_scheme
 
-__all__ = ["LayerPlan", "make_plan", "match", "planned"]
+__all__ = ["LayerPlan", "make_plan", "match", "patterns", "planned"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ def planned(plan: Iterable[LayerPlan]) -> list[LayerPlan]:
     if not found:
         raise ValueError("every linear is ignored, so that none is left to quantize")
     return found
+
+
+def patterns(given: Iterable[str]) -> list[str]:
+    """Patterns of linears; a text is a single one."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def match(pattern: str, names: Iterable[str], what: str = "pattern") -> set[str]:
@@ -73,7 +78,7 @@ def make_plan(
     for pattern, other in (overrides or {}).items():
         for name in match(pattern, names, "override"):
             chosen[name] = get_scheme(other)
-    for pattern in [ignore] if isinstance(ignore, str) else ignore:
+    for pattern in patterns(ignore):
         for name in match(pattern, names, "ignore pattern"):
             chosen[name] = None
     return [LayerPlan(spec, chosen[spec.name]) for spec in specs]
