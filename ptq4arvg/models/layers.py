@@ -22,12 +22,20 @@ __all__ = [
     "add_gated",
     "divide_rows_",
     "fold_modulation_",
+    "head_size",
     "scaled_buffer",
 ]
 
 # Row blocks of VAR's and Switti's AdaLN linears: gate1, gate2, scale1, scale2, shift1, shift2; of
 # the head's: scale, shift. Role of the modulated linear -> (its scale, its shift).
 ADALN_ROWS = {"qkv": (2, 4), "fc1": (3, 5), "head": (0, 1)}
+
+
+def head_size(width: int, heads: int) -> int:
+    """Channels of each of ``heads`` heads; they divide the width, or it is a ValueError."""
+    if width % heads:
+        raise ValueError(f"embed_dim is {width}; wanted a multiple of {heads}, the number of heads")
+    return width // heads
 
 
 class ModulatedNorm(nn.Module):

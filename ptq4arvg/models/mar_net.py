@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..nn import AttentionCore, Cursor, Prologue
 from .base import SamplingDefaults
 from .diffloss import DiffLoss, respaced_schedule
-from .layers import FeedForward, ModulatedNorm, add_gated
+from .layers import FeedForward, ModulatedNorm, add_gated, head_size
 
 __all__ = ["MAR", "MARConfig"]
 
@@ -77,16 +77,15 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.size = heads, head_size(width, heads)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.core = AttentionCore()
 
     def attend(self, x: Tensor) -> Tensor:
         """Everything but the projection: x [B, t, D] -> [B, t, D]."""
-        b, t, c = x.shape
-        size = c // self.heads
-        qkv = self.qkv(x).view(b, t, 3, self.heads, size)
-        return self.core.attend(qkv, Prologue(q_factor=size**-0.5))
+        b, t, _ = x.shape
+        qkv = self.qkv(x).view(b, t, 3, self.heads, self.size)
+        return self.core.attend(qkv, Prologue(q_factor=self.size**-0.5))
 
 
 class Block(nn.Module):

@@ -25,6 +25,7 @@ from .layers import (
     ModulatedNorm,
     add_gated,
     divide_rows_,
+    head_size,
 )
 from .par_order import ParallelOrder
 from .vq16 import VQ16, VQ16Config
@@ -120,14 +121,9 @@ class PAR(nn.Module):
 
     def __init__(self, config: PARConfig) -> None:
         super().__init__()
-        if config.embed_dim % config.num_heads:
-            raise ValueError(
-                f"embed_dim is {config.embed_dim}; wanted a multiple of {config.num_heads}, the "
-                "number of heads"
-            )
         self.config, self.cursor = config, Cursor()
         c, parallel = config.embed_dim, config.parallel
-        self.rotation = config.order.rotation(c // config.num_heads, config.rope_base)
+        self.rotation = config.order.rotation(head_size(c, config.num_heads), config.rope_base)
         self.cls_embedding = nn.ModuleDict(
             {"embedding_table": nn.Embedding(config.num_classes + 1, c)}
         )

@@ -27,6 +27,7 @@ from .layers import (
     add_gated,
     divide_rows_,
     fold_modulation_,
+    head_size,
 )
 from .maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from .modulation import ModulationTable, checksum
@@ -78,7 +79,7 @@ class Attention(nn.Module):
         super().__init__()
         c, self.heads, self.cursor = config.embed_dim, config.num_heads, cursor
         self.qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
-        size = c // self.heads
+        size = head_size(c, self.heads)
         self.q_norm, self.k_norm = (nn.LayerNorm(size, config.norm_eps) for _ in range(2))
         self.core = AttentionCore()
         self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding

@@ -28,6 +28,7 @@ from .layers import (
     add_gated,
     divide_rows_,
     fold_modulation_,
+    head_size,
     scaled_buffer,
 )
 from .vqvae import VQVAE, VQVAEConfig
@@ -65,7 +66,7 @@ class Attention(nn.Module):
     def __init__(self, config: VARConfig, cursor: Cursor) -> None:
         super().__init__()
         c, self.heads = config.embed_dim, config.num_heads
-        self.size = c // self.heads
+        self.size = head_size(c, self.heads)
         self.l2_norm, self.cursor = config.attn_l2_norm, cursor
         self.mat_qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
         if self.l2_norm:

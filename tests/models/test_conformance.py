@@ -52,6 +52,12 @@ def quantized(family, rows):
     return get
 
 
+def test_heads_that_do_not_divide_the_width(family):
+    sizes = TINY[family]["transformer"] | {"num_heads": 7}
+    with pytest.raises(ValueError, match=r"embed_dim is 4[08].*; wanted a multiple of"):
+        build_model("test", TINY[family] | {"transformer": sizes})
+
+
 def test_every_linear_is_named_or_kept_for_a_reason(model):
     names = {
         name for name, module in model.transformer.named_modules()
