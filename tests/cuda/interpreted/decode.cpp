@@ -24,8 +24,8 @@ void check_unpack(const Weight& w) {
 }
 
 // The decode kernel draws each line of the weights into the cache (these are too small for its limit), and nothing
-// else.
-void check_drawn(const Weight& w) {
+// else; none twice, but for those at the ends of a block's ranges, of which there are two at 6 bits.
+void check_drawn(const Weight& w, const cuda::DecodePlan& plan) {
   constexpr int64_t kLine = 128;
   const int64_t bytes = cuda::layout_of(w.n, w.k, w.bits).sums;
   std::vector<bool> lines((bytes + kLine - 1) / kLine);
@@ -37,6 +37,8 @@ void check_drawn(const Weight& w) {
   for (const bool line : lines) {
     if (!line) fail("a line is not drawn", w.n, w.k, w.bits);
   }
+  const size_t ranges = plan.blocks * plan.splits * (w.bits == 6 ? 2 : 1);
+  if (ptx::drawn.size() > lines.size() + ranges) fail("drawn twice", ptx::drawn.size(), w.n, w.k, w.bits);
 }
 
 void check_decode(const Product& p) {
@@ -49,7 +51,7 @@ void check_decode(const Product& p) {
       ptx::drawn.clear();
       if (cuda::decode_gemm(p.problem, plan, partial.data, {ptx_device()}) != cudaSuccess)
         fail("decode start", p.m, p.n, p.k);
-      if (multiprocessors > 1 && splits == 1) check_drawn(p.weight);
+      if (multiprocessors > 1) check_drawn(p.weight, plan);
       p.compare(splits == 1 ? "decode" : "decode in parts");
     }
   }
