@@ -11,6 +11,7 @@ from ptq4arvg.folding import apply_transform_
 from ptq4arvg.methods import Transform
 from ptq4arvg.models import build_model, stress_
 from ptq4arvg.models.layers import Activation, GatedFeedForward, ModulatedNorm
+from ptq4arvg.models.loading import load_strict_, strict_tensors
 from ptq4arvg.models.registry import FAMILIES
 from ptq4arvg.nn import PackedLinear
 from ptq4arvg.pipeline import quantize_
@@ -56,6 +57,26 @@ def test_heads_that_do_not_divide_the_width(family):
     sizes = TINY[family]["transformer"] | {"num_heads": 7}
     with pytest.raises(ValueError, match=r"embed_dim is 4[08].*; wanted a multiple of"):
         build_model("test", TINY[family] | {"transformer": sizes})
+
+
+def test_parts_in_a_file_are_joined_in_one_order_however_it_is_read(family):
+    first, second = (build(family).transformer for _ in range(2))
+    generator, state = torch.Generator().manual_seed(1), {}
+    for name, value in first.state_dict().items():
+        random = torch.rand(value.shape, generator=generator).to(value.dtype)
+        ending = next((e for e in getattr(first, "joined", {}) if name.endswith(e)), None)
+        if ending is None:
+            state[name] = random
+            continue
+        parts = first.joined[ending]
+        stem = name.removesuffix(ending)
+        for part, rows in zip(parts, random.chunk(len(parts)), strict=True):
+            if part is not None:
+                state[stem + part] = rows
+    load_strict_(first, dict(state), "file")
+    found = dict(strict_tensors(second, state, "file"))
+    assert found.keys() == first.state_dict().keys()
+    assert all(torch.equal(value, found[name]) for name, value in first.state_dict().items())
 
 
 def test_every_linear_is_named_or_kept_for_a_reason(model):

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ptq4arvg.models import build_model, list_models, load_model, model_config, registry
-from ptq4arvg.models.base import ARVGModel
+from ptq4arvg.models.base import ARVGModel, SamplingDefaults
 from ptq4arvg.models.family import Family
 from ptq4arvg.models.var import VAR, VARConfig, VARModel
 from ptq4arvg.models.vqvae import VQVAE, VQVAEConfig
@@ -29,6 +29,15 @@ def test_sizes_are_those_published():
         assert models[name].tokens == TOKENS.get(name, TOKENS[models[name].family])
         assert models[name].image_size == (512 if name == "var-d36" else 256)
     assert models["var-tiny"].tokens == 155 and models["var-tiny"].weights == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("family", "published"),
+    [("var", (1.5, 900, 0.96)), ("rar", (16.0, 0, 0.0)), ("par", (1.5, 0, 0.0)),
+     ("mar", (2.9, 0, 0.0)), ("switti", (6.0, 400, 0.95))],
+)  # fmt: skip
+def test_sampling_is_as_published_unless_said_otherwise(family, published):
+    assert build_model("x", TINY[family]).config.sampling == SamplingDefaults(*published)
 
 
 @pytest.mark.parametrize("name", ["var-tiny", *PUBLISHED])

@@ -81,11 +81,14 @@ def test_published_names_are_read(model):
 def test_heads_that_do_not_fit_the_width():
     with pytest.raises(ValueError, match=r"embed_dim is 48 with 8 heads; wanted a multiple of 8"):
         small(num_heads=8)
+    with pytest.raises(ValueError, match=r"embed_dim is 36 with 3 heads; wanted a multiple of 8"):
+        small(embed_dim=36, num_heads=3)
 
 
 def test_a_table_of_prompts_is_the_classes(model):
     assert (model.num_classes, model.null_label) == (3, 3)
     assert model.architecture["transformer"]["num_classes"] == 3
+    assert model.transformer.config is model.config
     images = model.generate([0, 1, 2], seed=5)
     assert images.shape == (3, 3, 6, 6)
     with pytest.raises(ValueError, match="label 3; wanted 0 to 2"):
@@ -236,7 +239,8 @@ def test_the_text_is_read_once_per_image(model):
     assert model.cursor_of("blocks.0.cross_attn.to_kv") is model.transformer.text_cursor
     assert model.cursor_of("blocks.0.cross_attn.to_q") is model.cursor
     specs = {spec.name: spec for spec in model.linears()}
-    assert specs["blocks.1.cross_attn.to_kv"].groups == (0, 1, 1, 1, 1, 1)
+    to_kv = specs["blocks.1.cross_attn.to_kv"]
+    assert to_kv.groups == to_kv.scale_groups == to_kv.finest == (0, 1, 1, 1, 1, 1)
     assert specs["blocks.1.cross_attn.to_q"].groups == (0,) + (1,) * 4 + (2,) * 9
 
 
@@ -272,6 +276,16 @@ def test_crop_condition_moves_the_blocks_and_not_the_head(model):
     want = net.blocks[1].ada_lin(condition).view(2, 1, 6, 48).unbind(2)
     for a, b in zip(after.modulations[1], want, strict=True):
         assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_crop_features_of_half_precision_weights_turn_in_single_precision():
+    net, seen = small(torch.bfloat16).transformer, []
+    weight = net.crop_embed["weight"]
+    weight.copy_(torch.linspace(0.1, 0.9, 6))  # hundreds of turns, of which bfloat16 knows nothing
+    net.crop_proj.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    net.condition(torch.tensor([0]))
+    angle = 2 * torch.pi * 512 * weight.float()
+    assert torch.equal(seen[0][:12], torch.cat([angle.sin(), angle.cos()]).bfloat16())
 
 
 def test_what_does_not_fold(model):
