@@ -157,9 +157,10 @@ def test_instructions(builder):
     """Of an element, while an H100 moves its bytes: 13 of them for 128 instructions of a lane.
 
     That is 30 for the 3 bytes of a quantized element, 49 for the 5 of a gated product, 33 for q, k
-    or v. A kernel that takes more is bound by its instructions. Attention's are of a score.
+    or v, 15 and 17 for an unpacked weight of 4 and 6 bits. A kernel that takes more is bound by its
+    instructions. Attention's are of a score.
     """
-    names = ("quantize", "norm_quantize", "quantize_map", "store_kv", "attention")
+    names = ("quantize", "norm_quantize", "quantize_map", "store_kv", "attention", "unpack")
     said = builder.run("budgets", HERE / "interpreted" / "budgets.cpp", ours(*names))
     taken = {name: float(count) for name, count in map(str.split, said.splitlines()[:-1])}
     most = {
@@ -175,6 +176,8 @@ def test_instructions(builder):
         "store_qkv.l2": 35,
         "store_qkv.layer": 48,
         "store_qkv.rotation": 29,
+        "unpack.w6": 7,
+        "unpack.w4": 6,
         "attention": 25,
     }
     assert taken.keys() == most.keys()

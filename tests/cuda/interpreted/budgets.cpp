@@ -4,7 +4,9 @@
 
 #include "device.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/layout.h"
 #include "kernels/cuda/rowwise.h"
+#include "kernels/cuda/unpack.h"
 
 using namespace ptq4arvg;
 
@@ -103,6 +105,18 @@ void tell_qkv() {
   tell("store_qkv.rotation", 3 * kElements, store(s));
 }
 
+void tell_unpack() {
+  constexpr int64_t kSide = 512;
+  const DeviceArray<int32_t> zero(kSide, [] { return 7; });
+  const DeviceArray<int8_t> codes(kSide * kSide);
+  for (const int bits : {6, 4}) {
+    const DeviceArray<uint8_t> packed(cuda::layout_of(kSide, kSide, bits).bytes, [] { return uniform(0, 255); });
+    const PackProblem p{kSide, kSide, bits, zero.data};
+    tell(bits == 6 ? "unpack.w6" : "unpack.w4", kSide * kSide,
+         [&] { return cuda::unpack_weight(p, packed.data, codes.data, kSide, {ptx_device()}); });
+  }
+}
+
 // The last scale of a VAR: scores of all queries with all keys.
 void tell_attention() {
   constexpr int64_t kHeads = 1, kTokens = 256, kKeys = 680, kCapacity = 688, kSize = 64;
@@ -127,6 +141,7 @@ int main() {
   tell_rows();
   tell_map();
   tell_qkv();
+  tell_unpack();
   tell_attention();
   std::printf("ok\n");
   return 0;
