@@ -68,16 +68,16 @@ class Attention(nn.Module):
     def __init__(self, config: PARConfig, cursor: Cursor) -> None:
         super().__init__()
         c, self.heads, self.cursor = config.embed_dim, config.num_heads, cursor
+        self.size = head_size(c, self.heads)
         self.wqkv, self.wo = nn.Linear(c, 3 * c, bias=False), nn.Linear(c, c, bias=False)
         self.core = AttentionCore()
         self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
 
     def attend(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
-        b, t, c = x.shape
-        size = c // self.heads
-        qkv = self.wqkv(x).view(b, t, 3, self.heads, size)
-        prologue = Prologue(rotation=rotation, q_factor=size**-0.5)
+        b, t, _ = x.shape
+        qkv = self.wqkv(x).view(b, t, 3, self.heads, self.size)
+        prologue = Prologue(rotation=rotation, q_factor=self.size**-0.5)
         return self.core.attend(qkv, prologue, self.cache, self.cursor, mask)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:

@@ -79,17 +79,18 @@ class Attention(nn.Module):
         super().__init__()
         c, self.heads, self.cursor = config.embed_dim, config.num_heads, cursor
         self.qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
-        size = head_size(c, self.heads)
-        self.q_norm, self.k_norm = (nn.LayerNorm(size, config.norm_eps) for _ in range(2))
+        self.size = head_size(c, self.heads)
+        self.q_norm, self.k_norm = (nn.LayerNorm(self.size, config.norm_eps) for _ in range(2))
         self.core = AttentionCore()
         self.cache: tuple[Tensor, Tensor] | None = None  # k and v while decoding
 
     def attend(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
         """Everything but the projection: x [B, t, C] -> [B, t, C]."""
-        b, t, c = x.shape
-        size, q, k = c // self.heads, self.q_norm, self.k_norm
-        qkv = self.qkv(x).view(b, t, 3, self.heads, size)
-        prologue = Prologue("layer", q.eps, q.weight, q.bias, k.weight, k.bias, q_factor=size**-0.5)
+        (b, t, _), q, k = x.shape, self.q_norm, self.k_norm
+        qkv = self.qkv(x).view(b, t, 3, self.heads, self.size)
+        prologue = Prologue(
+            "layer", q.eps, q.weight, q.bias, k.weight, k.bias, q_factor=self.size**-0.5
+        )
         return self.core.attend(qkv, prologue, self.cache, self.cursor, attn_mask)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:

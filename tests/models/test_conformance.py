@@ -73,7 +73,7 @@ def test_parts_in_a_file_are_joined_in_one_order_however_it_is_read(family):
         for part, rows in zip(parts, random.chunk(len(parts)), strict=True):
             if part is not None:
                 state[stem + part] = rows
-    load_strict_(first, dict(state), "file")
+    load_strict_(first, state, "file")
     found = dict(strict_tensors(second, state, "file"))
     assert found.keys() == first.state_dict().keys()
     assert all(torch.equal(value, found[name]) for name, value in first.state_dict().items())

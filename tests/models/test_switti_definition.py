@@ -28,9 +28,12 @@ def model():
     return made
 
 
-def rms(x, weight=None):
-    y = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    return y if weight is None else y * weight
+def rms(x, weight):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+def normal(x):
+    return F.layer_norm(x, (C,), eps=1e-6)
 
 
 def heads(x):
@@ -84,13 +87,13 @@ def logits(state, words, pooled, mask, inputs):
         # Attention within the scale.
         y = norm("self_attention_norm1", x) * (1 + scale1) + shift1
         q, k, v = linear(f"{b}.attn.to_qkv", y).chunk(3, -1)
-        q, k = (turned(heads(F.layer_norm(part, (C,), eps=1e-6))) for part in (q, k))
+        q, k = (turned(heads(normal(part))) for part in (q, k))
         y = linear(f"{b}.attn.proj", attention(q, k, heads(v), own))
         x = x + norm("self_attention_norm2", y) * gate1
         # The prompt's words.
         q = linear(f"{b}.cross_attn.to_q", norm("cross_attention_norm1", x))
         k, v = linear(f"{b}.cross_attn.to_kv", norm("attention_y_norm", words)).chunk(2, -1)
-        q, k = (heads(F.layer_norm(part, (C,), eps=1e-6)) for part in (q, k))
+        q, k = (heads(normal(part)) for part in (q, k))
         read = attention(q, k, heads(v), mask[:, None, None])
         x = x + norm("cross_attention_norm2", linear(f"{b}.cross_attn.proj", read))
         # The feed-forward.
@@ -99,7 +102,7 @@ def logits(state, words, pooled, mask, inputs):
         y = linear(f"{b}.ffn.w2", F.silu(gate) * value)
         x = x + norm("ffn_norm2", y) * gate2
     two = linear("head_nm.ada_lin.1", F.silu(prompt)).unflatten(-1, (2, C))[:, :, None]
-    y = F.layer_norm(x, (C,), eps=1e-6) * (1 + two[:, 0]) + two[:, 1]
+    y = normal(x) * (1 + two[:, 0]) + two[:, 1]
     return linear("head", y)
 
 
